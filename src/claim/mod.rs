@@ -1,0 +1,1 @@
+//! Claims: what may be claimed, and when.
