@@ -6,7 +6,7 @@ const fs = require("node:fs");
 const os = require("node:os");
 const path = require("node:path");
 const test = require("node:test");
-const { spawnSync } = require("node:child_process");
+const { spawn, spawnSync } = require("node:child_process");
 const chain = require("../chain.js");
 
 const SCRIPTS = path.resolve(__dirname, "../../scripts");
@@ -48,7 +48,8 @@ test("a_development_chain_is_ready_for_a_node_and_a_client", () =>
     const read = async (contract, address, method, ...args) => {
       const { abi } = chain.artifact(contract);
       const data = abi.encodeFunctionData(method, args);
-      return abi.decodeFunctionResult(method, await rpc("eth_call", { to: address, data }, "latest"));
+      const raw = await rpc("eth_call", { to: address, data }, "latest");
+      return abi.decodeFunctionResult(method, raw);
     };
     const { addresses, accounts, model } = result;
     for (const address of Object.values(addresses)) {
@@ -126,3 +127,26 @@ test("a_port_in_use_is_an_error_that_says_so", () =>
       assert.match(taken.stderr, /in use/i);
       assert.deepEqual(fs.readdirSync(second), ["anvil.log"]);
     })));
+
+test("a_foreground_chain_ends_with_its_script", () =>
+  withState(async (dir) => {
+    const script = path.join(SCRIPTS, "devchain.sh");
+    const child = spawn(script, ["--foreground", "--block-time", "0", "--state-dir", dir], {
+      stdio: ["ignore", "pipe", "inherit"],
+    });
+    const ended = new Promise((resolve) => child.on("exit", (code) => resolve(code)));
+    const line = await new Promise((resolve, reject) => {
+      let text = "";
+      child.stdout.on("data", (part) => {
+        text += part;
+        if (text.includes("\n")) resolve(text);
+      });
+      child.on("exit", (code) => reject(new Error(`ended early with ${code}`)));
+    });
+    assert.equal(JSON.parse(line).chain_id, 31337);
+    assert.equal(await answers(dir), true);
+    child.kill("SIGTERM");
+    assert.equal(await ended, 143);
+    assert.equal(await answers(dir), false);
+    assert.deepEqual(fs.readdirSync(dir), ["anvil.log"]);
+  }));

@@ -278,6 +278,17 @@ rule("hosts_withdraw_their_earnings_and_only_theirs", async (w) => {
   assert.equal(await w.balance(w.addresses.host_earnings), 0n);
 });
 
+rule("a_withdrawal_leaves_room_for_the_next_earnings", async (w) => {
+  const earned = (100n * PRICE * (10_000n - FEE)) / 10_000n;
+  for (let round = 0; round < 2; round += 1) {
+    const { id } = await proven(w, 100n);
+    await w.ok(w.depositor, SESSION, "completeSessionJob", [id, ""]);
+    assert.equal(await w.read("host_earnings", "getBalance", w.host, NATIVE), earned);
+    assert.equal(await w.read("host_earnings", "totalOwed", NATIVE), earned);
+    await w.ok(w.host, "host_earnings", "withdrawAll", [NATIVE]);
+  }
+});
+
 rule("earnings_are_credited_by_the_marketplace_alone_and_only_when_funded", async (w) => {
   const args = [w.stranger, 1n, NATIVE];
   await w.reverts("Not authorized", w.stranger, "host_earnings", "creditEarnings", args);
