@@ -1,2 +1,2 @@
-//! stub
-fn main(){}
+//! `tally`: the command line.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Front-ends: bytes to domain and back.

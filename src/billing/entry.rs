@@ -1,0 +1,243 @@
+//! What the ledger remembers: one fact an entry, never edited.
+//!
+//! Never carries text of prompts or answers: ids only. Keys make every append idempotent.
+
+use crate::units::{
+    Address, Amount, BlockHash, BlockNumber, ChainTime, ClaimSeq, Hash32, JobId, Millis,
+    PricePerToken, TokenCount, TurnNo, TxHash, WalletNonce,
+};
+
+/// Where a turn's seed came from (docs/spec/proof.md).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SeedOrigin {
+    /// The client gave it.
+    Client,
+    /// Derived from the nonces of both sides.
+    Derived,
+}
+
+/// Why a turn ended, as clients are told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TurnEnd {
+    /// End of turn or a stop string.
+    Stop,
+    /// `max_tokens` or the context's end.
+    Length,
+    /// The client cancelled or vanished.
+    Cancelled,
+    /// The deposit buys no more tokens.
+    DepositExhausted,
+    /// The engine failed.
+    Error,
+}
+
+/// The fixed part of a turn: all that re-running it needs besides the weights.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TurnHeader {
+    /// Its number within the job.
+    pub turn: TurnNo,
+    /// `modelSpec` of docs/spec/proof.md.
+    pub model_spec: Hash32,
+    /// Digest of the tokenizer's definition.
+    pub tokenizer_spec: Hash32,
+    /// Digest of the sampling parameters, stop strings and bound.
+    pub decode_spec: Hash32,
+    /// Version of the engine's arithmetic.
+    pub engine_spec: u32,
+    /// The sampling seed.
+    pub seed: Hash32,
+    /// Where the seed came from.
+    pub seed_origin: SeedOrigin,
+    /// The rendered prompt.
+    pub prompt_ids: Vec<u32>,
+}
+
+/// Which call a transaction of ours makes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Purpose {
+    /// A claim.
+    Claim(ClaimBody),
+    /// The session's completion.
+    Complete,
+}
+
+/// What a claim says, fixed before its first broadcast.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClaimBody {
+    /// Number of the root issued for the job.
+    pub seq: ClaimSeq,
+    /// The delta it claims.
+    pub tokens: TokenCount,
+    /// Tokens claimed by this job up to and with this claim.
+    pub tokens_cumulative: TokenCount,
+    /// The proof bytes sent.
+    pub proof: Vec<u8>,
+}
+
+/// One signed attempt; all attempts of a transaction share its nonce.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attempt {
+    /// Hash of the signed bytes.
+    pub hash: TxHash,
+    /// The signed bytes.
+    pub raw: Vec<u8>,
+    /// `maxFeePerGas`, wei.
+    pub fee_max: Amount,
+    /// `maxPriorityFeePerGas`, wei.
+    pub tip_max: Amount,
+    /// Gas limit.
+    pub gas_limit: u64,
+}
+
+/// Why a transaction of ours did not do its work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RejectReason {
+    /// Mined and reverted.
+    Reverted,
+    /// Its nonce was taken by a transaction that is not ours.
+    NonceTaken,
+    /// The node refused the bytes before they could be mined.
+    Refused,
+}
+
+/// One fact.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fact {
+    /// A job was first admitted, on these terms.
+    JobOpened {
+        /// Who pays.
+        depositor: Address,
+        /// The locked amount.
+        deposit: Amount,
+        /// The agreed price.
+        price: PricePerToken,
+        /// Currency; zero is native.
+        payment_token: Address,
+        /// When the session began, chain clock.
+        start_time: ChainTime,
+        /// `tokensUsed` on chain at that moment: work claimed before this ledger.
+        tokens_before: TokenCount,
+    },
+    /// The depositor proved who they are: plain access is over for this job.
+    OwnerProven,
+    /// A turn began.
+    TurnStarted(TurnHeader),
+    /// Tokens of a turn were delivered: `ids` follow `position` earlier ones of the turn.
+    Delivered {
+        /// The turn.
+        turn: TurnNo,
+        /// Tokens of the turn before these.
+        position: u32,
+        /// The billed ids.
+        ids: Vec<u32>,
+    },
+    /// A turn ended.
+    TurnEnded {
+        /// The turn.
+        turn: TurnNo,
+        /// Why.
+        end: TurnEnd,
+    },
+    /// A transaction was signed under `nonce`; nothing was sent before this was durable.
+    TxPrepared {
+        /// The wallet's transaction number: its identity.
+        nonce: WalletNonce,
+        /// What it does.
+        purpose: Purpose,
+        /// The first attempt.
+        attempt: Attempt,
+    },
+    /// The same transaction was signed again with higher fees.
+    TxRepriced {
+        /// Its nonce.
+        nonce: WalletNonce,
+        /// The attempt.
+        attempt: Attempt,
+    },
+    /// It is in a block.
+    TxIncluded {
+        /// Its nonce.
+        nonce: WalletNonce,
+        /// Which attempt.
+        hash: TxHash,
+        /// How many times it was seen in a block before: a chain may reorg back and forth.
+        sighting: u32,
+        /// The block's height.
+        block: BlockNumber,
+        /// The block's hash.
+        block_hash: BlockHash,
+        /// What it cost, wei.
+        fee: Amount,
+    },
+    /// The block it was in is gone: it is on its way again.
+    TxReorged {
+        /// Its nonce.
+        nonce: WalletNonce,
+        /// Which sighting is gone.
+        sighting: u32,
+    },
+    /// It has the confirmations the operator asked for: final.
+    TxConfirmed {
+        /// Its nonce.
+        nonce: WalletNonce,
+    },
+    /// It will never do its work; the tokens of a claim are free to be claimed again.
+    TxRejected {
+        /// Its nonce.
+        nonce: WalletNonce,
+        /// Its first attempt: a refused nonce is used again by another transaction.
+        first: TxHash,
+        /// Why.
+        reason: RejectReason,
+    },
+    /// The session is over on chain; `forfeited` tokens can never be claimed.
+    JobClosed {
+        /// Tokens recorded but not paid: the tail under the contract's minimum, or lost ones.
+        forfeited: TokenCount,
+    },
+    /// Ledger and chain disagree: nothing more is done for this job until a human looked.
+    JobHalted {
+        /// The message for that human.
+        why: String,
+    },
+}
+
+/// A fact about a job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The job.
+    pub job: JobId,
+    /// Wall-clock time of the fact, for reports only.
+    pub at: Millis,
+    /// The fact.
+    pub fact: Fact,
+}
+
+impl Entry {
+    /// The entry's identity: appending the same key twice counts once.
+    #[must_use]
+    pub fn key(&self) -> String {
+        let job = self.job;
+        match &self.fact {
+            Fact::JobOpened { .. } => format!("{job}/opened"),
+            Fact::OwnerProven => format!("{job}/owner"),
+            Fact::TurnStarted(header) => format!("{job}/turn/{}", header.turn),
+            Fact::Delivered { turn, position, .. } => format!("{job}/turn/{turn}/at/{position}"),
+            Fact::TurnEnded { turn, .. } => format!("{job}/turn/{turn}/end"),
+            Fact::TxPrepared { nonce, attempt, .. } => {
+                format!("{job}/tx/{nonce}/{}", attempt.hash)
+            }
+            Fact::TxRepriced { nonce, attempt, .. } => {
+                format!("{job}/tx/{nonce}/{}", attempt.hash)
+            }
+            Fact::TxIncluded { nonce, hash, sighting, .. } => {
+                format!("{job}/tx/{nonce}/{hash}/in/{sighting}")
+            }
+            Fact::TxReorged { nonce, sighting } => format!("{job}/tx/{nonce}/reorg/{sighting}"),
+            Fact::TxConfirmed { nonce } => format!("{job}/tx/{nonce}/confirmed"),
+            Fact::TxRejected { nonce, first, .. } => format!("{job}/tx/{nonce}/{first}/rejected"),
+            Fact::JobClosed { .. } => format!("{job}/closed"),
+            Fact::JobHalted { .. } => format!("{job}/halted"),
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! The marketplace on an EVM chain, through alloy.

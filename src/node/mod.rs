@@ -1,0 +1,1 @@
+//! Settings, wiring, tasks and shutdown.
