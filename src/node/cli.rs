@@ -177,7 +177,7 @@ mod tests {
 
     #[test]
     fn no_secret_has_a_flag() {
-        for secret in ["--wallet-password=x", "--wallet-private-key=x"] {
+        for secret in ["--host-password=x", "--host-private-key=x"] {
             let parsed = Cli::try_parse_from(["tally", "serve", secret]);
             assert!(parsed.is_err(), "{secret}");
         }

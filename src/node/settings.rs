@@ -148,8 +148,8 @@ pub struct EngineSettings {
     pub prefill_chunk: u32,
 }
 
-/// The chain and its contracts. A contract that is `None` is the one the marketplace (or, for
-/// models, the node registry) names.
+/// The chain and its contracts. A registry or ledger of earnings that is `None` is the one the
+/// marketplace names; without a model registry, models are not checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChainSettings {
     /// Endpoints, first choice first; never empty.

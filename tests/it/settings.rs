@@ -33,7 +33,7 @@ impl Case {
             ("TALLY_CHAIN_RPC_URLS", "https://rpc.example/v3/s3cret-access"),
             ("TALLY_CHAIN_ID", "31337"),
             ("TALLY_CHAIN_MARKETPLACE", MARKETPLACE),
-            ("TALLY_WALLET_PRIVATE_KEY", KEY),
+            ("TALLY_HOST_PRIVATE_KEY", KEY),
         ];
         env.extend_from_slice(more);
         Self::new(&env)
@@ -88,18 +88,18 @@ fn defaults_are_the_documented_ones() {
 fn flag_beats_environment_beats_dot_env_beats_file_beats_default() {
     let case = Case::paid(&[]);
     assert_eq!(case.load().settlement.poll.as_millis(), 1000);
-    let case = case.file("tally.toml", "[settlement]\npoll_ms = 11\n");
+    let case = case.file("tally.toml", "[settlement]\npoll_milliseconds = 11\n");
     assert_eq!(case.load().settlement.poll.as_millis(), 11);
-    let mut case = case.file(".env", "TALLY_SETTLEMENT_POLL_MS=12\n");
+    let mut case = case.file(".env", "TALLY_SETTLEMENT_POLL_MILLISECONDS=12\n");
     assert_eq!(case.load().settlement.poll.as_millis(), 12);
-    case.inputs.env.insert("TALLY_SETTLEMENT_POLL_MS".into(), "13".into());
+    case.inputs.env.insert("TALLY_SETTLEMENT_POLL_MILLISECONDS".into(), "13".into());
     assert_eq!(case.load().settlement.poll.as_millis(), 13);
-    assert_eq!(case.flag("settlement.poll_ms", "14").load().settlement.poll.as_millis(), 14);
+    assert_eq!(case.flag("settlement.poll_milliseconds", "14").load().settlement.poll.as_millis(), 14);
 }
 
 #[test]
 fn a_file_can_hold_every_kind_of_value() {
-    let case = Case::new(&[("TALLY_WALLET_PASSWORD", "pw")]).file(
+    let case = Case::new(&[("TALLY_HOST_PASSWORD", "pw")]).file(
         "host.toml",
         r#"
             listen = "127.0.0.1:9000"
@@ -112,7 +112,7 @@ fn a_file_can_hold_every_kind_of_value() {
             rpc_urls = ["http://a.example", "http://b.example"]
             id = 84532
             marketplace = "1273e6358aa52bb5b160c34bf2e617b745e4a944"
-            [wallet]
+            [host]
             keystore = "key.json"
             [settlement]
             fee_share_max = 0.25
@@ -162,7 +162,7 @@ fn values_out_of_range_name_setting_found_and_wanted() {
         ("TALLY_ENGINE_KV_MEMORY_BYTES", "12", "wanted size 1MiB to 16TiB"),
         ("TALLY_CHAIN_NODE_REGISTRY", "0x12", "wanted address, 40 hex digits"),
         ("TALLY_LOG_FILTER", "tally=nonsense", "log.filter"),
-        ("TALLY_SETTLEMENT_POLL_MS", "1e3", "environment variable TALLY_SETTLEMENT_POLL_MS"),
+        ("TALLY_SETTLEMENT_POLL_MILLISECONDS", "1e3", "environment variable TALLY_SETTLEMENT_POLL_MILLISECONDS"),
     ];
     for (name, text, part) in cases {
         assert_says(&Case::paid(&[(name, text)]).refused(), &[part]);
@@ -216,7 +216,7 @@ fn an_alias_that_contradicts_its_setting_is_refused() {
     assert!(Case::paid(&listen).load().listen.ip().is_loopback());
     let other = "00".repeat(31) + "01";
     let message = Case::paid(&[("HOST_PRIVATE_KEY", &other)]).refused();
-    assert_says(&message, &["TALLY_WALLET_PRIVATE_KEY and HOST_PRIVATE_KEY"]);
+    assert_says(&message, &["TALLY_HOST_PRIVATE_KEY and HOST_PRIVATE_KEY"]);
     assert!(!message.contains(KEY) && !message.contains(&other));
 }
 
@@ -230,7 +230,7 @@ fn a_paid_node_names_everything_that_is_missing() {
             "--chain-rpc-urls or TALLY_CHAIN_RPC_URLS",
             "chain.id is missing",
             "chain.marketplace is missing",
-            "wallet.keystore is missing",
+            "host.keystore is missing",
             "--free serves without pay on purpose",
         ],
     );
@@ -284,12 +284,12 @@ fn no_secret_shows_in_debug_output_or_errors() {
     assert_says(&shown, &["https://rpc.example"]);
 
     let broken = [
-        Case::paid(&[("TALLY_WALLET_PRIVATE_KEY", &KEY[1..])]),
+        Case::paid(&[("TALLY_HOST_PRIVATE_KEY", &KEY[1..])]),
         Case::paid(&[("TALLY_CHAIN_RPC_URLS", "ftp://s3cret-access")]),
-        Case::paid(&[("TALLY_WALLET_KEYSTORE", "k.json")]),
+        Case::paid(&[("TALLY_HOST_KEYSTORE", "k.json")]),
         Case::paid(&[]).file(".env", &format!("HOST_PRIVATE_KEY {KEY}\n")),
-        Case::paid(&[]).file("tally.toml", &format!("[wallet]\nprivate_key = \"{KEY}\"\n")),
-        Case::paid(&[]).file("tally.toml", &format!("[wallet]\nprivate_key = {KEY}\n")),
+        Case::paid(&[]).file("tally.toml", &format!("[host]\nprivate_key = \"{KEY}\"\n")),
+        Case::paid(&[]).file("tally.toml", &format!("[host]\nprivate_key = {KEY}\n")),
     ];
     for case in broken {
         let error = Settings::load(&case.inputs).expect_err("refused");
@@ -300,13 +300,13 @@ fn no_secret_shows_in_debug_output_or_errors() {
 
 #[test]
 fn a_keystore_needs_exactly_one_password() {
-    let keystore = ("TALLY_WALLET_KEYSTORE", "k.json");
-    let file = ("TALLY_WALLET_PASSWORD_FILE", "pw");
-    let text = ("TALLY_WALLET_PASSWORD", "pw");
-    let case = |env: &[(&str, &str)]| Case::paid(env).unset("TALLY_WALLET_PRIVATE_KEY");
+    let keystore = ("TALLY_HOST_KEYSTORE", "k.json");
+    let file = ("TALLY_HOST_PASSWORD_FILE", "pw");
+    let text = ("TALLY_HOST_PASSWORD", "pw");
+    let case = |env: &[(&str, &str)]| Case::paid(env).unset("TALLY_HOST_PRIVATE_KEY");
     case(&[keystore, file]).load();
     case(&[keystore, text]).load();
-    assert_says(&case(&[keystore]).refused(), &["wallet.password_file is missing"]);
+    assert_says(&case(&[keystore]).refused(), &["host.password_file is missing"]);
     assert_says(&case(&[keystore, file, text]).refused(), &["set one of them"]);
     assert_says(&case(&[text]).refused(), &["no keystore that it opens"]);
 }
@@ -360,11 +360,11 @@ fn the_example_files_hold() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let file = std::fs::read_to_string(root.join("deploy/tally.example.toml")).unwrap();
     let env = std::fs::read_to_string(root.join(".env.example")).unwrap();
-    let case = Case::new(&[("TALLY_WALLET_PASSWORD", "pw")]).file("tally.toml", &file);
+    let case = Case::new(&[("TALLY_HOST_PASSWORD", "pw")]).file("tally.toml", &file);
     case.load();
     // Every line that is commented out is a setting as well.
     let all: String = file.lines().map(|line| format!("{}\n", uncommented(line))).collect();
-    let case = Case::new(&[("TALLY_WALLET_PASSWORD", "pw")]).file("tally.toml", &all);
+    let case = Case::new(&[("TALLY_HOST_PASSWORD", "pw")]).file("tally.toml", &all);
     case.load();
     Case::new(&[]).file(".env", &env).load();
 }

@@ -129,32 +129,32 @@ fn refuse_chain(reader: &mut Reader) {
 }
 
 fn key(reader: &mut Reader) -> Option<KeySource> {
-    let keystore = reader.path("wallet.keystore");
-    let password_file = reader.path("wallet.password_file");
-    let password = reader.secret("wallet.password");
-    let private_key = reader.secret("wallet.private_key");
+    let keystore = reader.path("host.keystore");
+    let password_file = reader.path("host.password_file");
+    let password = reader.secret("host.password");
+    let private_key = reader.secret("host.private_key");
     if let Some(key) = &private_key
         && !is_private_key(key)
     {
-        reader.clash("wallet.private_key", "it is not a key of 64 hex digits (not shown here)");
+        reader.clash("host.private_key", "it is not a key of 64 hex digits (not shown here)");
     }
     if keystore.is_some() && private_key.is_some() {
         let why = "a private key is set as well; set one of them";
-        reader.clash("wallet.keystore", why);
+        reader.clash("host.keystore", why);
     }
     let has_password = password.is_some() || password_file.is_some();
     if keystore.is_none() && has_password {
-        reader.clash("wallet.keystore", "a password is set, but no keystore that it opens");
+        reader.clash("host.keystore", "a password is set, but no keystore that it opens");
     }
     if password.is_some() && password_file.is_some() {
-        reader.clash("wallet.password_file", "a password is set as well; set one of them");
+        reader.clash("host.password_file", "a password is set as well; set one of them");
     }
     let password = password.map(PasswordSource::Env);
     let password = password.or(password_file.map(PasswordSource::File));
     match (keystore, password, private_key) {
         (Some(path), Some(password), _) => Some(KeySource::Keystore { path, password }),
         (Some(_), None, _) => {
-            reader.require("wallet.password_file");
+            reader.require("host.password_file");
             None
         }
         (None, _, key) => key.map(KeySource::Env),
@@ -163,9 +163,9 @@ fn key(reader: &mut Reader) -> Option<KeySource> {
 
 /// Asks for a keystore, unless some other key setting is there and at fault already.
 fn require_key(reader: &mut Reader) {
-    let keys = ["wallet.keystore", "wallet.private_key"];
+    let keys = ["host.keystore", "host.private_key"];
     if keys.iter().all(|key| reader.origin(key).is_none()) {
-        reader.require("wallet.keystore");
+        reader.require("host.keystore");
     }
 }
 
@@ -213,7 +213,7 @@ fn settlement(reader: &mut Reader) -> SettlementSettings {
         claim_margin: ChainSeconds::new(claim_margin),
         fee_share_max: reader.fraction("settlement.fee_share_max").unwrap_or_default(),
         fee_max: reader.integer("settlement.fee_max_wei_per_gas").map(Amount::new),
-        poll: reader.millis("settlement.poll_ms"),
+        poll: reader.millis("settlement.poll_milliseconds"),
         reprice_after: reader.seconds("settlement.reprice_after_seconds"),
         grace: reader.seconds("settlement.grace_seconds"),
         grace_clean: reader.seconds("settlement.grace_clean_seconds"),

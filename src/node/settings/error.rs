@@ -120,7 +120,7 @@ impl std::fmt::Display for SettingsError {
             write!(f, "\n  - {problem}")?;
         }
         let lacks_chain = |problem: &Problem| match problem {
-            Problem::Missing { key, .. } => key.starts_with("chain.") || key.starts_with("wallet."),
+            Problem::Missing { key, .. } => key.starts_with("chain.") || key.starts_with("host."),
             _ => false,
         };
         if self.0.iter().any(lacks_chain) {
