@@ -158,8 +158,7 @@ pub fn replay(ledger: &dyn Ledger) -> Result<BTreeMap<JobId, Account>, WiringErr
     let mut accounts = BTreeMap::new();
     let mut fault = None;
     let replayed = ledger.replay(&mut |entry: Entry| {
-        let account =
-            accounts.entry(entry.job).or_insert_with(|| Account::new(entry.job));
+        let account = accounts.entry(entry.job).or_insert_with(|| Account::new(entry.job));
         if let Err(error) = account.apply(&entry) {
             fault.get_or_insert(error);
         }
@@ -172,10 +171,7 @@ pub fn replay(ledger: &dyn Ledger) -> Result<BTreeMap<JobId, Account>, WiringErr
 ///
 /// # Errors
 /// [`WiringError`].
-pub async fn restore(
-    ledger: &dyn Ledger,
-    clock: &dyn Clock,
-) -> Result<Arc<Tracker>, WiringError> {
+pub async fn restore(ledger: &dyn Ledger, clock: &dyn Clock) -> Result<Arc<Tracker>, WiringError> {
     let tracker = Tracker::default();
     for (job, mut account) in replay(ledger)? {
         let open: Vec<_> = account.turns_open().collect();
