@@ -190,6 +190,23 @@ impl Engine {
         tokenizer.encode_marked(&rendered.text, rendered.mark)
     }
 
+    /// Ids that lead from the end of an answer, whose ids the caller kept, to the next one: what
+    /// the template puts between them around the user's `content`.
+    ///
+    /// Appended to the ids of a prompt and its answer they are the next turn's prompt, so a
+    /// conversation is never tokenised twice.
+    ///
+    /// # Errors
+    /// [`EncodeError::Template`] if the template refuses the turns or hides the answer.
+    pub fn encode_continuation(&self, content: &str) -> Result<Vec<u32>, EncodeError> {
+        let tokenizer = &self.inner.tokenizer;
+        let rendered = self
+            .inner
+            .template
+            .render_continuation(content, tokenizer.control_texts())?;
+        tokenizer.encode_marked(&rendered.text, rendered.mark)
+    }
+
     /// Ids of a text as it is; control tokens in it are letters like any others.
     ///
     /// # Errors

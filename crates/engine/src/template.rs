@@ -112,6 +112,35 @@ impl ChatTemplate {
         let text = text.map_err(|e| EncodeError::Template(describe(&e)))?;
         Ok(Rendered { text, mark })
     }
+
+    /// Renders what follows an answer when the user says `content` next: the end of the
+    /// assistant's turn, the user's turn, and the prompt for the next answer.
+    pub(crate) fn render_continuation<'a>(
+        &self,
+        content: &str,
+        control: impl Iterator<Item = &'a str>,
+    ) -> Result<Rendered, EncodeError> {
+        let turn = |role: &str, content: &str| ChatTurn {
+            role: role.to_string(),
+            content: content.to_string(),
+        };
+        let asked = [turn("user", content)];
+        let stand_in = unused_character(&asked)
+            .ok_or_else(|| EncodeError::Template("no character is left for a mark".into()))?
+            .to_string();
+        let turns = [
+            turn("user", "-"),
+            turn("assistant", &stand_in),
+            turn("user", content),
+        ];
+        let Rendered { text, mark } = self.render(&turns, control)?;
+        let after = text.split_once(&stand_in).map(|(_, after)| after);
+        let text = after.ok_or_else(|| EncodeError::Template("the answer is not shown".into()))?;
+        Ok(Rendered {
+            text: text.trim_start_matches(mark).to_string(),
+            mark,
+        })
+    }
 }
 
 fn describe(error: &Error) -> String {

@@ -180,7 +180,7 @@ fn sampling(sampling: &Sampling) -> native::Sampling {
 
 fn start_error(error: native::StartError) -> StartError {
     match error {
-        native::StartError::QueueFull => StartError::Busy,
+        native::StartError::QueueFull { .. } => StartError::Busy,
         native::StartError::ContextTooLong { prompt_tokens, context_length } => {
             StartError::ContextLength { prompt_tokens, context_length }
         }
