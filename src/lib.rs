@@ -22,5 +22,4 @@ pub mod ledger;
 pub mod node;
 pub mod proof;
 pub mod session;
-pub mod settlement;
 pub mod units;

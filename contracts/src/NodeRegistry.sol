@@ -27,7 +27,9 @@ contract NodeRegistry {
     mapping(address operator => Node) private _nodes;
     mapping(address operator => mapping(bytes32 modelId => bool)) private _supports;
 
-    event NodeRegistered(address indexed operator, string metadata, string apiUrl, bytes32[] modelIds);
+    event NodeRegistered(
+        address indexed operator, string metadata, string apiUrl, bytes32[] modelIds
+    );
     event NodeUnregistered(address indexed operator, uint256 returnedStake);
     event MetadataUpdated(address indexed operator, string metadata);
     event ApiUrlUpdated(address indexed operator, string apiUrl);
@@ -48,9 +50,11 @@ contract NodeRegistry {
     /// publicKey from it. Only its presence is checked here.
     /// @param apiUrl where clients reach the host.
     /// @param modelIds at least one, each approved by the model registry.
-    function registerNode(string calldata metadata, string calldata apiUrl, bytes32[] calldata modelIds)
-        external
-    {
+    function registerNode(
+        string calldata metadata,
+        string calldata apiUrl,
+        bytes32[] calldata modelIds
+    ) external {
         require(!_nodes[msg.sender].active, "Already registered");
         require(bytes(metadata).length != 0, "Empty metadata");
         require(bytes(apiUrl).length != 0, "Empty API URL");

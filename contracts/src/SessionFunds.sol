@@ -164,7 +164,8 @@ abstract contract SessionFunds is Owned {
     }
 
     function _balance(address account, address token) private view returns (uint256) {
-        return token == address(0) ? userDepositsNative[account] : userDepositsToken[account][token];
+        if (token == address(0)) return userDepositsNative[account];
+        return userDepositsToken[account][token];
     }
 
     function _setBalance(address account, address token, uint256 amount) private {

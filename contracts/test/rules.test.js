@@ -212,7 +212,7 @@ rule("a_proof_costs_no_more_gas_than_measured_on_v3", async (w) => {
   const { id } = await w.open();
   const first = await w.claim(id, 100n, proofBytes(1), { at: w.clock + 5n });
   const second = await w.claim(id, 100n, proofBytes(2), { at: w.clock + 5n });
-  test.after(() => console.log(`gas: first proof ${first.gas}, second ${second.gas}`));
+  console.log(`gas: first proof ${first.gas}, second ${second.gas}`);
   assert.ok(first.gas <= 184_000n, `first proof: ${first.gas}`);
   assert.ok(second.gas <= 152_000n, `second proof: ${second.gas}`);
 });

@@ -18,7 +18,7 @@ function anvilPath() {
   const found = (fs.existsSync(TOOLS) ? fs.readdirSync(TOOLS) : [])
     .map((name) => path.join(TOOLS, name, "bin/anvil"))
     .find((file) => fs.existsSync(file));
-  assert.ok(found, "anvil is missing: run scripts/compile-contracts.sh once, or set TALLY_TEST_ANVIL");
+  assert.ok(found, "anvil is missing: run scripts/test-contracts.sh, or set TALLY_TEST_ANVIL");
   return found;
 }
 
@@ -29,6 +29,9 @@ function startAnvil() {
   });
   const stop = () => child.kill("SIGKILL");
   process.on("exit", stop);
+  for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) {
+    process.once(signal, () => process.exit(1));
+  }
   return new Promise((resolve, reject) => {
     let text = "";
     child.on("error", reject);
@@ -93,7 +96,8 @@ class World {
   async send(from, to, data, { at, value = 0n } = {}) {
     this.clock = at ?? this.clock + 1n;
     await this.rpc("evm_setNextBlockTimestamp", ethers.toQuantity(this.clock));
-    const tx = { from, to, data, value: ethers.toQuantity(value), gas: ethers.toQuantity(5_000_000) };
+    const gas = ethers.toQuantity(5_000_000);
+    const tx = { from, to, data, gas, value: ethers.toQuantity(value) };
     let reason;
     try {
       await this.rpc("eth_call", tx, "pending");
@@ -162,7 +166,8 @@ class World {
 
   /** A claim as the host, see `transact`. */
   claim(id, tokens, proof, options) {
-    return this.transact(this.host, "job_marketplace", "submitProofOfWork", [id, tokens, proof], options);
+    const args = [id, tokens, proof];
+    return this.transact(this.host, "job_marketplace", "submitProofOfWork", args, options);
   }
 }
 
@@ -186,7 +191,9 @@ function worldTests(test) {
     world = await World.start();
   });
   test.after(() => world?.stop());
-  return (name, body) => test(name, () => world.isolated(() => body(world)));
+  // A hung chain fails the test; no outcome depends on this time.
+  const options = { timeout: 120_000 };
+  return (name, body) => test(name, options, () => world.isolated(() => body(world)));
 }
 
 module.exports = { NATIVE, OPEN_DEFAULTS, World, proofBytes, worldTests };

@@ -4,6 +4,7 @@
 //! settlement tells it. Callers rely on the errors' classes: *unknown* is never *failed*.
 
 pub mod evm;
+pub mod registry;
 
 use async_trait::async_trait;
 

@@ -1,1 +1,286 @@
-//! Sessions.
+//! The session service: admits prompts, runs them, meters what was delivered.
+//!
+//! Never waits for the chain while a request runs (a job seen for the first time is looked up
+//! once, before anything starts), never counts what was not delivered. Front-ends know this
+//! module and nothing below it. Relies on the ledger for durability and on settlement to refresh
+//! what is known of each job.
+
+mod admission;
+mod auth;
+mod refusal;
+mod reply;
+mod report;
+mod request;
+mod tracker;
+mod turn;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use auth::{Challenge, IssuedToken};
+pub use refusal::Refusal;
+pub use reply::{CREDIT_TOKENS, Frame, Reply, ReplyEnd, ReplyEvent, ReplyInfo, Usage};
+pub use report::{ClaimReport, Phase, SessionReport};
+pub use request::{Credential, PromptInput, PromptRequest, SamplingInput};
+pub use tracker::{Grace, Snapshot, Tracker};
+pub(crate) use turn::Books;
+
+pub use crate::billing::{TurnEnd, TxState};
+pub use crate::engine::{EngineLoad, ModelCard, Prompt, Turn};
+
+use crate::billing::Fact;
+use crate::chain::{Chain, Limits, Wallet};
+use crate::engine::Engine;
+use crate::units::{Address, JobId, Millis, Signature, TokenCount};
+
+/// What plain clients, who send only a job's number, may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LegacyAccess {
+    /// They are refused.
+    Off,
+    /// They are served up to this many tokens a session, `None` for the whole deposit.
+    On {
+        /// The cap.
+        cap: Option<TokenCount>,
+    },
+}
+
+/// The operator's wishes for sessions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionRules {
+    /// Lowest price accepted, in the contract's unit; 0 accepts all.
+    pub price_min: u128,
+    /// Names clients use, to catalog names.
+    pub aliases: BTreeMap<String, String>,
+    /// Plain access.
+    pub legacy: LegacyAccess,
+    /// Oldest reading of a job that new prompts are admitted on while the chain is silent.
+    pub snapshot_age_max: Millis,
+    /// Life of a challenge.
+    pub challenge_lifetime: Millis,
+    /// Life of a token.
+    pub token_lifetime: Millis,
+    /// Longest wait for the chain when a job is seen for the first time.
+    pub chain_wait_max: Duration,
+}
+
+/// The chain, as sessions need it; absent in free mode.
+#[derive(Clone)]
+pub struct PaidBy {
+    /// The chain.
+    pub chain: Arc<dyn Chain>,
+    /// The host's key.
+    pub wallet: Arc<dyn Wallet>,
+    /// The contract's limits, read at start.
+    pub limits: Limits,
+    /// The ledger, tracker and clock.
+    pub(crate) books: Books,
+}
+
+impl PaidBy {
+    /// Payment through this chain and ledger.
+    #[must_use]
+    pub fn new(
+        chain: Arc<dyn Chain>,
+        wallet: Arc<dyn Wallet>,
+        limits: Limits,
+        books: BooksParts,
+    ) -> Self {
+        let BooksParts { ledger, tracker, clock } = books;
+        Self { chain, wallet, limits, books: Books { ledger, tracker, clock } }
+    }
+}
+
+/// Where counts are kept.
+pub struct BooksParts {
+    /// The ledger.
+    pub ledger: Arc<dyn crate::ledger::Ledger>,
+    /// The live view.
+    pub tracker: Arc<Tracker>,
+    /// Time.
+    pub clock: Arc<dyn crate::clock::Clock>,
+}
+
+/// The service.
+pub struct Sessions {
+    engine: Arc<dyn Engine>,
+    paid_by: Option<PaidBy>,
+    rules: SessionRules,
+    clock: Arc<dyn crate::clock::Clock>,
+    auth: auth::AuthDesk,
+    is_closed: std::sync::atomic::AtomicBool,
+}
+
+impl Sessions {
+    /// A service; `paid_by` is `None` in explicit free mode only.
+    #[must_use]
+    pub fn new(
+        engine: Arc<dyn Engine>,
+        paid_by: Option<PaidBy>,
+        rules: SessionRules,
+        clock: Arc<dyn crate::clock::Clock>,
+    ) -> Self {
+        let auth = auth::AuthDesk::default();
+        let is_closed = std::sync::atomic::AtomicBool::new(false);
+        Self { engine, paid_by, rules, clock, auth, is_closed }
+    }
+
+    /// The models that are served.
+    #[must_use]
+    pub fn models(&self) -> Vec<ModelCard> {
+        self.engine.catalog()
+    }
+
+    /// How busy the engine is.
+    #[must_use]
+    pub fn load(&self) -> EngineLoad {
+        self.engine.load()
+    }
+
+    /// The chain id this node works on; `None` in free mode.
+    #[must_use]
+    pub fn chain_id(&self) -> Option<u64> {
+        self.paid_by.as_ref().map(|paid| paid.chain.chain_id())
+    }
+
+    /// The host's address; `None` in free mode.
+    #[must_use]
+    pub fn host(&self) -> Option<Address> {
+        self.paid_by.as_ref().map(|paid| paid.wallet.address())
+    }
+
+    /// Reasons why it serves badly or not at all; empty when all is well.
+    #[must_use]
+    pub fn issues(&self) -> Vec<&'static str> {
+        let mut issues = Vec::new();
+        if self.is_closed() {
+            issues.push("shutting down");
+        }
+        if let Some(paid) = &self.paid_by
+            && !paid.books.ledger.is_healthy()
+        {
+            issues.push("the ledger cannot be written");
+        }
+        issues
+    }
+
+    /// Refuses new prompts from now on; running ones go on.
+    pub fn close(&self) {
+        self.is_closed.store(true, std::sync::atomic::Ordering::Release);
+    }
+
+    /// Whether new prompts are refused.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.is_closed.load(std::sync::atomic::Ordering::Acquire)
+    }
+
+    /// A challenge for the depositor of `job` to sign.
+    ///
+    /// # Errors
+    /// [`Refusal::Unavailable`] in free mode, [`Refusal::Busy`] when too many are open, and what
+    /// looking the job up can give.
+    pub async fn challenge(&self, job: JobId) -> Result<Challenge, Refusal> {
+        let paid = self.paid()?;
+        self.known_job(paid, job).await?;
+        let scope = auth::ChallengeScope {
+            job,
+            chain_id: paid.chain.chain_id(),
+            marketplace: paid.chain.marketplace(),
+        };
+        let lifetime = self.rules.challenge_lifetime;
+        self.auth.challenge(scope, self.clock.unix(), lifetime).ok_or(Refusal::Busy)
+    }
+
+    /// A token for the signer of a challenge, who must be the depositor of `job`.
+    ///
+    /// From then on plain access to this job is over, whatever the node's mode.
+    ///
+    /// # Errors
+    /// [`Refusal::Unauthorized`] for a wrong, used or late challenge and for any other signer.
+    pub async fn issue_token(
+        &self,
+        job: JobId,
+        challenge: &str,
+        signature: &Signature,
+    ) -> Result<IssuedToken, Refusal> {
+        let paid = self.paid()?;
+        let known = self.known_job(paid, job).await?;
+        let now = self.clock.unix();
+        if !self.auth.redeem(job, challenge, now) {
+            return Err(Refusal::Unauthorized("the challenge is unknown, used or expired"));
+        }
+        let signer = paid.wallet.recover_message(challenge.as_bytes(), signature);
+        if signer != Some(known.depositor) {
+            return Err(Refusal::Unauthorized("the signature is not the depositor's"));
+        }
+        let issued = self.auth.issue(job, now, self.rules.token_lifetime).ok_or(Refusal::Busy)?;
+        let account = paid.books.tracker.account(job);
+        if !account.is_some_and(|account| account.is_owner_proven()) {
+            let facts = self.opening_facts(paid, &known, Some(Fact::OwnerProven));
+            paid.books.append(job, facts).await.map_err(|error| {
+                tracing::error!(%job, %error, "owner not recorded");
+                Refusal::Unavailable("the ledger cannot be written")
+            })?;
+        }
+        Ok(issued)
+    }
+
+    /// A WebSocket connection that speaks for `job`. Dropping it marks a dropped connection.
+    #[must_use]
+    pub fn attach(&self, job: JobId) -> Attachment {
+        let books = self.paid_by.as_ref().map(|paid| paid.books.clone());
+        if let Some(books) = &books {
+            books.tracker.connect(job);
+        }
+        Attachment { books, job, clean: false }
+    }
+
+    /// What the owner of a session may see of it.
+    ///
+    /// # Errors
+    /// As for a prompt: unknown job, another host's, not the owner.
+    pub async fn report(
+        &self,
+        job: JobId,
+        credential: &Credential,
+    ) -> Result<SessionReport, Refusal> {
+        let paid = self.paid()?;
+        let known = self.known_job(paid, job).await?;
+        self.check_owner(paid, job, credential)?;
+        Ok(report::build(&paid.books.tracker, &paid.limits, &known))
+    }
+
+    fn paid(&self) -> Result<&PaidBy, Refusal> {
+        self.paid_by.as_ref().ok_or(Refusal::Unavailable("this node serves without a chain"))
+    }
+}
+
+/// A WebSocket connection's hold on a job's session.
+pub struct Attachment {
+    books: Option<Books>,
+    job: JobId,
+    clean: bool,
+}
+
+impl Attachment {
+    /// The job.
+    #[must_use]
+    pub const fn job(&self) -> JobId {
+        self.job
+    }
+
+    /// The client closed with code 1000: the short grace period applies.
+    pub fn close_clean(mut self) {
+        self.clean = true;
+    }
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        if let Some(books) = &self.books {
+            books.tracker.disconnect(self.job, self.clean, books.clock.now());
+        }
+    }
+}

@@ -1,1 +1,192 @@
-//! The engine crate behind the port.
+//! The engine crate behind the port: one model file on this machine's CPU.
+//!
+//! Never blocks a caller: events pass through a bounded queue, and a full one pauses that sequence
+//! alone. Relies on the engine crate to run the model on threads of its own.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use tally_engine as native;
+use tokio::sync::mpsc;
+
+use super::{
+    Engine, EngineEvent, EngineFinish, EngineLoad, Generation, GenerationSpec, ModelCard, Prompt,
+    Sampling, StartError,
+};
+use crate::units::Hash32;
+
+/// Events of one sequence that may wait for its reader. When the queue is full the sequence
+/// pauses and others go on.
+const EVENTS_MAX: usize = 32;
+
+/// A model in this process.
+pub struct LocalEngine {
+    engine: native::Engine,
+    card: ModelCard,
+}
+
+/// What a model is served as.
+#[derive(Debug, Clone)]
+pub struct LocalModel<'a> {
+    /// Its file.
+    pub path: &'a Path,
+    /// The name clients ask for; the file's own name where `None`.
+    pub name: Option<String>,
+    /// SHA-256 of the file.
+    pub sha256: Hash32,
+}
+
+impl LocalEngine {
+    /// Loads a model; takes as long as reading the file.
+    ///
+    /// # Errors
+    /// What the engine says about the file or the options.
+    pub fn load(
+        model: LocalModel<'_>,
+        options: native::EngineOptions,
+    ) -> Result<Self, native::LoadError> {
+        let engine = native::Engine::load(model.path, options)?;
+        let info = engine.info();
+        let card = ModelCard {
+            name: model.name.unwrap_or_else(|| info.name.clone()),
+            context_length: info.context_length,
+            weights_sha256: model.sha256,
+            quantisation: info.quantisation.clone(),
+            architecture: info.config_digest_input.clone(),
+            engine_spec: native::ENGINE_SPEC_VERSION,
+        };
+        Ok(Self { engine, card })
+    }
+
+    fn check_name(&self, model: &str) -> Result<(), StartError> {
+        if model == self.card.name { Ok(()) } else { Err(StartError::UnknownModel) }
+    }
+}
+
+impl Engine for LocalEngine {
+    fn catalog(&self) -> Vec<ModelCard> {
+        vec![self.card.clone()]
+    }
+
+    fn render(&self, model: &str, prompt: &Prompt) -> Result<Vec<u32>, StartError> {
+        self.check_name(model)?;
+        let rendered = match prompt {
+            Prompt::Raw(text) => self.engine.encode_raw(text),
+            Prompt::Chat(turns) => self.engine.encode_chat(&chat(turns)),
+            Prompt::Next { history_ids, content } if history_ids.is_empty() => {
+                let turn = super::Turn { role: "user".into(), content: content.clone() };
+                self.engine.encode_chat(&chat(&[turn]))
+            }
+            Prompt::Next { history_ids, content } => {
+                self.engine.encode_continuation(content).map(|next| {
+                    let mut ids = history_ids.clone();
+                    ids.extend(next);
+                    ids
+                })
+            }
+        };
+        rendered.map_err(|error| StartError::Invalid(error.to_string()))
+    }
+
+    fn start(&self, spec: GenerationSpec) -> Result<Generation, StartError> {
+        self.check_name(&spec.model)?;
+        let (sender, events) = mpsc::channel(EVENTS_MAX);
+        let request = native::SequenceRequest {
+            prompt_ids: spec.prompt_ids,
+            max_tokens: spec.max_tokens,
+            sampling: sampling(&spec.sampling),
+            stop: spec.stop,
+        };
+        let started = self.engine.start(request, Box::new(Sink { sender }));
+        let handle = started.map_err(start_error)?;
+        let engine = self.engine.clone();
+        let resume = Arc::new(move || engine.wake());
+        Ok(Generation::new(events, resume, Box::new(handle)))
+    }
+
+    fn load(&self) -> EngineLoad {
+        let load = self.engine.load_state();
+        let count = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
+        EngineLoad {
+            running: count(load.running),
+            queued: count(load.queued),
+            kv_block_count_free: count(load.kv_blocks_free),
+            kv_block_count: count(load.kv_blocks_total),
+        }
+    }
+
+    fn shutdown(&self) {
+        self.engine.shutdown();
+    }
+}
+
+struct Sink {
+    sender: mpsc::Sender<EngineEvent>,
+}
+
+impl native::EventSink for Sink {
+    fn is_ready(&self) -> bool {
+        self.sender.capacity() > 0
+    }
+
+    fn is_closed(&self) -> bool {
+        self.sender.is_closed()
+    }
+
+    fn emit(&mut self, event: native::Event) {
+        // Emitted only after `is_ready`; a reader that is gone cancels through its handle.
+        drop(self.sender.try_send(translate(event)));
+    }
+}
+
+fn translate(event: native::Event) -> EngineEvent {
+    match event {
+        native::Event::Prefilled { .. } => EngineEvent::Prefilled,
+        native::Event::Token { id, text, state_digest } => {
+            EngineEvent::Token { id, text, state_digest: state_digest.map(Hash32::new) }
+        }
+        native::Event::Finished { reason, tail_text, .. } => {
+            let reason = match reason {
+                native::FinishReason::Stop | native::FinishReason::StopString(_) => {
+                    EngineFinish::Stop
+                }
+                native::FinishReason::Length => EngineFinish::Length,
+                native::FinishReason::Cancelled => EngineFinish::Cancelled,
+                native::FinishReason::Error(why) => EngineFinish::Failed(why),
+            };
+            EngineEvent::Finished { reason, tail_text }
+        }
+    }
+}
+
+fn chat(turns: &[super::Turn]) -> Vec<native::ChatTurn> {
+    let turn = |turn: &super::Turn| native::ChatTurn {
+        role: turn.role.clone(),
+        content: turn.content.clone(),
+    };
+    turns.iter().map(turn).collect()
+}
+
+fn sampling(sampling: &Sampling) -> native::Sampling {
+    native::Sampling {
+        temperature: sampling.temperature,
+        top_k: sampling.top_k,
+        top_p: sampling.top_p,
+        min_p: sampling.min_p,
+        repetition_penalty: sampling.repetition_penalty,
+        seed: *sampling.seed.bytes(),
+    }
+}
+
+fn start_error(error: native::StartError) -> StartError {
+    match error {
+        native::StartError::QueueFull { .. } => StartError::Busy,
+        native::StartError::ContextTooLong { prompt_tokens, context_length } => {
+            StartError::ContextLength { prompt_tokens, context_length }
+        }
+        native::StartError::Stopped => StartError::Unavailable,
+        other @ (native::StartError::EmptyPrompt
+        | native::StartError::KvBudget { .. }
+        | native::StartError::InvalidSampling(_)) => StartError::Invalid(other.to_string()),
+    }
+}

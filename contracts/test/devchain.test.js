@@ -1,0 +1,152 @@
+// scripts/devchain.sh and scripts/open-session.sh, as a user runs them.
+"use strict";
+
+const assert = require("node:assert/strict");
+const fs = require("node:fs");
+const os = require("node:os");
+const path = require("node:path");
+const test = require("node:test");
+const { spawn, spawnSync } = require("node:child_process");
+const chain = require("../chain.js");
+
+const SCRIPTS = path.resolve(__dirname, "../../scripts");
+const { ethers } = chain;
+
+const run = (script, ...args) =>
+  spawnSync(path.join(SCRIPTS, script), args, { encoding: "utf8", timeout: 120_000 });
+
+/** A state directory that is removed with the chain in it, however the test ends. */
+async function withState(body) {
+  const dir = fs.mkdtempSync(path.join(os.tmpdir(), "tally-devchain-"));
+  try {
+    await body(dir);
+  } finally {
+    run("devchain.sh", "--stop", "--state-dir", dir);
+    fs.rmSync(dir, { recursive: true });
+  }
+}
+
+/** Whether anvil's port still answers; its log tells which one it was. */
+async function answers(dir) {
+  const log = fs.readFileSync(path.join(dir, "anvil.log"), "utf8");
+  const port = /^Listening on .*:(\d+)$/m.exec(log)?.[1];
+  assert.ok(port, "anvil had started");
+  return chain.connect(`http://127.0.0.1:${port}`)("eth_chainId").then(() => true, () => false);
+}
+
+test("a_development_chain_is_ready_for_a_node_and_a_client", () =>
+  withState(async (dir) => {
+    const weights = path.join(dir, "w.gguf");
+    fs.writeFileSync(weights, "weights");
+    const started = run("devchain.sh", "--state-dir", dir, "--model-file", weights,
+      "--model-repo", "org/repo", "--api-url", "http://127.0.0.1:1", "--open-session",
+      "--price", "7000000000000", "--deposit", "7000000000000000", "--proof-interval", "200");
+    assert.equal(started.status, 0, started.stderr);
+    assert.equal(started.stdout.trim().split("\n").length, 1, "one line on standard output");
+    const result = JSON.parse(started.stdout);
+    const rpc = chain.connect(result.rpc_url);
+    const read = async (contract, address, method, ...args) => {
+      const { abi } = chain.artifact(contract);
+      const data = abi.encodeFunctionData(method, args);
+      const raw = await rpc("eth_call", { to: address, data }, "latest");
+      return abi.decodeFunctionResult(method, raw);
+    };
+    const { addresses, accounts, model } = result;
+    for (const address of Object.values(addresses)) {
+      assert.notEqual(await rpc("eth_getCode", address, "latest"), "0x");
+    }
+    assert.equal(Number(await rpc("eth_chainId")), 31337);
+    const [url] = await read("NodeRegistry", addresses.node_registry, "getNodeApiUrl",
+      accounts.host.address);
+    assert.equal(url, "http://127.0.0.1:1");
+    assert.equal(model.id, ethers.id("org/repo/w.gguf"));
+    const [hash] = await read("ModelRegistry", addresses.model_registry, "getModelHash", model.id);
+    assert.equal(hash, ethers.sha256(ethers.toUtf8Bytes("weights")));
+    const job = await read("JobMarketplace", addresses.job_marketplace, "sessionJobs", 1);
+    assert.equal(result.job.id, 1);
+    assert.deepEqual(
+      [job.depositor, job.host, job.deposit, job.pricePerToken, job.proofInterval],
+      [accounts.depositor.address, accounts.host.address, 7n * 10n ** 15n, 7n * 10n ** 12n, 200n],
+    );
+
+    const again = run("devchain.sh", "--state-dir", dir);
+    assert.notEqual(again.status, 0, "a second chain in one state directory");
+    const more = run("open-session.sh", "--rpc", result.rpc_url, "--host", accounts.host.address,
+      "--marketplace", addresses.job_marketplace, "--key", accounts.depositor2.private_key);
+    assert.equal(more.status, 0, more.stderr);
+    assert.deepEqual(JSON.parse(more.stdout), { job_id: 2 });
+    for (const [address, words] of [
+      [accounts.host.address, "no contract"],
+      [addresses.proof_system, "refuses"],
+    ]) {
+      const wrong = run("open-session.sh", "--rpc", result.rpc_url, "--marketplace", address,
+        "--host", accounts.host.address);
+      assert.notEqual(wrong.status, 0, wrong.stdout);
+      assert.match(wrong.stderr, new RegExp(words));
+    }
+
+    const stopped = run("devchain.sh", "--stop", "--state-dir", dir);
+    assert.equal(stopped.status, 0, stopped.stderr);
+    assert.equal(await answers(dir), false);
+    assert.equal(run("devchain.sh", "--stop", "--state-dir", dir).status, 0, "stop is idempotent");
+  }));
+
+test("a_failed_deployment_leaves_no_chain_running", () =>
+  withState(async (dir) => {
+    for (const args of [["--model-file", "/nonexistent"], ["--price", "1e9"],
+      ["--open-session", "--proof-interval", "99"]]) {
+      const failed = run("devchain.sh", "--state-dir", dir, ...args);
+      assert.notEqual(failed.status, 0, args.join(" "));
+      assert.equal(failed.stdout, "");
+      assert.equal(await answers(dir), false, args.join(" "));
+      assert.deepEqual(fs.readdirSync(dir), ["anvil.log"]);
+    }
+  }));
+
+test("unknown_and_incomplete_options_are_errors", () =>
+  withState(async (dir) => {
+    for (const args of [["--prot", "1"], ["--port"], ["--port", "x"], ["extra"]]) {
+      const refused = run("devchain.sh", "--state-dir", dir, ...args);
+      assert.notEqual(refused.status, 0, args.join(" "));
+      assert.equal(refused.stdout, "");
+    }
+    assert.deepEqual(fs.readdirSync(dir), [], "nothing was started");
+    for (const args of [[], ["--rpc", "http://127.0.0.1:1"], ["--what", "1"]]) {
+      assert.notEqual(run("open-session.sh", ...args).status, 0, args.join(" "));
+    }
+  }));
+
+test("a_port_in_use_is_an_error_that_says_so", () =>
+  withState((first) =>
+    withState(async (second) => {
+      const chainOne = run("devchain.sh", "--state-dir", first);
+      assert.equal(chainOne.status, 0, chainOne.stderr);
+      const { port } = new URL(JSON.parse(chainOne.stdout).rpc_url);
+      const taken = run("devchain.sh", "--state-dir", second, "--port", port);
+      assert.notEqual(taken.status, 0);
+      assert.match(taken.stderr, /in use/i);
+      assert.deepEqual(fs.readdirSync(second), ["anvil.log"]);
+    })));
+
+test("a_foreground_chain_ends_with_its_script", () =>
+  withState(async (dir) => {
+    const script = path.join(SCRIPTS, "devchain.sh");
+    const child = spawn(script, ["--foreground", "--block-time", "0", "--state-dir", dir], {
+      stdio: ["ignore", "pipe", "inherit"],
+    });
+    const ended = new Promise((resolve) => child.on("exit", (code) => resolve(code)));
+    const line = await new Promise((resolve, reject) => {
+      let text = "";
+      child.stdout.on("data", (part) => {
+        text += part;
+        if (text.includes("\n")) resolve(text);
+      });
+      child.on("exit", (code) => reject(new Error(`ended early with ${code}`)));
+    });
+    assert.equal(JSON.parse(line).chain_id, 31337);
+    assert.equal(await answers(dir), true);
+    child.kill("SIGTERM");
+    assert.equal(await ended, 143);
+    assert.equal(await answers(dir), false);
+    assert.deepEqual(fs.readdirSync(dir), ["anvil.log"]);
+  }));

@@ -1,0 +1,389 @@
+//! The engine's handle: load a model, encode prompts, start sequences.
+//!
+//! For: callers on any thread, async ones included: nothing here waits for the model.
+//! Must never: run a forward pass on the caller's thread, or accept what can never be served.
+//! Relies on: `runner.rs`, which owns the model on a thread of its own.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use crate::error::{EncodeError, LoadError, StartError};
+use crate::gguf::Gguf;
+use crate::kernels::Isa;
+use crate::kv::{BLOCK_TOKENS, KvPool};
+use crate::model::Model;
+use crate::runner::{EngineLoad, Runner, Shared};
+use crate::scheduler::Scheduler;
+use crate::sequence::{EventSink, Lease, Sequence, SequenceRequest};
+use crate::template::{ChatTemplate, ChatTurn};
+use crate::tokenizer::Tokenizer;
+
+/// Settings of an engine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineOptions {
+    /// Threads that compute, the model's own included: 1 to 256.
+    pub threads: usize,
+    /// Bytes for the KV cache, allocated at once, touched as it fills.
+    pub kv_memory_bytes: u64,
+    /// Sequences that run at once, at most: 1 to 1024.
+    pub running_max: usize,
+    /// Sequences that wait beyond those, at most; more are refused.
+    pub queue_max: usize,
+    /// Prompt tokens in one step, all sequences together: 16 to 8192. More reads prompts
+    /// faster, less keeps the others' tokens coming evenly.
+    pub prefill_chunk: usize,
+    /// Instruction set; the best one if `None`. Results don't depend on it.
+    pub isa: Option<Isa>,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        EngineOptions {
+            threads: std::thread::available_parallelism().map_or(1, |n| n.get().min(256)),
+            kv_memory_bytes: 1 << 30,
+            running_max: 8,
+            queue_max: 64,
+            prefill_chunk: 128,
+            isa: None,
+        }
+    }
+}
+
+impl EngineOptions {
+    /// # Errors
+    /// [`LoadError::Options`] names the first option that is out of range.
+    pub fn check(&self) -> Result<(), LoadError> {
+        let rules = [
+            ("threads", self.threads, 1..=256),
+            ("running_max", self.running_max, 1..=1024),
+            ("queue_max", self.queue_max, 0..=1 << 20),
+            ("prefill_chunk", self.prefill_chunk, BLOCK_TOKENS..=8192),
+        ];
+        for (option, value, range) in rules {
+            if !range.contains(&value) {
+                let (low, high) = (range.start(), range.end());
+                let reason = format!("must be from {low} to {high}, is {value}");
+                return Err(LoadError::Options { option, reason });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What is known about the loaded model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelInfo {
+    /// `general.name`, else the file's name.
+    pub name: String,
+    /// `general.architecture`.
+    pub architecture: String,
+    /// Quantisation of most weights, such as `Q4_1`.
+    pub quantisation: String,
+    /// Weights in the file.
+    pub parameter_count: u64,
+    /// Tokens of context.
+    pub context_length: u32,
+    /// Tokens of vocabulary.
+    pub vocab_size: u32,
+    /// Ids that end a text.
+    pub eos_ids: Vec<u32>,
+    /// Bytes of weights that one decoded token reads.
+    pub weights_bytes: u64,
+    /// The architecture's configuration as one fixed text, to be hashed.
+    pub config_digest_input: String,
+}
+
+/// A loaded model and its thread. Clones are handles to the same; the last one stops it.
+#[derive(Clone)]
+pub struct Engine {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    info: ModelInfo,
+    tokenizer: Arc<Tokenizer>,
+    template: ChatTemplate,
+    shared: Arc<Shared>,
+    /// Sequences in the engine at once: running and waiting.
+    sequences_max: usize,
+    kv_blocks_total: usize,
+    next_id: AtomicU64,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// A started sequence. Dropping it cancels the sequence.
+#[must_use = "dropping the handle cancels the sequence"]
+pub struct SequenceHandle {
+    lease: Arc<Lease>,
+    shared: Arc<Shared>,
+}
+
+impl Engine {
+    /// Loads a GGUF file and starts the model's threads. Blocks while the file is read.
+    ///
+    /// # Errors
+    /// [`LoadError`] says which file, key, tensor or option it was.
+    pub fn load(path: &Path, options: EngineOptions) -> Result<Engine, LoadError> {
+        options.check()?;
+        let mut gguf = Gguf::open(path)?;
+        let tokenizer = Arc::new(Tokenizer::from_gguf(&gguf)?);
+        let template = ChatTemplate::from_gguf(&gguf)?;
+        let model = Model::from_gguf(&mut gguf, options.threads, options.isa)?;
+        let kv = KvPool::new(model.config(), options.kv_memory_bytes);
+        if kv.total_blocks() == 0 {
+            let least = KvPool::block_bytes(model.config());
+            let reason = format!("{} bytes, one block takes {least}", options.kv_memory_bytes);
+            return Err(LoadError::Options {
+                option: "kv_memory_bytes",
+                reason,
+            });
+        }
+        let info = model_info(path, &gguf, &model, &tokenizer);
+        let shared = Arc::new(Shared::default());
+        let total = kv.total_blocks();
+        shared.lock().load = EngineLoad {
+            kv_blocks_free: total,
+            kv_blocks_total: total,
+            ..EngineLoad::default()
+        };
+        let runner = Runner {
+            model,
+            kv,
+            tokenizer: Arc::clone(&tokenizer),
+            scheduler: Scheduler {
+                running_max: options.running_max,
+                prefill_chunk: options.prefill_chunk,
+            },
+            shared: Arc::clone(&shared),
+            waiting: Default::default(),
+            running: Vec::new(),
+            ending: Vec::new(),
+        };
+        let thread = std::thread::Builder::new()
+            .name("tally-model".into())
+            .spawn(move || runner.run())
+            .map_err(|e| LoadError::Options {
+                option: "threads",
+                reason: e.to_string(),
+            })?;
+        let inner = Inner {
+            info,
+            tokenizer,
+            template,
+            shared,
+            sequences_max: options.running_max + options.queue_max,
+            kv_blocks_total: total,
+            next_id: AtomicU64::new(0),
+            thread: Mutex::new(Some(thread)),
+        };
+        Ok(Engine {
+            inner: Arc::new(inner),
+        })
+    }
+
+    /// What is known about the model.
+    pub fn info(&self) -> &ModelInfo {
+        &self.inner.info
+    }
+
+    /// Ids of a conversation by the model's template, up to where its answer begins.
+    ///
+    /// Whatever the turns contain, control tokens come from the template alone. Takes about a
+    /// millisecond for 4 KB of text.
+    ///
+    /// # Errors
+    /// [`EncodeError::Template`] if the template refuses the turns.
+    pub fn encode_chat(&self, turns: &[ChatTurn]) -> Result<Vec<u32>, EncodeError> {
+        let tokenizer = &self.inner.tokenizer;
+        let rendered = self
+            .inner
+            .template
+            .render(turns, tokenizer.control_texts())?;
+        tokenizer.encode_marked(&rendered.text, rendered.mark)
+    }
+
+    /// Ids that lead from the end of an answer, whose ids the caller kept, to the next one: what
+    /// the template puts between them around the user's `content`.
+    ///
+    /// Appended to the ids of a prompt and its answer they are the next turn's prompt, so a
+    /// conversation is never tokenised twice.
+    ///
+    /// # Errors
+    /// [`EncodeError::Template`] if the template refuses the turns or hides the answer.
+    pub fn encode_continuation(&self, content: &str) -> Result<Vec<u32>, EncodeError> {
+        let tokenizer = &self.inner.tokenizer;
+        let rendered = self
+            .inner
+            .template
+            .render_continuation(content, tokenizer.control_texts())?;
+        tokenizer.encode_marked(&rendered.text, rendered.mark)
+    }
+
+    /// Ids of a text as it is; control tokens in it are letters like any others.
+    ///
+    /// # Errors
+    /// [`EncodeError::Tokenizer`].
+    pub fn encode_raw(&self, text: &str) -> Result<Vec<u32>, EncodeError> {
+        self.inner.tokenizer.encode_plain(text)
+    }
+
+    /// Text of ids, control tokens left out; bytes that aren't UTF-8 become U+FFFD.
+    pub fn decode(&self, ids: &[u32]) -> String {
+        self.inner.tokenizer.decode(ids)
+    }
+
+    /// Starts a sequence; its events go to `sink`. Never blocks.
+    ///
+    /// KV blocks for the prompt and all of `max_tokens` (up to the context's end) are reserved
+    /// when the sequence's turn comes.
+    ///
+    /// # Errors
+    /// [`StartError`]; then nothing is emitted.
+    pub fn start(
+        &self,
+        request: SequenceRequest,
+        sink: Box<dyn EventSink>,
+    ) -> Result<SequenceHandle, StartError> {
+        let inner = &self.inner;
+        let tokens_max = self.check_request(&request)?;
+        let lease = Arc::new(Lease::default());
+        let id = inner.next_id.fetch_add(1, Ordering::Relaxed);
+        let sizes = (tokens_max, inner.info.vocab_size as usize);
+        let sequence = Sequence::new(id, request, sizes, (sink, Arc::clone(&lease)));
+        {
+            let mut mailbox = inner.shared.lock();
+            if mailbox.is_stopping {
+                return Err(StartError::Stopped);
+            }
+            let waiting = mailbox.load.running + mailbox.load.queued + mailbox.arrivals.len();
+            if waiting >= inner.sequences_max {
+                return Err(StartError::QueueFull { waiting });
+            }
+            mailbox.arrivals.push_back(sequence);
+        }
+        inner.shared.wake();
+        Ok(SequenceHandle {
+            lease,
+            shared: Arc::clone(&inner.shared),
+        })
+    }
+
+    /// How busy the engine is, as of its last step.
+    pub fn load_state(&self) -> EngineLoad {
+        let mailbox = self.inner.shared.lock();
+        let queued = mailbox.load.queued + mailbox.arrivals.len();
+        EngineLoad {
+            queued,
+            ..mailbox.load
+        }
+    }
+
+    /// Tells the engine that a sink which had no room has some again.
+    pub fn wake(&self) {
+        self.inner.shared.wake();
+    }
+
+    /// Stops the threads after the step they are in; sequences end with an error, later starts
+    /// are refused. Does not wait; dropping the last handle does.
+    pub fn shutdown(&self) {
+        self.inner.shared.stop();
+    }
+
+    /// The tokens that the request may come to, prompt included.
+    fn check_request(&self, request: &SequenceRequest) -> Result<usize, StartError> {
+        let info = &self.inner.info;
+        let context = info.context_length as usize;
+        let prompt = request.prompt_ids.len();
+        if prompt == 0 {
+            return Err(StartError::EmptyPrompt);
+        }
+        if prompt >= context {
+            let prompt_tokens = u32::try_from(prompt).unwrap_or(u32::MAX);
+            let context_length = info.context_length;
+            return Err(StartError::ContextTooLong {
+                prompt_tokens,
+                context_length,
+            });
+        }
+        request
+            .sampling
+            .check()
+            .map_err(StartError::InvalidSampling)?;
+        let invalid = |what: &str| Err(StartError::InvalidSampling(what.into()));
+        if request.max_tokens == 0 {
+            return invalid("max_tokens must be at least 1");
+        }
+        if request.stop.iter().any(String::is_empty) {
+            return invalid("a stop string is empty");
+        }
+        if request.prompt_ids.iter().any(|id| *id >= info.vocab_size) {
+            return invalid("a prompt id is not in the vocabulary");
+        }
+        let tokens_max = prompt
+            .saturating_add(request.max_tokens as usize)
+            .min(context);
+        let (blocks_needed, blocks_total) =
+            (KvPool::blocks_for(tokens_max), self.inner.kv_blocks_total);
+        if blocks_needed > blocks_total {
+            return Err(StartError::KvBudget {
+                blocks_needed,
+                blocks_total,
+            });
+        }
+        Ok(tokens_max)
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.shared.stop();
+        let thread = self.thread.lock().unwrap_or_else(|e| e.into_inner()).take();
+        if let Some(thread) = thread
+            // The last handle may be dropped by a sink, on the model's thread itself.
+            && thread.thread().id() != std::thread::current().id()
+        {
+            // A panic was caught and logged on that thread.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl SequenceHandle {
+    /// Ends the sequence within one step; its sink is told `Cancelled`.
+    pub fn cancel(&self) {
+        self.lease.cancel();
+        self.shared.wake();
+    }
+}
+
+impl Drop for SequenceHandle {
+    fn drop(&mut self) {
+        self.lease.abandon();
+        self.shared.wake();
+    }
+}
+
+fn model_info(path: &Path, gguf: &Gguf, model: &Model, tokenizer: &Tokenizer) -> ModelInfo {
+    let file_name = || {
+        path.file_stem()
+            .map(|name| name.to_string_lossy().into_owned())
+    };
+    let config = model.config();
+    ModelInfo {
+        name: gguf
+            .text("general.name")
+            .map(str::to_string)
+            .or_else(file_name)
+            .unwrap_or_default(),
+        architecture: gguf.text("general.architecture").unwrap_or_default().into(),
+        quantisation: gguf.quantisation(),
+        parameter_count: gguf.parameter_count(),
+        context_length: config.context_length,
+        vocab_size: config.vocab_size as u32,
+        eos_ids: tokenizer.eos().to_vec(),
+        weights_bytes: model.weights_bytes(),
+        config_digest_input: config.canonical_text(),
+    }
+}

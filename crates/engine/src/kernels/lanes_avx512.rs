@@ -1,0 +1,154 @@
+//! Sixteen lanes in one 512-bit register; block dots by VNNI.
+//!
+//! For: processors with AVX-512 F/BW/VL/DQ and VNNI.
+//! Must never: be used outside a function that enables those features (`per_isa!`).
+//! Relies on: `vpdpbusd` (u8 × i8, four to an i32) being exact and not saturating.
+//!
+//! The methods are inlined into such a function before code is made for them; that is why
+//! the intrinsics can be called here and still become single instructions.
+
+use std::arch::x86_64::*;
+
+use super::lanes::{LANES, Lanes, Line};
+
+/// See the module.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512(__m512);
+
+/// Loads 64 bytes.
+#[inline(always)]
+fn load64(from: &Line) -> __m512i {
+    // SAFETY: 64 bytes are readable and aligned to 64, `per_isa!` proved AVX-512.
+    unsafe { _mm512_load_si512(from.0.as_ptr().cast()) }
+}
+
+/// Bytes 4j..4j+4 of `x` in every lane.
+#[inline(always)]
+fn group(x: &[i8; 32], j: usize) -> __m512i {
+    let four = [x[4 * j], x[4 * j + 1], x[4 * j + 2], x[4 * j + 3]].map(|b| b as u8);
+    // SAFETY: `per_isa!` proved AVX-512.
+    unsafe { _mm512_set1_epi32(i32::from_ne_bytes(four)) }
+}
+
+/// `Σ w·x + start` in two accumulators, so that the dependent chain is half as long.
+#[inline(always)]
+fn dot(weights: &[__m512i; 8], x: &[i8; 32], start: i32) -> Avx512 {
+    // SAFETY: `per_isa!` proved AVX-512 VNNI; all operands are registers.
+    unsafe {
+        let mut even = _mm512_set1_epi32(start);
+        let mut odd = _mm512_setzero_si512();
+        for j in 0..4 {
+            even = _mm512_dpbusd_epi32(even, weights[2 * j], group(x, 2 * j));
+            odd = _mm512_dpbusd_epi32(odd, weights[2 * j + 1], group(x, 2 * j + 1));
+        }
+        Avx512(_mm512_cvtepi32_ps(_mm512_add_epi32(even, odd)))
+    }
+}
+
+// SAFETY of every block below: `per_isa!` proved AVX-512 F/BW/VL/DQ/VNNI; memory operands are
+// references to arrays of the width that is read or written.
+impl Lanes for Avx512 {
+    type Weights = [__m512i; 8];
+
+    #[inline(always)]
+    fn splat(x: f32) -> Self {
+        // SAFETY: see the impl.
+        Avx512(unsafe { _mm512_set1_ps(x) })
+    }
+    #[inline(always)]
+    fn load(from: &[f32; LANES]) -> Self {
+        // SAFETY: see the impl.
+        Avx512(unsafe { _mm512_loadu_ps(from.as_ptr()) })
+    }
+    #[inline(always)]
+    fn store(self, to: &mut [f32; LANES]) {
+        // SAFETY: see the impl.
+        unsafe { _mm512_storeu_ps(to.as_mut_ptr(), self.0) }
+    }
+    #[inline(always)]
+    fn load_f16(from: &[u16; LANES]) -> Self {
+        // SAFETY: see the impl.
+        Avx512(unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast())) })
+    }
+    #[inline(always)]
+    fn add(self, b: Self) -> Self {
+        // SAFETY: see the impl.
+        Avx512(unsafe { _mm512_add_ps(self.0, b.0) })
+    }
+    #[inline(always)]
+    fn sub(self, b: Self) -> Self {
+        // SAFETY: see the impl.
+        Avx512(unsafe { _mm512_sub_ps(self.0, b.0) })
+    }
+    #[inline(always)]
+    fn mul(self, b: Self) -> Self {
+        // SAFETY: see the impl.
+        Avx512(unsafe { _mm512_mul_ps(self.0, b.0) })
+    }
+    #[inline(always)]
+    fn div(self, b: Self) -> Self {
+        // SAFETY: see the impl.
+        Avx512(unsafe { _mm512_div_ps(self.0, b.0) })
+    }
+    #[inline(always)]
+    fn fma(self, b: Self, c: Self) -> Self {
+        // SAFETY: see the impl.
+        Avx512(unsafe { _mm512_fmadd_ps(self.0, b.0, c.0) })
+    }
+    #[inline(always)]
+    fn max(self, b: Self) -> Self {
+        // SAFETY: see the impl.
+        Avx512(unsafe { _mm512_max_ps(self.0, b.0) })
+    }
+    #[inline(always)]
+    fn min(self, b: Self) -> Self {
+        // SAFETY: see the impl.
+        Avx512(unsafe { _mm512_min_ps(self.0, b.0) })
+    }
+    #[inline(always)]
+    fn where_ge(self, x: Self, limit: Self) -> Self {
+        // SAFETY: see the impl.
+        unsafe {
+            let mask = _mm512_cmp_ps_mask::<_CMP_GE_OQ>(x.0, limit.0);
+            Avx512(_mm512_maskz_mov_ps(mask, self.0))
+        }
+    }
+    #[inline(always)]
+    fn shift_exponent(self, biased: Self) -> Self {
+        // SAFETY: see the impl.
+        unsafe {
+            let n = _mm512_slli_epi32::<23>(_mm512_castps_si512(biased.0));
+            Avx512(_mm512_castsi512_ps(_mm512_add_epi32(
+                _mm512_castps_si512(self.0),
+                n,
+            )))
+        }
+    }
+
+    #[inline(always)]
+    fn unpack_nibbles(from: &[Line; 4]) -> Self::Weights {
+        // SAFETY: see the impl.
+        unsafe {
+            let mask = _mm512_set1_epi8(15);
+            let mut out = [_mm512_setzero_si512(); 8];
+            for j in 0..4 {
+                let both = load64(&from[j]);
+                out[2 * j] = _mm512_and_si512(both, mask);
+                out[2 * j + 1] = _mm512_and_si512(_mm512_srli_epi16::<4>(both), mask);
+            }
+            out
+        }
+    }
+    #[inline(always)]
+    fn unpack_octets(from: &[Line; 8]) -> Self::Weights {
+        std::array::from_fn(|j| load64(&from[j]))
+    }
+    #[inline(always)]
+    fn dot_nibbles(weights: &Self::Weights, x: &[i8; 32], start: i32) -> Self {
+        dot(weights, x, start)
+    }
+    #[inline(always)]
+    fn dot_octets(weights: &Self::Weights, x: &[i8; 32], sum: i32) -> Self {
+        dot(weights, x, -128 * sum)
+    }
+}

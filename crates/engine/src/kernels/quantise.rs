@@ -1,0 +1,142 @@
+//! Activations as int8 in blocks of 32.
+//!
+//! For: the right-hand side of every product (docs/spec/numerics.md, rule 1).
+//! Must never: have a second rounding rule; a block that isn't finite must stay visible (its
+//! scale becomes NaN, and so does every result it enters).
+//! Relies on: nothing but IEEE arithmetic on one block at a time.
+
+use super::lanes::{Lanes, ROUND_BIAS};
+use super::pack::BLOCK;
+use super::rows::rms_norm;
+use super::threads::{Disjoint, Threads};
+use super::{Cpu, per_isa};
+
+/// Quantised rows: x ≈ scale·q, one scale to a block of 32.
+pub(crate) struct Activations {
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    q: Vec<[i8; BLOCK]>,
+    scales: Vec<BlockScale>,
+}
+
+/// What a product needs of a block beside its int8 values.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct BlockScale {
+    /// max|x| / 127.
+    pub(crate) scale: f32,
+    /// scale · Σ q, rounded once: the factor of a weight block's minimum.
+    pub(crate) scaled_sum: f32,
+    /// Σ q, exact.
+    pub(crate) sum: i32,
+}
+
+impl Activations {
+    /// Quantises `x`, rows of `cols` values (a multiple of 32), each row first normed if `norm`
+    /// (weight and epsilon) is given. Blocks; `threads` share the rows out.
+    pub(crate) fn quantise(
+        (cpu, threads): (Cpu, &Threads),
+        x: &[f32],
+        cols: usize,
+        norm: Option<(&[f32], f32)>,
+    ) -> Self {
+        let rows = x.len() / cols;
+        let blocks = cols / BLOCK;
+        let mut out = Activations::new(rows, cols);
+        let (q, scales) = (Disjoint::new(&mut out.q), Disjoint::new(&mut out.scales));
+        threads.run_ranges(rows, &|range| {
+            let mut normed = vec![0.0; if norm.is_some() { cols } else { 0 }];
+            for row in range {
+                // SAFETY: each row is in one range only.
+                let q = unsafe { q.part(row * blocks, blocks) };
+                // SAFETY: as above.
+                let scales = unsafe { scales.part(row * blocks, blocks) };
+                let mut x = &x[row * cols..(row + 1) * cols];
+                if let Some((weight, eps)) = norm {
+                    rms_norm(cpu, x, weight, eps, &mut normed);
+                    x = &normed;
+                }
+                quantise_row(cpu, x, q, scales);
+            }
+        });
+        out
+    }
+
+    /// Space for `rows` rows of `cols` values, `cols` a multiple of 32.
+    fn new(rows: usize, cols: usize) -> Self {
+        let blocks = rows * cols / BLOCK;
+        Activations {
+            rows,
+            cols,
+            q: vec![[0; BLOCK]; blocks],
+            scales: vec![BlockScale::default(); blocks],
+        }
+    }
+
+    /// Blocks of one row.
+    #[inline(always)]
+    pub(crate) fn row(&self, row: usize) -> (&[[i8; BLOCK]], &[BlockScale]) {
+        let blocks = self.cols / BLOCK;
+        let range = row * blocks..(row + 1) * blocks;
+        (&self.q[range.clone()], &self.scales[range])
+    }
+}
+
+per_isa! {
+    /// Quantises the blocks of `x`, as many as `q` and `scales` have.
+    pub(crate) fn quantise_row(x: &[f32], q: &mut [[i8; BLOCK]], scales: &mut [BlockScale])
+        = quantise_row_body
+}
+
+/// Block maxima below this count as zero: 127 / max would overflow.
+const TINY: f32 = 1e-30;
+
+// `V` only selects the instruction set: the loops are plain, the compiler vectorises them.
+#[inline(always)]
+fn quantise_row_body<V: Lanes>(x: &[f32], q: &mut [[i8; BLOCK]], scales: &mut [BlockScale]) {
+    let (x, _) = x.as_chunks::<BLOCK>();
+    for ((x, q), scales) in x.iter().zip(q).zip(scales) {
+        (*q, *scales) = quantise_block(x);
+    }
+}
+
+#[inline(always)]
+fn quantise_block(x: &[f32; BLOCK]) -> ([i8; BLOCK], BlockScale) {
+    // As integers: the order is that of the magnitudes, and NaN is above infinity.
+    let max_bits = x
+        .iter()
+        .fold(0, |m: u32, x| m.max(x.to_bits() & 0x7fff_ffff));
+    let max = f32::from_bits(max_bits);
+    if max_bits >= 0x7f80_0000 {
+        let scale = f32::NAN;
+        return (
+            [0; BLOCK],
+            BlockScale {
+                scale,
+                scaled_sum: scale,
+                sum: 0,
+            },
+        );
+    }
+    if max < TINY {
+        return ([0; BLOCK], BlockScale::default());
+    }
+    let inverse = 127.0 / max;
+    let mut q = [0; BLOCK];
+    let mut sum = 0;
+    for (q, x) in q.iter_mut().zip(x) {
+        // Nearest, ties to even; |x·inverse| ≤ 127.0001, so the result is within ±127.
+        let biased = x * inverse + ROUND_BIAS;
+        let n = biased.to_bits() as i32 - ROUND_BIAS.to_bits() as i32;
+        *q = n as i8;
+        sum += n;
+    }
+    let scale = max / 127.0;
+    (
+        q,
+        BlockScale {
+            scale,
+            scaled_sum: scale * sum as f32,
+            sum,
+        },
+    )
+}

@@ -1,0 +1,244 @@
+//! The engine's worker threads: they share out the tasks of one operation.
+//!
+//! For: dividing output rows, heads and sequences among threads. Which thread takes which task
+//! is chance; no result may depend on it, so tasks write disjoint outputs and never sum together.
+//! Must never: return from [`Threads::run`] while a task still runs; hang when a task panics.
+//! Relies on: operations being short (microseconds), so threads spin a little before they sleep.
+
+use std::any::Any;
+use std::cell::UnsafeCell;
+use std::marker::PhantomData;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{JoinHandle, Thread};
+
+/// Rounds of spinning before a thread without work sleeps, about 50 µs: longer than the gap
+/// between two operations, far shorter than a pause between requests.
+const SPIN_ROUNDS: u32 = 2_000;
+
+type Job<'a> = dyn Fn(usize) + Sync + 'a;
+
+struct Shared {
+    /// Tasks of the current job that nobody has claimed.
+    unclaimed: AtomicUsize,
+    /// Tasks of the current job that have ended.
+    ended: AtomicUsize,
+    /// The current job; valid while one of its tasks is claimed and hasn't ended.
+    job: UnsafeCell<Option<*const Job<'static>>>,
+    sleeping: AtomicUsize,
+    stop: AtomicBool,
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+}
+
+// SAFETY: `job` is written only by the thread inside `run` while no task is claimed or unclaimed,
+// and read only after claiming a task; `unclaimed` (release/acquire) orders the two. The job is
+// `Sync`, so any thread may call it.
+unsafe impl Sync for Shared {}
+// SAFETY: as above; the pointer is only a handle to a `Sync` closure that outlives its tasks.
+unsafe impl Send for Shared {}
+
+/// A fixed group of threads, the caller included.
+pub(crate) struct Threads {
+    shared: Arc<Shared>,
+    wakers: Vec<Thread>,
+    workers: Vec<JoinHandle<()>>,
+    /// One job at a time.
+    turn: Mutex<()>,
+}
+
+impl Threads {
+    /// `count` threads in all: the caller of [`Self::run`] is one of them.
+    pub(crate) fn new(count: usize) -> std::io::Result<Threads> {
+        let shared = Arc::new(Shared {
+            unclaimed: AtomicUsize::new(0),
+            ended: AtomicUsize::new(0),
+            job: UnsafeCell::new(None),
+            sleeping: AtomicUsize::new(0),
+            stop: AtomicBool::new(false),
+            panic: Mutex::new(None),
+        });
+        let mut workers = Vec::new();
+        for i in 1..count.max(1) {
+            let shared = Arc::clone(&shared);
+            let name = format!("tally-kernel-{i}");
+            workers.push(
+                std::thread::Builder::new()
+                    .name(name)
+                    .spawn(move || shared.work())?,
+            );
+        }
+        let wakers = workers.iter().map(|w| w.thread().clone()).collect();
+        Ok(Threads {
+            shared,
+            wakers,
+            workers,
+            turn: Mutex::new(()),
+        })
+    }
+
+    /// Threads that take part, at least 1.
+    pub(crate) fn count(&self) -> usize {
+        self.wakers.len() + 1
+    }
+
+    /// Calls `job(0)` … `job(tasks - 1)`, each once, in any order on any thread; returns when
+    /// all have ended. Blocks. A panic in a task goes on in the caller after the others ended.
+    pub(crate) fn run(&self, tasks: usize, job: &Job<'_>) {
+        if self.wakers.is_empty() || tasks <= 1 {
+            return (0..tasks).for_each(job);
+        }
+        let _turn = self.turn.lock().unwrap_or_else(|e| e.into_inner());
+        // SAFETY: only the lifetime changes. The pointer is used by claimed tasks only, and this
+        // function returns (or unwinds) after the last of them has ended.
+        let erased: *const Job<'static> =
+            unsafe { std::mem::transmute::<*const Job<'_>, *const Job<'static>>(job) };
+        self.shared.ended.store(0, Ordering::Relaxed);
+        // SAFETY: no task is unclaimed or running, so no other thread reads `job` now.
+        unsafe { *self.shared.job.get() = Some(erased) };
+        self.shared.unclaimed.store(tasks, Ordering::SeqCst);
+        if self.shared.sleeping.load(Ordering::SeqCst) > 0 {
+            self.wakers.iter().for_each(Thread::unpark);
+        }
+        while self.shared.claim_and_call() {}
+        let mut rounds = 0;
+        while self.shared.ended.load(Ordering::Acquire) < tasks {
+            spin_or_yield(&mut rounds);
+        }
+        let panic = self
+            .shared
+            .panic
+            .lock()
+            .unwrap_or_else(|e| e.into_inner())
+            .take();
+        if let Some(panic) = panic {
+            resume_unwind(panic);
+        }
+    }
+
+    /// [`Self::run`] over ranges that cover `0..total`: a few to a thread, so that a thread which
+    /// loses its processor for a while doesn't hold up the rest.
+    pub(crate) fn run_ranges(&self, total: usize, job: &(dyn Fn(std::ops::Range<usize>) + Sync)) {
+        let pieces = match self.count() {
+            1 => 1,
+            n => (n * 4).min(total),
+        };
+        self.run(pieces, &|i| {
+            job(total * i / pieces..total * (i + 1) / pieces)
+        });
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        self.wakers.iter().for_each(Thread::unpark);
+        for worker in self.workers.drain(..) {
+            // A worker catches its tasks' panics; nothing is left to report here.
+            let _ = worker.join();
+        }
+    }
+}
+
+impl Shared {
+    fn work(&self) {
+        let mut rounds = 0;
+        while !self.stop.load(Ordering::Acquire) {
+            if self.claim_and_call() {
+                rounds = 0;
+            } else if rounds < SPIN_ROUNDS {
+                rounds += 1;
+                std::hint::spin_loop();
+            } else {
+                self.sleep();
+                rounds = 0;
+            }
+        }
+    }
+
+    /// Sleeps until `run` or `drop` wakes it; the second look closes the gap in which a job
+    /// could start after the first look and before this thread counts as sleeping.
+    fn sleep(&self) {
+        self.sleeping.fetch_add(1, Ordering::SeqCst);
+        if self.unclaimed.load(Ordering::SeqCst) == 0 && !self.stop.load(Ordering::SeqCst) {
+            std::thread::park();
+        }
+        self.sleeping.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Takes one task of the current job and runs it; false if there is none left.
+    fn claim_and_call(&self) -> bool {
+        let mut left = self.unclaimed.load(Ordering::Acquire);
+        loop {
+            if left == 0 {
+                return false;
+            }
+            let claim = (left, left - 1);
+            let orders = (Ordering::AcqRel, Ordering::Acquire);
+            match self
+                .unclaimed
+                .compare_exchange_weak(claim.0, claim.1, orders.0, orders.1)
+            {
+                Ok(_) => break,
+                Err(now) => left = now,
+            }
+        }
+        // SAFETY: a claimed task that hasn't ended keeps `run` from returning, so the closure
+        // is alive and nobody writes `job`.
+        let job = unsafe { (*self.job.get()).map(|job| &*job) };
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            if let Some(job) = job {
+                job(left - 1);
+            }
+        }));
+        if let Err(panic) = result {
+            *self.panic.lock().unwrap_or_else(|e| e.into_inner()) = Some(panic);
+        }
+        self.ended.fetch_add(1, Ordering::Release);
+        true
+    }
+}
+
+fn spin_or_yield(rounds: &mut u32) {
+    *rounds += 1;
+    if rounds.is_multiple_of(SPIN_ROUNDS) {
+        std::thread::yield_now();
+    } else {
+        std::hint::spin_loop();
+    }
+}
+
+/// A mutable slice that tasks write to in disjoint parts.
+pub(crate) struct Disjoint<'a, T> {
+    start: *mut T,
+    len: usize,
+    slice: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: access goes through `part` and `set`, whose callers promise disjoint elements.
+unsafe impl<T: Send> Sync for Disjoint<'_, T> {}
+
+impl<'a, T> Disjoint<'a, T> {
+    pub(crate) fn new(slice: &'a mut [T]) -> Self {
+        Disjoint {
+            start: slice.as_mut_ptr(),
+            len: slice.len(),
+            slice: PhantomData,
+        }
+    }
+
+    /// The elements `at..at + len`.
+    ///
+    /// # Safety
+    /// No other thread touches them meanwhile, and no other part of them is alive.
+    #[allow(clippy::mut_from_ref)]
+    #[inline(always)]
+    pub(crate) unsafe fn part(&self, at: usize, len: usize) -> &mut [T] {
+        assert!(
+            at <= self.len && len <= self.len - at,
+            "part of a slice beyond its end"
+        );
+        // SAFETY: in bounds by the line above; exclusive by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(at), len) }
+    }
+}

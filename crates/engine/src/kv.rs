@@ -1,0 +1,93 @@
+//! The paged KV cache: one allocation, blocks of 16 tokens, half precision.
+//!
+//! For: holding the attention state of all sequences; it is an argument of the forward pass,
+//! never part of a layer, so that sequences batch and blocks can move between them.
+//! Must never: grow after it was made, or hand one block to two owners.
+//! Relies on: the layout that `kernels/attention.rs` defines for a block and layer.
+
+use crate::config::ModelConfig;
+use crate::kernels::attention::Heads;
+
+/// Tokens to a block: also the lanes of a vector, so a key's lane doesn't depend on paging.
+pub const BLOCK_TOKENS: usize = 16;
+
+/// A fixed pool of KV blocks.
+pub struct KvPool {
+    pub(crate) cells: Vec<u16>,
+    pub(crate) heads: Heads,
+    layers: usize,
+    free: Vec<u32>,
+    total: usize,
+    /// Values that were beyond ±65504 and held to it, since the start.
+    pub(crate) saturated: u64,
+}
+
+/// The blocks that hold one sequence, in order of position. Give it back with
+/// [`KvPool::release`]; a dropped table is a leak of its blocks (never a double use).
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct BlockTable {
+    pub(crate) blocks: Vec<u32>,
+}
+
+impl BlockTable {
+    /// Tokens that fit.
+    pub fn capacity(&self) -> usize {
+        self.blocks.len() * BLOCK_TOKENS
+    }
+}
+
+impl KvPool {
+    /// As many blocks as fit into `bytes`. The memory is touched when it is first used.
+    pub fn new(config: &ModelConfig, bytes: u64) -> KvPool {
+        let heads = config.heads();
+        let total = (bytes / Self::block_bytes(config)) as usize;
+        let total = total.min(u32::MAX as usize);
+        KvPool {
+            cells: vec![0; total * config.layers * heads.block_values()],
+            heads,
+            layers: config.layers,
+            // Lowest block first, so that a run is the same every time.
+            free: (0..total as u32).rev().collect(),
+            total,
+            saturated: 0,
+        }
+    }
+
+    /// Bytes of one block over all layers.
+    pub fn block_bytes(config: &ModelConfig) -> u64 {
+        (config.layers * config.heads().block_values() * 2) as u64
+    }
+
+    /// Blocks that `tokens` tokens take.
+    pub fn blocks_for(tokens: usize) -> usize {
+        tokens.div_ceil(BLOCK_TOKENS)
+    }
+
+    /// A table for `tokens` tokens, or `None` if too few blocks are free.
+    pub fn allocate(&mut self, tokens: usize) -> Option<BlockTable> {
+        let keep = self.free.len().checked_sub(Self::blocks_for(tokens))?;
+        let mut blocks = self.free.split_off(keep);
+        blocks.reverse();
+        Some(BlockTable { blocks })
+    }
+
+    /// Takes a table's blocks back.
+    pub fn release(&mut self, table: BlockTable) {
+        self.free.extend(table.blocks.into_iter().rev());
+    }
+
+    /// Blocks that nobody holds.
+    pub fn free_blocks(&self) -> usize {
+        self.free.len()
+    }
+
+    /// Blocks in all.
+    pub fn total_blocks(&self) -> usize {
+        self.total
+    }
+
+    /// Index of the first value of `block` in `layer`.
+    pub(crate) fn base(&self, block: u32, layer: usize) -> usize {
+        (block as usize * self.layers + layer) * self.heads.block_values()
+    }
+}

@@ -1,0 +1,278 @@
+//! The model's thread: it plans a step, runs it, gives out what came of it, and again.
+//!
+//! For: all sequences of one model.
+//! Must never: wait for a reader, or sleep while there is work; leave a sequence without its end
+//! when something fails.
+//! Relies on: `scheduler.rs` for every decision about who does what.
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Duration;
+
+use crate::kv::KvPool;
+use crate::model::{Batch, ForwardError, Logits, Model, Segment};
+use crate::scheduler::{Running, Scheduler, SequenceId, State, Step, Waiting};
+use crate::sequence::Sequence;
+use crate::tokenizer::Tokenizer;
+
+/// A paused reader may close without calling `wake`; so the thread looks again this often.
+const PAUSED_LOOK: Duration = Duration::from_millis(50);
+
+/// How busy the engine is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct EngineLoad {
+    /// Sequences with KV blocks.
+    pub running: usize,
+    /// Sequences that wait for a place.
+    pub queued: usize,
+    /// KV blocks (16 tokens each) that nobody holds.
+    pub kv_blocks_free: usize,
+    /// KV blocks in all.
+    pub kv_blocks_total: usize,
+}
+
+/// What handles and the model's thread share.
+#[derive(Default)]
+pub(crate) struct Shared {
+    mailbox: Mutex<Mailbox>,
+    changed: Condvar,
+}
+
+/// Bounded by `start`, which refuses when too many sequences are in the engine.
+#[derive(Default)]
+pub(crate) struct Mailbox {
+    pub(crate) arrivals: VecDeque<Sequence>,
+    /// As of the last step; `queued` without the arrivals.
+    pub(crate) load: EngineLoad,
+    /// No new sequences; the thread ends.
+    pub(crate) is_stopping: bool,
+    is_woken: bool,
+}
+
+impl Shared {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Mailbox> {
+        self.mailbox.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Makes the model's thread look at everything again.
+    pub(crate) fn wake(&self) {
+        self.lock().is_woken = true;
+        self.changed.notify_all();
+    }
+
+    /// Tells the model's thread to end.
+    pub(crate) fn stop(&self) {
+        self.lock().is_stopping = true;
+        self.wake();
+    }
+}
+
+/// Everything the model's thread owns.
+pub(crate) struct Runner {
+    pub(crate) model: Model,
+    pub(crate) kv: KvPool,
+    pub(crate) tokenizer: Arc<Tokenizer>,
+    pub(crate) scheduler: Scheduler,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) waiting: VecDeque<Sequence>,
+    pub(crate) running: Vec<Sequence>,
+    /// Ended, but their readers had no room for the rest yet. They hold no KV blocks.
+    pub(crate) ending: Vec<Sequence>,
+}
+
+impl Runner {
+    /// Serves until told to stop; then, or after a panic, every sequence ends with an error.
+    pub(crate) fn run(mut self) {
+        let result = catch_unwind(AssertUnwindSafe(|| while self.step() {}));
+        let reason = match result {
+            Ok(()) => "the engine was shut down",
+            Err(_) => {
+                tracing::error!("the model's thread panicked; all sequences end");
+                "the engine failed"
+            }
+        };
+        let arrivals = {
+            let mut mailbox = self.shared.lock();
+            mailbox.is_stopping = true;
+            mailbox.load = EngineLoad::default();
+            std::mem::take(&mut mailbox.arrivals)
+        };
+        let all = self
+            .running
+            .drain(..)
+            .chain(self.waiting.drain(..))
+            .chain(self.ending.drain(..));
+        for mut sequence in all.chain(arrivals) {
+            // A sink that panics must not keep the others from their end.
+            let _ = catch_unwind(AssertUnwindSafe(|| {
+                sequence.fail(reason);
+                sequence.flush();
+            }));
+        }
+    }
+
+    /// One round: false when the thread is to end.
+    fn step(&mut self) -> bool {
+        let step = loop {
+            if !self.take_mail() {
+                return false;
+            }
+            self.clear_ended();
+            let step = self.scheduler.plan(&self.state());
+            if !step.is_idle() {
+                break step;
+            }
+            self.wait();
+        };
+        self.admit(&step);
+        if let Err(error) = self.compute(&step) {
+            tracing::error!(%error, "a step failed; its sequences end");
+            let ids: Vec<SequenceId> = rows(&step).map(|(id, _)| id).collect();
+            let failed = self.running.iter_mut().filter(|s| ids.contains(&s.id));
+            failed.for_each(|sequence| sequence.fail("the forward pass failed"));
+        }
+        true
+    }
+
+    /// Takes new sequences in; false when the thread is to end.
+    fn take_mail(&mut self) -> bool {
+        let shared = Arc::clone(&self.shared);
+        let mut mailbox = shared.lock();
+        mailbox.is_woken = false;
+        self.waiting.extend(mailbox.arrivals.drain(..));
+        !mailbox.is_stopping
+    }
+
+    /// Gives out events, ends cancelled sequences, takes back the blocks of ended ones.
+    fn clear_ended(&mut self) {
+        let all = self
+            .running
+            .iter_mut()
+            .chain(&mut self.waiting)
+            .chain(&mut self.ending);
+        for sequence in all {
+            sequence.check_lease();
+            sequence.flush();
+        }
+        let (ended, running): (Vec<_>, Vec<_>) =
+            self.running.drain(..).partition(Sequence::has_ended);
+        self.running = running;
+        let (dropped, waiting): (Vec<_>, Vec<_>) =
+            self.waiting.drain(..).partition(Sequence::has_ended);
+        self.waiting = waiting.into();
+        for mut sequence in ended.into_iter().chain(dropped) {
+            if let Some(table) = sequence.table.take() {
+                self.kv.release(table);
+            }
+            self.ending.push(sequence);
+        }
+        self.ending.retain(|sequence| !sequence.is_over());
+        self.shared.lock().load = self.load();
+    }
+
+    fn load(&self) -> EngineLoad {
+        EngineLoad {
+            running: self.running.len(),
+            queued: self.waiting.len(),
+            kv_blocks_free: self.kv.free_blocks(),
+            kv_blocks_total: self.kv.total_blocks(),
+        }
+    }
+
+    fn state(&self) -> State {
+        let waiting = self.waiting.iter().map(|sequence| Waiting {
+            id: sequence.id,
+            kv_blocks: KvPool::blocks_for(sequence.tokens_max()),
+            prompt_tokens: sequence.prompt_left(),
+        });
+        let running = self.running.iter().map(|sequence| Running {
+            id: sequence.id,
+            prompt_left: sequence.prompt_left(),
+            is_ready: sequence.is_ready(),
+        });
+        State {
+            waiting: waiting.collect(),
+            running: running.collect(),
+            kv_blocks_free: self.kv.free_blocks(),
+        }
+    }
+
+    /// Sleeps until something changed.
+    fn wait(&self) {
+        let mailbox = self.shared.lock();
+        let idle = |mailbox: &mut Mailbox| {
+            !mailbox.is_woken && !mailbox.is_stopping && mailbox.arrivals.is_empty()
+        };
+        // The results carry a guard or a poisoned one; either way the state is read again.
+        if self.running.is_empty() && self.ending.is_empty() {
+            drop(self.shared.changed.wait_while(mailbox, idle));
+        } else {
+            drop(
+                self.shared
+                    .changed
+                    .wait_timeout_while(mailbox, PAUSED_LOOK, idle),
+            );
+        }
+    }
+
+    fn admit(&mut self, step: &Step) {
+        for id in &step.admit {
+            // The plan admits from the front and counted the blocks.
+            let Some(mut sequence) = self.waiting.pop_front_if(|s| s.id == *id) else {
+                return;
+            };
+            sequence.table = self.kv.allocate(sequence.tokens_max());
+            self.running.push(sequence);
+        }
+    }
+
+    /// Runs the step's rows and draws a token for each sequence that is ready for one.
+    fn compute(&mut self, step: &Step) -> Result<(), ForwardError> {
+        let mut batch = Batch::default();
+        let mut of_segment = Vec::new();
+        for (id, count) in rows(step) {
+            let found = self.running.iter().position(|sequence| sequence.id == id);
+            let Some((index, sequence)) = found.map(|index| (index, &self.running[index])) else {
+                continue;
+            };
+            let Some(table) = &sequence.table else {
+                continue;
+            };
+            let end = sequence.cached + count;
+            let logits = match end == sequence.ids.len() {
+                true => Logits::Last,
+                false => Logits::None,
+            };
+            let tokens = &sequence.ids[sequence.cached..end];
+            batch.segments.push(Segment {
+                tokens,
+                start: sequence.cached,
+                table,
+                logits,
+            });
+            of_segment.push((index, count, logits));
+        }
+        let logits = self.model.forward(&batch, &mut self.kv)?;
+        let logits = logits.map_or(Ok(Vec::new()), |logits| logits.to_vec2::<f32>())?;
+        let mut logits = logits.into_iter();
+        for (index, count, wanted) in of_segment {
+            let sequence = &mut self.running[index];
+            sequence.advance(count);
+            if wanted == Logits::Last
+                && let Some(mut row) = logits.next()
+            {
+                sequence.generate(&mut row, &self.tokenizer);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Sequences of a step and how many tokens each feeds: decode rows first.
+fn rows(step: &Step) -> impl Iterator<Item = (SequenceId, usize)> {
+    step.decode
+        .iter()
+        .map(|id| (*id, 1))
+        .chain(step.prefill.iter().copied())
+}

@@ -1,0 +1,279 @@
+//! One request inside the engine: its ids, its text, what its reader hasn't taken yet.
+//!
+//! For: everything that happens to a sequence between two forward passes.
+//! Must never: give the reader a token that a stop string may swallow, or an event that it has
+//! no room for; touch the model.
+//! Relies on: `sampler.rs`, `stop.rs`, `detokenizer.rs`.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use crate::detokenizer::Detokenizer;
+use crate::kv::BlockTable;
+use crate::sampler::{NotFinite, Sampler, Sampling};
+use crate::scheduler::SequenceId;
+use crate::stop::{Outcome, Piece, StopMatcher};
+use crate::tokenizer::Tokenizer;
+
+/// What is to be generated.
+#[derive(Debug, Clone)]
+pub struct SequenceRequest {
+    /// Ids to continue; see `Engine::encode_chat` and `Engine::encode_raw`.
+    pub prompt_ids: Vec<u32>,
+    /// Tokens to generate at most, at least 1. The context's end may come first.
+    pub max_tokens: u32,
+    /// How tokens are drawn.
+    pub sampling: Sampling,
+    /// Texts that end the generation; none of them empty.
+    pub stop: Vec<String>,
+}
+
+/// Where a sequence's events go. The engine calls it from the model's thread.
+pub trait EventSink: Send {
+    /// Whether there is room for one event. While there is none the sequence pauses, alone;
+    /// `Engine::wake` makes the engine ask again.
+    fn is_ready(&self) -> bool;
+    /// Whether nobody reads any more; the sequence is then cancelled.
+    fn is_closed(&self) -> bool;
+    /// Takes an event; called only right after `is_ready` said yes. Must not block.
+    fn emit(&mut self, event: Event);
+}
+
+/// What a sequence's reader sees: one `Prefilled`, tokens, one `Finished`. A sink that is dropped
+/// without `Finished` had no room for it when the engine stopped.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// The prompt is in the cache.
+    Prefilled {
+        /// Its tokens.
+        prompt_tokens: u32,
+    },
+    /// A generated token that no stop string can swallow any more.
+    Token {
+        /// The token.
+        id: u32,
+        /// The text that became complete with it, perhaps none.
+        text: String,
+        /// Digest of the hidden state that produced it, where the engine is canonical.
+        state_digest: Option<[u8; 32]>,
+    },
+    /// The end; nothing comes after it.
+    Finished {
+        /// Why.
+        reason: FinishReason,
+        /// Text before a stop string, of the token that the stop string begins in.
+        tail_text: String,
+        /// `Token` events that were emitted.
+        completion_tokens: u32,
+    },
+}
+
+/// Why a sequence ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The model ended the text. Its end token is neither emitted nor counted.
+    Stop,
+    /// This stop string appeared. Its tokens are neither emitted nor counted.
+    StopString(String),
+    /// `max_tokens` or the context's end was reached.
+    Length,
+    /// Its handle was cancelled or dropped, or its sink closed.
+    Cancelled,
+    /// The engine failed; the text says what, without prompt or output.
+    Error(String),
+}
+
+/// Cancellation of a sequence, shared by its handle and the model's thread.
+#[derive(Debug, Default)]
+pub(crate) struct Lease(AtomicU8);
+
+const LIVE: u8 = 0;
+const CANCELLED: u8 = 1;
+const DROPPED: u8 = 2;
+
+impl Lease {
+    pub(crate) fn cancel(&self) {
+        self.0.fetch_max(CANCELLED, Ordering::AcqRel);
+    }
+    pub(crate) fn abandon(&self) {
+        self.0.fetch_max(DROPPED, Ordering::AcqRel);
+    }
+    fn is_live(&self) -> bool {
+        self.0.load(Ordering::Acquire) == LIVE
+    }
+    fn is_abandoned(&self) -> bool {
+        self.0.load(Ordering::Acquire) == DROPPED
+    }
+}
+
+/// A sequence that was accepted.
+pub(crate) struct Sequence {
+    pub(crate) id: SequenceId,
+    /// Prompt, then completion.
+    pub(crate) ids: Vec<u32>,
+    /// How many of `ids` are in the cache.
+    pub(crate) cached: usize,
+    pub(crate) table: Option<BlockTable>,
+    prompt_tokens: usize,
+    /// `ids` never grows beyond this.
+    tokens_max: usize,
+    sampler: Sampler,
+    stop: StopMatcher,
+    detokenizer: Detokenizer,
+    sink: Box<dyn EventSink>,
+    lease: Arc<Lease>,
+    /// Not taken by the sink yet; a few tokens at most, since a sequence with any is paused.
+    outbox: VecDeque<Event>,
+    /// Why and with which tail it ended; told when the outbox is empty.
+    end: Option<(FinishReason, String)>,
+    is_end_told: bool,
+    emitted_tokens: u32,
+}
+
+impl Sequence {
+    /// A sequence for a request that was checked; `tokens_max` is at most the context's length.
+    pub(crate) fn new(
+        id: SequenceId,
+        request: SequenceRequest,
+        (tokens_max, vocab_size): (usize, usize),
+        (sink, lease): (Box<dyn EventSink>, Arc<Lease>),
+    ) -> Sequence {
+        Sequence {
+            id,
+            prompt_tokens: request.prompt_ids.len(),
+            tokens_max,
+            sampler: Sampler::new(request.sampling, &request.prompt_ids, vocab_size),
+            stop: StopMatcher::new(&request.stop),
+            ids: request.prompt_ids,
+            cached: 0,
+            table: None,
+            detokenizer: Detokenizer::default(),
+            sink,
+            lease,
+            outbox: VecDeque::new(),
+            end: None,
+            is_end_told: false,
+            emitted_tokens: 0,
+        }
+    }
+
+    /// Tokens that it may come to, prompt included.
+    pub(crate) fn tokens_max(&self) -> usize {
+        self.tokens_max
+    }
+
+    /// Prompt tokens that aren't cached; 0 when it decodes.
+    pub(crate) fn prompt_left(&self) -> usize {
+        self.prompt_tokens.saturating_sub(self.cached)
+    }
+
+    /// Whether its reader has room for what the next step gives.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.outbox.is_empty() && self.sink.is_ready()
+    }
+
+    /// Whether it generates no more.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.end.is_some()
+    }
+
+    /// Whether it can be dropped: its end was told, or nobody is there to be told.
+    pub(crate) fn is_over(&self) -> bool {
+        let nobody = self.lease.is_abandoned() || self.sink.is_closed();
+        self.is_end_told || (self.has_ended() && nobody)
+    }
+
+    /// Ends it if its handle or its sink is gone.
+    pub(crate) fn check_lease(&mut self) {
+        if !self.has_ended() && (!self.lease.is_live() || self.sink.is_closed()) {
+            self.outbox.clear();
+            self.finish(FinishReason::Cancelled, String::new());
+        }
+    }
+
+    /// Ends it; what it holds back for stop strings is dropped.
+    pub(crate) fn fail(&mut self, reason: &str) {
+        self.finish(FinishReason::Error(reason.into()), String::new());
+    }
+
+    /// Notes that `count` more tokens are cached.
+    pub(crate) fn advance(&mut self, count: usize) {
+        let was_reading = self.prompt_left() > 0;
+        self.cached += count;
+        if was_reading && self.prompt_left() == 0 {
+            self.outbox.push_back(Event::Prefilled {
+                prompt_tokens: self.prompt_tokens as u32,
+            });
+        }
+    }
+
+    /// Draws the next token from the logits of its last cached one.
+    pub(crate) fn generate(&mut self, logits: &mut [f32], tokenizer: &Tokenizer) {
+        let id = match self.sampler.sample(logits, self.ids.len() as u32) {
+            Ok(id) => id,
+            Err(NotFinite) => return self.fail("the model gave logits that are not finite"),
+        };
+        if tokenizer.eos().contains(&id) {
+            self.release_held();
+            return self.finish(FinishReason::Stop, String::new());
+        }
+        self.ids.push(id);
+        match self.stop.push(id, tokenizer.bytes(id)) {
+            Outcome::Released(pieces) => self.release(pieces),
+            Outcome::Stopped {
+                released,
+                tail,
+                stop,
+            } => {
+                self.release(released);
+                let tail = self.detokenizer.push(&tail);
+                return self.finish(FinishReason::StopString(stop), tail);
+            }
+        }
+        if self.ids.len() >= self.tokens_max {
+            self.release_held();
+            self.finish(FinishReason::Length, String::new());
+        }
+    }
+
+    /// Gives the sink what it has room for.
+    pub(crate) fn flush(&mut self) {
+        while !self.is_end_told && self.sink.is_ready() {
+            if let Some(event) = self.outbox.pop_front() {
+                self.emitted_tokens += u32::from(matches!(event, Event::Token { .. }));
+                self.sink.emit(event);
+            } else if let Some((reason, tail_text)) = self.end.clone() {
+                let completion_tokens = self.emitted_tokens;
+                self.sink.emit(Event::Finished {
+                    reason,
+                    tail_text,
+                    completion_tokens,
+                });
+                self.is_end_told = true;
+            } else {
+                break;
+            }
+        }
+    }
+
+    fn finish(&mut self, reason: FinishReason, tail_text: String) {
+        self.end.get_or_insert((reason, tail_text));
+    }
+
+    fn release_held(&mut self) {
+        let pieces = self.stop.finish();
+        self.release(pieces);
+    }
+
+    fn release(&mut self, pieces: Vec<Piece>) {
+        for (id, bytes) in pieces {
+            let text = self.detokenizer.push(&bytes);
+            self.outbox.push_back(Event::Token {
+                id,
+                text,
+                state_digest: None,
+            });
+        }
+    }
+}

@@ -1,0 +1,230 @@
+"""One paid session, as a client lives it: prompts over REST and WebSocket, claims, completion.
+
+Prints the answers as they stream; the last line is one JSON object. Exits non-zero when any count
+differs between client, ledger and chain. Uses the standard library and `websockets` only.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import websockets
+
+WAIT_SECONDS = 120
+REST_PROMPTS = [
+    ("Explain in a few sentences why the sky is blue.", True, 110),
+    ("Name three uses of a pencil.", False, 60),
+]
+WEBSOCKET_PROMPTS = [
+    ("Tell me a short story about a lighthouse.", 110),
+    ("And how does it end?", 60),
+]
+
+
+class Failure(Exception):
+    """What the demo promises did not happen."""
+
+
+def call(url, body=None):
+    """One JSON request; the answer as an object."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=WAIT_SECONDS) as answer:
+        return json.load(answer)
+
+
+def rpc(chain, method, params):
+    answer = call(
+        chain["rpc_url"], {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+    )
+    if "error" in answer:
+        raise Failure(f"{method}: {answer['error']}")
+    return answer["result"]
+
+
+def word(value):
+    """An ABI word of a number or an address."""
+    return f"{int(value, 16) if isinstance(value, str) else value:064x}"
+
+
+def earned_wei(chain):
+    # getBalance(address,address) of HostEarnings; the zero token is the native currency.
+    data = "0xd4fac45d" + word(chain["accounts"]["host"]["address"]) + word(0)
+    to = chain["addresses"]["host_earnings"]
+    return int(rpc(chain, "eth_call", [{"to": to, "data": data}, "latest"]), 16)
+
+
+def tokens_on_chain(chain, job):
+    # sessionJobs(uint256): tokensUsed is the eighth output of v3.
+    data = "0xef39d372" + word(job)
+    to = chain["addresses"]["job_marketplace"]
+    result = rpc(chain, "eth_call", [{"to": to, "data": data}, "latest"])
+    # The outputs end in a dynamic string, but are not wrapped: word 7 is tokensUsed.
+    return int(result[2 + 64 * 7 : 2 + 64 * 8], 16)
+
+
+def wait_until(what, probe):
+    deadline = time.monotonic() + WAIT_SECONDS
+    while time.monotonic() < deadline:
+        found = probe()
+        if found:
+            return found
+        time.sleep(0.2)
+    raise Failure(f"waited {WAIT_SECONDS} s for: {what}")
+
+
+def node_is_healthy(args):
+    try:
+        os.kill(args.node_pid, 0)
+    except ProcessLookupError:
+        with open(args.node_log, encoding="utf-8") as log:
+            tail = "".join(log.readlines()[-15:])
+        raise Failure(f"the node ended:\n{tail}") from None
+    try:
+        return call(f"{args.url}/health")["status"] == "healthy"
+    except OSError:
+        return False
+
+
+def show(text):
+    print(text, end="", flush=True)
+
+
+def ask_rest(args, job, model, prompt, stream, max_tokens):
+    """A prompt over REST; the tokens the answer says it cost."""
+    body = {
+        "job_id": job, "model": model, "prompt": prompt, "max_tokens": max_tokens,
+        "temperature": 0.7, "stream": stream,
+    }
+    show(f"\n[REST{', SSE' if stream else ''}] {prompt}\n")
+    if not stream:
+        answer = call(f"{args.url}/v1/inference", body)
+        show(answer["content"] + "\n")
+        return answer["tokens_used"]
+    request = urllib.request.Request(
+        f"{args.url}/v1/inference", json.dumps(body).encode(), {"content-type": "application/json"}
+    )
+    seen = last = None
+    with urllib.request.urlopen(request, timeout=WAIT_SECONDS) as answer:
+        for line in answer:
+            text = line.decode().strip()
+            if not text.startswith("data:"):
+                continue
+            payload = text[5:].strip()
+            if payload == "[DONE]":
+                seen = last
+                break
+            frame = json.loads(payload)
+            if "finish_reason" in frame and frame["finish_reason"]:
+                last = frame["tokens_used"]
+            else:
+                show(frame.get("content", ""))
+    show("\n")
+    if seen is None:
+        raise Failure("the stream ended without [DONE]")
+    return seen
+
+
+async def ask_websocket(args, job, model):
+    """Two prompts on one WebSocket session; the tokens of all chunks."""
+    total = 0
+    async with websockets.connect(args.url.replace("http", "ws", 1) + "/v1/ws") as socket:
+        await socket.send(json.dumps({
+            "type": "session_init", "session_id": f"{job}n", "jobId": job, "id": "init",
+        }))
+        for number, (prompt, max_tokens) in enumerate(WEBSOCKET_PROMPTS):
+            show(f"\n[WebSocket] {prompt}\n")
+            await socket.send(json.dumps({
+                "type": "prompt", "id": f"p{number}", "prompt": prompt,
+                "request": {"model": model, "max_tokens": max_tokens, "temperature": 0.7,
+                            "stream": True},
+            }))
+            seen = 0
+            async for raw in socket:
+                message = json.loads(raw)
+                if message["type"] == "stream_chunk":
+                    seen += message["tokens"]
+                    show(message["content"])
+                elif message["type"] == "error":
+                    raise Failure(f"WebSocket: {message}")
+                elif message["type"] == "stream_end":
+                    if message["tokens_used"] != seen:
+                        raise Failure(f"chunks carried {seen} tokens: {message}")
+                    break
+            show("\n")
+            total += seen
+    return total
+
+
+def run(args):
+    chain = json.loads(args.chain)
+    job = chain["job"]["id"]
+    wait_until("a healthy node", lambda: node_is_healthy(args))
+    model = call(f"{args.url}/v1/models")["data"][0]["id"]
+    print(f"job {job}, model {model}, host {chain['accounts']['host']['address']}")
+    tokens = sum(ask_rest(args, job, model, *prompt) for prompt in REST_PROMPTS)
+    tokens += asyncio.run(ask_websocket(args, job, model))
+    print(f"\n{tokens} tokens received; waiting for claims and for the session's completion")
+    shown = set()
+
+    def settled():
+        report = call(f"{args.url}/v1/sessions/{job}")
+        for claim in report["claims"]:
+            line = f"  claim {claim['seq']}: {claim['tokens']} tokens, {claim['tx']}, " \
+                   f"{claim['state']}"
+            if line not in shown:
+                shown.add(line)
+                print(line, flush=True)
+        return report if report["phase"] == "completed" else None
+
+    report = wait_until("the session's completion", settled)
+    on_chain = tokens_on_chain(chain, job)
+    earned = earned_wei(chain)
+    tail = report["tokens_recorded"] - report["tokens_confirmed"]
+    print(f"completed: {on_chain} tokens paid, {tail} under the contract's minimum of 100, "
+          f"{earned} wei earned")
+    result = {
+        "ok": True, "job": job, "tokens_client": tokens,
+        "tokens_ledger": report["tokens_recorded"], "tokens_chain": on_chain,
+        "claims": [{"tokens": claim["tokens"], "tx": claim["tx"], "status": claim["state"]}
+                   for claim in report["claims"]],
+        "unclaimable_tail": tail, "earned_wei": str(earned), "model": model,
+        "seconds": int(time.time()) - args.started,
+    }
+    problems = []
+    if tokens != report["tokens_recorded"]:
+        problems.append("client and ledger differ")
+    if on_chain + tail != tokens:
+        problems.append("chain and tail do not add up to the client's count")
+    if not 0 <= tail < 100:
+        problems.append("the tail is no tail")
+    if on_chain < 100 or earned <= 0:
+        problems.append("nothing was earned")
+    if problems:
+        result.update(ok=False, problems=problems)
+    print(json.dumps(result), flush=True)
+    return 0 if not problems else 1
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--url", required=True)
+    parser.add_argument("--node-pid", required=True, type=int)
+    parser.add_argument("--node-log", required=True)
+    parser.add_argument("--chain", required=True, help="what scripts/devchain.sh printed")
+    parser.add_argument("--started", required=True, type=int, help="Unix time of the start")
+    args = parser.parse_args()
+    try:
+        return run(args)
+    except (Failure, OSError, urllib.error.URLError) as error:
+        print(json.dumps({"ok": False, "error": str(error)}))
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Tests everything: style and layers, contracts on a real EVM, the node with the real model, the
+# scripts, and the whole of it from outside. Installs what it needs. Takes no options.
+set -euo pipefail
+
+# shellcheck source=scripts/lib/tools.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib/tools.sh"
+# shellcheck source=scripts/lib/system.sh
+source "$TALLY_ROOT/scripts/lib/system.sh"
+[ $# -eq 0 ] || die "no options, found: $*"
+
+STARTED=$SECONDS
+step() { say "[$((SECONDS - STARTED)) s] $*"; }
+
+cd "$TALLY_ROOT"
+need_cargo
+need_commands cc=build-essential git=git curl=curl jq=jq python3=python3 unzip=unzip
+need_tools
+PYTHON=$(project_python)
+export PYTHON
+
+step "model and chain"
+TALLY_TEST_MODEL=$(./scripts/fetch-model.sh | tail -n 1)
+TALLY_TEST_ANVIL=$(anvil_path)
+export TALLY_TEST_MODEL TALLY_TEST_ANVIL
+
+step "format, lints, layers, dependencies, documents, shell"
+./scripts/check.sh
+
+step "contracts"
+./scripts/test-contracts.sh
+
+step "node and engine"
+cargo test --quiet --workspace --features test-support --no-fail-fast
+
+step "deployment scripts"
+"$PYTHON" -m unittest discover -s tests/shell -t tests/shell
+
+step "black box on a running node"
+./scripts/test-black-box.sh
+
+step "demo"
+./scripts/demo.sh
+
+step "all passed"

@@ -1,0 +1,251 @@
+//! The port [`Chain`], implemented.
+//!
+//! Never caches: settlement decides on what the chain says now. Relies on `connect` for having
+//! checked the contract, on `dialect` for shapes, on `broadcast` for the meaning of refusals.
+
+use alloy::consensus::{SignableTransaction, TxEip1559};
+use alloy::eips::eip2718::Encodable2718;
+use alloy::primitives::{B256, Bytes, TxKind, U256};
+use alloy::sol_types::SolCall;
+use async_trait::async_trait;
+use serde_json::{Value, json};
+
+use super::bindings::{
+    DISPUTE_WINDOWCall, FEE_BASIS_POINTSCall, MIN_PROVEN_TOKENSCall, PRICE_PRECISIONCall,
+    completeSessionJobCall, disputeWindowCall, earnings, feeBasisPointsCall, sessionJobsCall,
+};
+use super::rpc::RpcFailure;
+use super::wire::{Block, Receipt, Transaction, evm, u64_of, u128_of};
+use super::{EvmChain, broadcast, events, fees, revert};
+use crate::chain::{
+    Broadcast, Call, Chain, ChainError, ChainEvent, ChainJob, DryRun, Fees, Head, Inclusion,
+    Limits, PrepareError, SignedTx, TxSpec, Wallet, WalletState,
+};
+use crate::units::{
+    Address, Amount, BlockHash, BlockNumber, ChainSeconds, ChainTime, Gas, JobId, PriceUnit,
+    TokenCount, TxHash, WalletNonce,
+};
+
+#[async_trait]
+impl Chain for EvmChain {
+    fn chain_id(&self) -> u64 {
+        self.chain_id
+    }
+
+    fn marketplace(&self) -> Address {
+        self.marketplace
+    }
+
+    async fn head(&self) -> Result<Head, ChainError> {
+        let block = self.newest_block().await?;
+        Ok(Head {
+            number: BlockNumber::new(u64_of(block.number, "block number")?),
+            hash: BlockHash::new(block.hash.0),
+            time: ChainTime::new(u64_of(block.timestamp, "block time")?),
+        })
+    }
+
+    async fn limits(&self) -> Result<Limits, ChainError> {
+        let claim_min: U256 = self.rpc.read(self.marketplace, &MIN_PROVEN_TOKENSCall {}).await?;
+        let window = self.either(&DISPUTE_WINDOWCall {}, &disputeWindowCall {}).await?;
+        let fee = self.either(&FEE_BASIS_POINTSCall {}, &feeBasisPointsCall {}).await?;
+        let unit = match self.optional(&PRICE_PRECISIONCall {}).await? {
+            Some(unit) => PriceUnit::new(u64_of(unit, "PRICE_PRECISION")?)
+                .ok_or_else(|| ChainError::Unexpected("PRICE_PRECISION is 0".into()))?,
+            None => PriceUnit::ONE,
+        };
+        Ok(Limits {
+            claim_min: TokenCount::new(u64_of(claim_min, "MIN_PROVEN_TOKENS")?),
+            rate_per_second: self.dialect.rate_per_second(),
+            price_unit: unit,
+            dispute_window: ChainSeconds::new(u64_of(window, "dispute window")?),
+            fee_basis_points: u64_of(fee, "fee basis points")?,
+        })
+    }
+
+    async fn job(&self, job: JobId) -> Result<Option<ChainJob>, ChainError> {
+        let call = sessionJobsCall { jobId: U256::from(job.get()) };
+        let returned = self.rpc.eth_call(self.marketplace, &call, "latest").await?;
+        self.dialect.session(job, &returned)
+    }
+
+    async fn events(
+        &self,
+        from: BlockNumber,
+        to: BlockNumber,
+    ) -> Result<Vec<ChainEvent>, ChainError> {
+        let filter = events::filter(self.marketplace, self.dialect.as_ref());
+        let logs = events::fetch(&self.rpc, &filter, from, to).await?;
+        events::read(logs, self.marketplace, self.wallet.address(), self.dialect.as_ref())
+    }
+
+    async fn wallet(&self) -> Result<WalletState, ChainError> {
+        let host = self.wallet.address().to_string();
+        let mined: U256 = self.rpc.call("eth_getTransactionCount", json!([host, "latest"])).await?;
+        let pending: U256 =
+            self.rpc.call("eth_getTransactionCount", json!([host, "pending"])).await?;
+        let balance: U256 = self.rpc.call("eth_getBalance", json!([host, "latest"])).await?;
+        let mined = u64_of(mined, "nonce")?;
+        // A block may come between the two answers; the pool is never behind the chain.
+        let pending = u64_of(pending, "nonce")?.max(mined);
+        Ok(WalletState {
+            nonce_mined: WalletNonce::new(mined),
+            nonce_pending: WalletNonce::new(pending),
+            balance: Amount::new(u128_of(balance, "balance")?),
+        })
+    }
+
+    async fn fees(&self) -> Result<Fees, ChainError> {
+        let block = self.newest_block().await?;
+        let tip = fees::tip(&self.rpc).await?;
+        fees::with_room(block.base_fee_per_gas, tip)
+    }
+
+    async fn dry_run(&self, call: &Call) -> Result<DryRun, ChainError> {
+        let (to, input) = self.target(call);
+        let host = self.wallet.address().to_string();
+        let tx = json!({"from": host, "to": to.to_string(), "data": input, "value": "0x0"});
+        // Without a gas price, so that a poor wallet is not told as a revert.
+        match self.rpc.call::<U256>("eth_estimateGas", json!([tx, "pending"])).await {
+            Ok(gas) => Ok(DryRun::Succeeds(Gas::new(u64_of(gas, "gas estimate")?))),
+            Err(RpcFailure::Refused(refusal)) => match revert::words(&refusal) {
+                Some(words) => Ok(DryRun::Reverts(words)),
+                None => Err(RpcFailure::Refused(refusal).into()),
+            },
+            Err(failure) => Err(failure.into()),
+        }
+    }
+
+    fn prepare(&self, call: &Call, spec: TxSpec) -> Result<SignedTx, PrepareError> {
+        let (to, input) = self.target(call);
+        if spec.fees.tip_max > spec.fees.fee_max {
+            return Err(PrepareError(format!(
+                "nonce {}: tip {} above the whole fee {}",
+                spec.nonce, spec.fees.tip_max, spec.fees.fee_max
+            )));
+        }
+        let tx = TxEip1559 {
+            chain_id: self.chain_id,
+            nonce: spec.nonce.get(),
+            gas_limit: spec.gas_limit.get(),
+            max_fee_per_gas: spec.fees.fee_max.get(),
+            max_priority_fee_per_gas: spec.fees.tip_max.get(),
+            to: TxKind::Call(evm(to)),
+            value: U256::ZERO,
+            access_list: Default::default(),
+            input,
+        };
+        let signature = self.wallet.sign(tx.signature_hash())?;
+        let signed = tx.into_signed(signature);
+        Ok(SignedTx { hash: TxHash::new(signed.hash().0), raw: signed.encoded_2718() })
+    }
+
+    async fn broadcast(&self, tx: &SignedTx) -> Broadcast {
+        let raw = Bytes::copy_from_slice(&tx.raw);
+        let answer = self.rpc.call::<B256>("eth_sendRawTransaction", json!([raw])).await;
+        broadcast::classify(tx.hash, answer.map(|hash| TxHash::new(hash.0)))
+    }
+
+    async fn inclusion(&self, tx: TxHash) -> Result<Inclusion, ChainError> {
+        let params = json!([tx.to_string()]);
+        let receipt: Option<Receipt> =
+            self.rpc.call("eth_getTransactionReceipt", params.clone()).await?;
+        if let Some(receipt) = receipt {
+            return self.included(tx, receipt);
+        }
+        let pooled: Option<Transaction> = self.rpc.call("eth_getTransactionByHash", params).await?;
+        match pooled {
+            None => Ok(Inclusion::Absent),
+            // In a block whose receipt is not served yet, or in the pool: ask again.
+            Some(found) if found.hash.0 == *tx.bytes() => Ok(Inclusion::Pending),
+            Some(found) => Err(ChainError::Unexpected(format!("{tx}: got {}", found.hash))),
+        }
+    }
+
+    async fn earnings(&self, token: Address) -> Result<Amount, ChainError> {
+        let host = evm(self.wallet.address());
+        let call = earnings::getBalanceCall { host, token: evm(token) };
+        let balance: U256 = self.rpc.read(self.host_earnings, &call).await?;
+        u128_of(balance, "earnings").map(Amount::new)
+    }
+}
+
+impl EvmChain {
+    async fn newest_block(&self) -> Result<Block, ChainError> {
+        Ok(self.rpc.call("eth_getBlockByNumber", json!(["latest", false])).await?)
+    }
+
+    /// Receiver and input of a call.
+    fn target(&self, call: &Call) -> (Address, Bytes) {
+        match call {
+            Call::Claim { job, tokens, proof } => {
+                (self.marketplace, self.dialect.claim(*job, *tokens, proof).into())
+            }
+            Call::Complete { job } => {
+                // The text names a stored conversation; nothing is stored, so it is empty.
+                let complete = completeSessionJobCall {
+                    jobId: U256::from(job.get()),
+                    conversationCID: String::new(),
+                };
+                (self.marketplace, complete.abi_encode().into())
+            }
+            Call::Nothing => (self.wallet.address(), Bytes::new()),
+        }
+    }
+
+    /// A getter that may not exist. A missing one reverts, or answers nothing through the payable
+    /// fallback.
+    async fn optional<C: SolCall<Return = U256>>(
+        &self,
+        call: &C,
+    ) -> Result<Option<U256>, ChainError> {
+        let data = Bytes::from(call.abi_encode());
+        let params: Value = json!([{"to": self.marketplace.to_string(), "data": data}, "latest"]);
+        match self.rpc.call::<Bytes>("eth_call", params).await {
+            Ok(returned) => Ok(C::abi_decode_returns(&returned).ok()),
+            Err(RpcFailure::Refused(refusal)) if revert::words(&refusal).is_some() => Ok(None),
+            Err(failure) => Err(failure.into()),
+        }
+    }
+
+    /// The first of two spellings of a getter that exists.
+    async fn either<A, B>(&self, older: &A, newer: &B) -> Result<U256, ChainError>
+    where
+        A: SolCall<Return = U256>,
+        B: SolCall<Return = U256>,
+    {
+        if let Some(value) = self.optional(older).await? {
+            return Ok(value);
+        }
+        let missing = || {
+            let names = format!("neither {} nor {}", A::SIGNATURE, B::SIGNATURE);
+            ChainError::Unexpected(format!("marketplace has {names}"))
+        };
+        self.optional(newer).await?.ok_or_else(missing)
+    }
+
+    fn included(&self, tx: TxHash, receipt: Receipt) -> Result<Inclusion, ChainError> {
+        let odd = |what: &str| ChainError::Unexpected(format!("receipt of {tx}: {what}"));
+        if receipt.transaction_hash.0 != *tx.bytes() {
+            return Err(odd("is another transaction's"));
+        }
+        let (Some(number), Some(hash)) = (receipt.block_number, receipt.block_hash) else {
+            return Ok(Inclusion::Pending);
+        };
+        let success = match receipt.status {
+            Some(status) if status == U256::from(1) => true,
+            Some(status) if status.is_zero() => false,
+            _ => return Err(odd("has no status")),
+        };
+        let host = self.wallet.address();
+        let proven =
+            events::proven_in(&receipt.logs, self.marketplace, host, self.dialect.as_ref())?;
+        Ok(Inclusion::Included {
+            block: BlockNumber::new(u64_of(number, "block number")?),
+            block_hash: BlockHash::new(hash.0),
+            success,
+            proven: proven.filter(|_| success).map(|proven| proven.tokens),
+            fee: fees::paid(&receipt).ok_or_else(|| odd("has no price or an absurd one"))?,
+        })
+    }
+}

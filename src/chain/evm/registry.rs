@@ -1,0 +1,73 @@
+//! The port [`Registry`], implemented.
+//!
+//! Never writes: registering is the operator's act. Relies on reads that are the same in every
+//! version (docs/spec/contract.md section 4).
+
+use alloy::primitives::{B256, U256};
+use async_trait::async_trait;
+use serde_json::json;
+
+use super::EvmChain;
+use super::bindings::registries::{
+    getModelHashCall, getNodeApiUrlCall, isActiveNodeCall, isModelApprovedCall,
+    nodeSupportsModelCall,
+};
+use super::wire::{evm, hash_of, u128_of};
+use crate::chain::registry::{HostStanding, ModelId, ModelStanding, Registry, RegistryError};
+use crate::chain::{ChainError, Wallet};
+use crate::units::{Address, Amount};
+
+#[async_trait]
+impl Registry for EvmChain {
+    fn contract_version(&self) -> &'static str {
+        self.version().name()
+    }
+
+    fn host(&self) -> Address {
+        self.wallet.address()
+    }
+
+    async fn has_code(&self, address: Address) -> Result<bool, ChainError> {
+        self.rpc.code(address).await.map(|code| !code.is_empty())
+    }
+
+    async fn host_standing(&self) -> Result<HostStanding, RegistryError> {
+        let nodes = self.nodes()?;
+        let operator = evm(self.wallet.address());
+        let active = self.rpc.read(nodes, &isActiveNodeCall { operator }).await?;
+        let api_url = self.rpc.read(nodes, &getNodeApiUrlCall { operator }).await?;
+        Ok(HostStanding { active, api_url })
+    }
+
+    async fn host_supports(&self, model: ModelId) -> Result<bool, RegistryError> {
+        let operator = evm(self.wallet.address());
+        let call = nodeSupportsModelCall { operator, modelId: word(model) };
+        Ok(self.rpc.read(self.nodes()?, &call).await?)
+    }
+
+    async fn model_standing(&self, model: ModelId) -> Result<ModelStanding, RegistryError> {
+        let missing = RegistryError::NotConfigured("model registry");
+        let models = self.model_registry.ok_or(missing)?;
+        let id = word(model);
+        let approved = self.rpc.read(models, &isModelApprovedCall { modelId: id }).await?;
+        let hash = self.rpc.read(models, &getModelHashCall { modelId: id }).await?;
+        let weights_sha256 = (!hash.is_zero()).then(|| hash_of(hash));
+        Ok(ModelStanding { approved, weights_sha256 })
+    }
+
+    async fn gas_balance(&self) -> Result<Amount, ChainError> {
+        let params = json!([self.wallet.address().to_string(), "latest"]);
+        let balance: U256 = self.rpc.call("eth_getBalance", params).await?;
+        u128_of(balance, "balance").map(Amount::new)
+    }
+}
+
+impl EvmChain {
+    fn nodes(&self) -> Result<Address, RegistryError> {
+        self.node_registry.ok_or(RegistryError::NotConfigured("node registry"))
+    }
+}
+
+fn word(model: ModelId) -> B256 {
+    B256::new(*model.hash().bytes())
+}

@@ -1,0 +1,419 @@
+//! Admission: everything that is checked before the engine is asked for a token.
+//!
+//! Never lets a request through on a guess: an unknown job, another host's, a closed one, a spent
+//! deposit and an unproven caller each end here, with nothing generated and nothing charged.
+
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+
+use super::reply::{CREDIT_TOKENS, Hold, Reply, ReplyInfo, ReplyParts, Usage};
+use super::tracker::{Reservation, ReserveError, ReserveLimits, Snapshot};
+use super::turn::{PaidTurn, TurnMeter};
+use super::{
+    Credential, LegacyAccess, PaidBy, PromptInput, PromptRequest, Refusal, SamplingInput, Sessions,
+};
+use crate::billing::{Fact, SeedOrigin, TurnHeader};
+use crate::chain::{ChainJob, JobStatus};
+use crate::clock::within;
+use crate::engine::{GenerationSpec, ModelCard, Prompt, Sampling, StartError};
+use crate::proof;
+use crate::units::{Hash32, JobId, Millis, TokenCount, TurnNo};
+
+/// A reading of a job that is this fresh is not read again.
+const SNAPSHOT_FRESH: Millis = Millis::new(2_000);
+
+/// A request that passed every check that needs no reservation.
+struct Checked {
+    model: ModelCard,
+    prompt_ids: Vec<u32>,
+    wanted: TokenCount,
+    stop: Vec<String>,
+}
+
+impl Sessions {
+    /// Admits a prompt and starts its generation.
+    ///
+    /// # Errors
+    /// Every [`Refusal`]; nothing was generated or charged then.
+    pub async fn begin(&self, request: PromptRequest) -> Result<Reply, Refusal> {
+        if self.is_closed() {
+            return Err(Refusal::Unavailable("the node is shutting down"));
+        }
+        self.check_chain_id(&request)?;
+        check_sampling(&request.sampling, request.max_tokens)?;
+        match (&self.paid_by, request.job) {
+            (Some(paid), Some(job)) => self.begin_paid(paid, job, &request).await,
+            (Some(_), None) => {
+                Err(Refusal::invalid("job_id", "a session's number is required to pay for tokens"))
+            }
+            (None, _) => self.begin_free(&request),
+        }
+    }
+
+    fn begin_free(&self, request: &PromptRequest) -> Result<Reply, Refusal> {
+        let checked = self.check_prompt(request, &[])?;
+        let turn = TurnNo::new(0);
+        let sampling = self.sampling(&request.sampling, turn).0;
+        let hold = Hold { tokens: checked.wanted, is_short: false };
+        let info = reply_info(None, &checked);
+        let generation = self.start(&checked, sampling, hold)?;
+        let credit = Arc::new(Semaphore::new(CREDIT_TOKENS));
+        let meter = TurnMeter::free();
+        Ok(Reply::new(ReplyParts { info, generation, meter, credit, hold_is_short: false }))
+    }
+
+    async fn begin_paid(
+        &self,
+        paid: &PaidBy,
+        job: JobId,
+        request: &PromptRequest,
+    ) -> Result<Reply, Refusal> {
+        let known = self.known_job(paid, job).await?;
+        self.check_owner(paid, job, &request.credential)?;
+        if known.price.get() < self.rules.price_min {
+            return Err(Refusal::PriceTooLow { job, price_min: self.rules.price_min });
+        }
+        let is_conversation = matches!(request.input, PromptInput::Continue(_));
+        let history =
+            if is_conversation { paid.books.tracker.conversation(job) } else { Vec::new() };
+        let checked = self.check_prompt(request, &history)?;
+        self.open_account(paid, &known).await?;
+        let reservation = self.reserve(paid, &known, &checked, &request.credential)?;
+        self.run_paid(paid, job, PaidRun { request, checked, reservation, is_conversation })
+    }
+
+    /// From here on the reservation is owned by the turn's meter: whatever happens gives it back.
+    fn run_paid(&self, paid: &PaidBy, job: JobId, run: PaidRun<'_>) -> Result<Reply, Refusal> {
+        let PaidRun { request, checked, reservation, is_conversation } = run;
+        let Reservation { hold, turn, credit } = reservation;
+        let (sampling, origin) = self.sampling(&request.sampling, turn);
+        let header = turn_header(&checked, turn, (&sampling, origin));
+        let started = Fact::TurnStarted(header);
+        let mut paid_turn = PaidTurn::new(paid.books.clone(), job, turn, hold.tokens);
+        if is_conversation {
+            paid_turn.conversation = Some(checked.prompt_ids.clone());
+        }
+        if let Err(error) = paid.books.submit(job, vec![started], TokenCount::ZERO, || {}) {
+            tracing::error!(%job, %error, "turn not recorded");
+            paid.books.tracker.turn_over(job, hold.tokens, self.clock.now());
+            return Err(Refusal::Unavailable("the ledger cannot be written"));
+        }
+        let meter = TurnMeter::paid(paid_turn);
+        let generation = self.start(&checked, sampling, hold).inspect_err(|_| {
+            meter.ended(crate::billing::TurnEnd::Error);
+        })?;
+        let info = reply_info(Some(job), &checked);
+        let hold_is_short = hold.is_short;
+        Ok(Reply::new(ReplyParts { info, generation, meter, credit, hold_is_short }))
+    }
+
+    fn reserve(
+        &self,
+        paid: &PaidBy,
+        known: &ChainJob,
+        checked: &Checked,
+        credential: &Credential,
+    ) -> Result<Reservation, Refusal> {
+        let job = known.id;
+        let affordable = paid.limits.price_unit.affordable(known.deposit, known.price);
+        let cap = match (credential, self.rules.legacy) {
+            (Credential::JobNumber, LegacyAccess::On { cap }) => cap,
+            (Credential::JobNumber, LegacyAccess::Off) | (Credential::Token(_), _) => None,
+        };
+        let limits = ReserveLimits { affordable, cap };
+        let reserved = paid.books.tracker.reserve(job, checked.wanted, limits);
+        reserved.map_err(|error| match error {
+            ReserveError::Closed => Refusal::SessionClosed(job),
+            ReserveError::Halted => Refusal::Halted(job),
+            ReserveError::Spent => Refusal::PaymentRequired { job, tokens_left: TokenCount::ZERO },
+            ReserveError::Capped => {
+                Refusal::Unauthorized("the cap for plain clients is reached; get a session token")
+            }
+        })
+    }
+
+    fn check_chain_id(&self, request: &PromptRequest) -> Result<(), Refusal> {
+        match (request.chain_id, self.chain_id()) {
+            (Some(asked), Some(ours)) if asked != ours => Err(Refusal::OtherChain { asked, ours }),
+            (Some(_) | None, _) => Ok(()),
+        }
+    }
+
+    fn check_prompt(&self, request: &PromptRequest, history: &[u32]) -> Result<Checked, Refusal> {
+        let model = self.resolve(&request.model)?;
+        let prompt = match &request.input {
+            PromptInput::Complete(prompt) => prompt.clone(),
+            PromptInput::Continue(content) => {
+                Prompt::Next { history_ids: history.to_vec(), content: content.clone() }
+            }
+        };
+        check_not_empty(&prompt)?;
+        let rendered = self.engine.render(&model.name, &prompt);
+        let prompt_ids = rendered.map_err(|error| refuse_start(error, self, &request.model))?;
+        let prompt_tokens = u32::try_from(prompt_ids.len()).unwrap_or(u32::MAX);
+        if prompt_tokens >= model.context_length {
+            let context_window = model.context_length;
+            return Err(Refusal::ContextLength { prompt_tokens, context_window });
+        }
+        let wanted = TokenCount::new(request.max_tokens);
+        Ok(Checked { model, prompt_ids, wanted, stop: request.sampling.stop.clone() })
+    }
+
+    fn resolve(&self, asked: &str) -> Result<ModelCard, Refusal> {
+        let name = self.rules.aliases.get(asked).map_or(asked, String::as_str);
+        let catalog = self.engine.catalog();
+        let found = catalog.iter().find(|card| card.name == name).cloned();
+        found.ok_or_else(|| Refusal::ModelNotFound {
+            model: asked.to_owned(),
+            available: catalog.into_iter().map(|card| card.name).collect(),
+        })
+    }
+
+    fn start(
+        &self,
+        checked: &Checked,
+        sampling: Sampling,
+        hold: Hold,
+    ) -> Result<crate::engine::Generation, Refusal> {
+        let spec = GenerationSpec {
+            model: checked.model.name.clone(),
+            prompt_ids: checked.prompt_ids.clone(),
+            max_tokens: u32::try_from(hold.tokens.get()).unwrap_or(u32::MAX),
+            sampling,
+            stop: checked.stop.clone(),
+        };
+        self.engine.start(spec).map_err(|error| refuse_start(error, self, &checked.model.name))
+    }
+
+    /// The client's own seed, or the one derived from both sides' nonces. There are no nonces on
+    /// the wire yet, so both are zero and the claim says so (flag 8 of docs/spec/proof.md).
+    #[allow(clippy::cast_possible_truncation)]
+    fn sampling(&self, input: &SamplingInput, turn: TurnNo) -> (Sampling, SeedOrigin) {
+        let (seed, origin) = match input.seed {
+            Some(seed) => (proof::seed_from_client(seed), SeedOrigin::Client),
+            None => (proof::seed(Hash32::ZERO, Hash32::ZERO, turn), SeedOrigin::Derived),
+        };
+        let sampling = Sampling {
+            temperature: input.temperature as f32,
+            top_k: u32::try_from(input.top_k).unwrap_or(u32::MAX),
+            top_p: input.top_p as f32,
+            min_p: input.min_p as f32,
+            repetition_penalty: input.repetition_penalty as f32,
+            seed,
+        };
+        (sampling, origin)
+    }
+
+    /// The job's state: the cached reading where it is fresh, else a new one, else a cached one
+    /// that is not too old. Other hosts' and closed jobs are refused here.
+    pub(super) async fn known_job(&self, paid: &PaidBy, job: JobId) -> Result<ChainJob, Refusal> {
+        let cached = paid.books.tracker.snapshot(job);
+        let age = |seen: &Snapshot| self.clock.now().saturating_sub(seen.read_at);
+        let known = match cached {
+            Some(seen) if age(&seen) <= SNAPSHOT_FRESH => seen.job,
+            cached => self.read_job(paid, job, cached).await?,
+        };
+        if known.host != paid.wallet.address() {
+            return Err(Refusal::OtherHost(job));
+        }
+        Ok(known)
+    }
+
+    async fn read_job(
+        &self,
+        paid: &PaidBy,
+        job: JobId,
+        cached: Option<Snapshot>,
+    ) -> Result<ChainJob, Refusal> {
+        let answer = within(&*self.clock, self.rules.chain_wait_max, paid.chain.job(job)).await;
+        let error = match answer {
+            Some(Ok(Some(known))) => {
+                let read_at = self.clock.now();
+                paid.books.tracker.observe(Snapshot { job: known.clone(), read_at });
+                return Ok(known);
+            }
+            Some(Ok(None)) => return Err(Refusal::SessionNotFound(job)),
+            Some(Err(error)) => error.to_string(),
+            None => "no answer in time".to_owned(),
+        };
+        tracing::warn!(%job, error, "job not read from the chain");
+        let usable = cached.filter(|seen| {
+            self.clock.now().saturating_sub(seen.read_at) <= self.rules.snapshot_age_max
+        });
+        usable.map(|seen| seen.job).ok_or(Refusal::Unavailable("the chain does not answer"))
+    }
+
+    /// The job's account is in the ledger before its first token.
+    async fn open_account(&self, paid: &PaidBy, known: &ChainJob) -> Result<(), Refusal> {
+        let job = known.id;
+        match known.status {
+            JobStatus::Active => {}
+            JobStatus::Completed | JobStatus::TimedOut | JobStatus::Ended(_) => {
+                return Err(Refusal::SessionClosed(job));
+            }
+        }
+        let facts = self.opening_facts(paid, known, None);
+        if facts.is_empty() {
+            return Ok(());
+        }
+        paid.books.append(job, facts).await.map_err(|error| {
+            tracing::error!(%job, %error, "job not recorded");
+            Refusal::Unavailable("the ledger cannot be written")
+        })?;
+        let read_at = self.clock.now();
+        paid.books.tracker.observe(Snapshot { job: known.clone(), read_at });
+        Ok(())
+    }
+
+    /// What the ledger must know before `then`: the job's terms, the first time.
+    pub(super) fn opening_facts(
+        &self,
+        paid: &PaidBy,
+        known: &ChainJob,
+        then: Option<Fact>,
+    ) -> Vec<Fact> {
+        let account = paid.books.tracker.account(known.id);
+        let is_open = account.is_some_and(|account| account.terms().is_some());
+        let opened = (!is_open).then(|| Fact::JobOpened {
+            depositor: known.depositor,
+            deposit: known.deposit,
+            price: known.price,
+            payment_token: known.payment_token,
+            start_time: known.start_time,
+            tokens_before: known.tokens_used,
+        });
+        opened.into_iter().chain(then).collect()
+    }
+
+    pub(super) fn check_owner(
+        &self,
+        paid: &PaidBy,
+        job: JobId,
+        credential: &Credential,
+    ) -> Result<(), Refusal> {
+        use secrecy::ExposeSecret;
+        match credential {
+            Credential::Token(token) => {
+                if self.auth.admits(job, token.expose_secret(), self.clock.unix()) {
+                    return Ok(());
+                }
+                Err(Refusal::Unauthorized("the session token is not good for this job"))
+            }
+            Credential::JobNumber => {
+                let account = paid.books.tracker.account(job);
+                if account.is_some_and(|account| account.is_owner_proven()) {
+                    return Err(Refusal::Unauthorized("this session needs its session token"));
+                }
+                match self.rules.legacy {
+                    LegacyAccess::On { .. } => Ok(()),
+                    LegacyAccess::Off => Err(Refusal::Unauthorized("a session token is required")),
+                }
+            }
+        }
+    }
+}
+
+/// A paid request on its last steps.
+struct PaidRun<'a> {
+    request: &'a PromptRequest,
+    checked: Checked,
+    reservation: Reservation,
+    is_conversation: bool,
+}
+
+fn reply_info(job: Option<JobId>, checked: &Checked) -> ReplyInfo {
+    let usage = Usage {
+        prompt_tokens: u32::try_from(checked.prompt_ids.len()).unwrap_or(u32::MAX),
+        completion_tokens: 0,
+        context_window: checked.model.context_length,
+    };
+    ReplyInfo { job, model: checked.model.name.clone(), usage }
+}
+
+fn turn_header(
+    checked: &Checked,
+    turn: TurnNo,
+    (sampling, seed_origin): (&Sampling, SeedOrigin),
+) -> TurnHeader {
+    let model = &checked.model;
+    let decode = proof::DecodeSpec {
+        temperature: sampling.temperature,
+        top_k: sampling.top_k,
+        top_p: sampling.top_p,
+        min_p: sampling.min_p,
+        repetition_penalty: sampling.repetition_penalty,
+        max_tokens: u32::try_from(checked.wanted.get()).unwrap_or(u32::MAX),
+        stop: &checked.stop,
+    };
+    TurnHeader {
+        turn,
+        model_spec: proof::model_spec(
+            model.weights_sha256,
+            &model.quantisation,
+            &model.architecture,
+        ),
+        tokenizer_spec: proof::tokenizer_spec(model.weights_sha256),
+        decode_spec: proof::decode_spec(&decode),
+        engine_spec: model.engine_spec,
+        seed: sampling.seed,
+        seed_origin,
+        prompt_ids: checked.prompt_ids.clone(),
+    }
+}
+
+fn refuse_start(error: StartError, sessions: &Sessions, asked: &str) -> Refusal {
+    match error {
+        StartError::UnknownModel => Refusal::ModelNotFound {
+            model: asked.to_owned(),
+            available: sessions.models().into_iter().map(|card| card.name).collect(),
+        },
+        StartError::ContextLength { prompt_tokens, context_length } => {
+            Refusal::ContextLength { prompt_tokens, context_window: context_length }
+        }
+        StartError::Busy => Refusal::Busy,
+        StartError::Invalid(message) => Refusal::invalid("request", message),
+        StartError::Unavailable => Refusal::Unavailable("the engine does not take work"),
+    }
+}
+
+fn check_not_empty(prompt: &Prompt) -> Result<(), Refusal> {
+    let is_empty = match prompt {
+        Prompt::Raw(text) | Prompt::Next { content: text, .. } => text.is_empty(),
+        Prompt::Chat(turns) => turns.last().is_none_or(|turn| turn.content.is_empty()),
+    };
+    if is_empty {
+        return Err(Refusal::invalid("prompt", "prompt must not be empty"));
+    }
+    Ok(())
+}
+
+/// Bounds of docs/spec/marketplace-api.md section 2; NaN fails every range.
+fn check_sampling(sampling: &SamplingInput, max_tokens: u64) -> Result<(), Refusal> {
+    if max_tokens == 0 {
+        return Err(Refusal::invalid("max_tokens", "max_tokens must be at least 1"));
+    }
+    let ranges = [
+        ("temperature", sampling.temperature, 2.0),
+        ("top_p", sampling.top_p, 1.0),
+        ("min_p", sampling.min_p, 1.0),
+        ("repetition_penalty", sampling.repetition_penalty, 2.0),
+    ];
+    for (field, value, max) in ranges {
+        if !(0.0..=max).contains(&value) {
+            let message = format!("{field} must be between 0 and {max} (got {value})");
+            return Err(Refusal::invalid(field, message));
+        }
+    }
+    if sampling.repetition_penalty == 0.0 {
+        return Err(Refusal::invalid("repetition_penalty", "repetition_penalty must be above 0"));
+    }
+    if sampling.stop.len() > 4 {
+        return Err(Refusal::invalid("stop", "at most 4 stop strings are allowed"));
+    }
+    let sizes = sampling.stop.iter().map(|stop| stop.chars().count());
+    if sizes.into_iter().any(|size| !(1..=100).contains(&size)) {
+        return Err(Refusal::invalid("stop", "a stop string has 1 to 100 characters"));
+    }
+    Ok(())
+}

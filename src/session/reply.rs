@@ -1,0 +1,248 @@
+//! A running answer: frames that count only once they were delivered.
+//!
+//! Never counts a token before its frame was written to the client, and never lets more than the
+//! job's credit of tokens be written but unrecorded. Relies on the front-end to call
+//! [`Frame::delivered`] exactly when the transport took the frame's last byte; a frame dropped
+//! before that is free.
+
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::turn::TurnMeter;
+use crate::billing::TurnEnd;
+use crate::engine::{EngineEvent, EngineFinish, Generation};
+use crate::units::{JobId, TokenCount};
+
+/// Tokens of a job that may be delivered but not yet durable
+/// (docs/spec/marketplace-api.md, "What is billed"). Also the most ids a frame may hold.
+pub const CREDIT_TOKENS: usize = 8;
+
+/// Counts of one request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// Tokens of the rendered prompt; not billed.
+    pub prompt_tokens: u32,
+    /// Billed tokens framed so far.
+    pub completion_tokens: u32,
+    /// The model's context, in tokens.
+    pub context_window: u32,
+}
+
+/// What a request became when it was admitted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReplyInfo {
+    /// The job that pays; `None` in free mode.
+    pub job: Option<JobId>,
+    /// The model's catalog name (aliases resolved).
+    pub model: String,
+    /// Prompt tokens and context.
+    pub usage: Usage,
+}
+
+/// A piece of the answer on its way to the client.
+#[must_use = "a frame that is dropped is free: call `delivered` after the write"]
+pub struct Frame {
+    /// Text of these ids; complete characters only, possibly empty.
+    pub text: String,
+    ids: Vec<u32>,
+    meter: Arc<TurnMeter>,
+    credit: Option<OwnedSemaphorePermit>,
+}
+
+impl Frame {
+    /// Billed tokens in this frame.
+    #[must_use]
+    pub fn token_count(&self) -> u32 {
+        u32::try_from(self.ids.len()).unwrap_or(u32::MAX)
+    }
+
+    /// The ids, for clients that ask for them.
+    #[must_use]
+    pub fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+
+    /// The transport took the frame's last byte: count it, then record it. Does not wait.
+    pub fn delivered(mut self) {
+        let ids = std::mem::take(&mut self.ids);
+        if !ids.is_empty() {
+            self.meter.record(ids, self.credit.take());
+        }
+    }
+}
+
+/// How an answer ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReplyEnd {
+    /// Why.
+    pub reason: TurnEnd,
+    /// Text before a matched stop string that no billed token carried; free.
+    pub tail_text: String,
+    /// Final counts.
+    pub usage: Usage,
+}
+
+/// What comes next in an answer.
+pub enum ReplyEvent {
+    /// A frame to write.
+    Frame(Frame),
+    /// The end; nothing follows.
+    End(ReplyEnd),
+}
+
+/// A running answer. Dropping it cancels the generation.
+pub struct Reply {
+    info: ReplyInfo,
+    generation: Generation,
+    meter: Arc<TurnMeter>,
+    credit: Arc<Semaphore>,
+    pending: Option<EngineEvent>,
+    completion_tokens: u32,
+    /// The hold was shorter than what the client asked for.
+    hold_is_short: bool,
+}
+
+impl Reply {
+    pub(super) fn new(parts: ReplyParts) -> Self {
+        Self {
+            info: parts.info,
+            generation: parts.generation,
+            meter: parts.meter,
+            credit: parts.credit,
+            pending: None,
+            completion_tokens: 0,
+            hold_is_short: parts.hold_is_short,
+        }
+    }
+
+    /// What was admitted.
+    #[must_use]
+    pub fn info(&self) -> &ReplyInfo {
+        &self.info
+    }
+
+    /// Counts so far.
+    #[must_use]
+    pub fn usage(&self) -> Usage {
+        Usage { completion_tokens: self.completion_tokens, ..self.info.usage }
+    }
+
+    /// The next frame of at most [`CREDIT_TOKENS`] ids, or the end.
+    ///
+    /// Waits for the model, and for the ledger where the job's credit is used up. After `End` it
+    /// must not be called again. Cancel-safe: what was taken from the engine is kept.
+    pub async fn next(&mut self) -> ReplyEvent {
+        loop {
+            if self.pending.is_none() {
+                self.pending = Some(self.take_event().await);
+            }
+            let Some(EngineEvent::Token { .. }) = &self.pending else {
+                if let Some(EngineEvent::Finished { reason, tail_text }) = self.pending.take() {
+                    return ReplyEvent::End(self.end(&reason, tail_text));
+                }
+                continue;
+            };
+            // The permit is taken before the token leaves `pending`, so a cancel here loses none.
+            let Ok(credit) = Arc::clone(&self.credit).acquire_owned().await else {
+                let failed = EngineFinish::Failed("the ledger does not record".into());
+                return ReplyEvent::End(self.end(&failed, String::new()));
+            };
+            return ReplyEvent::Frame(self.frame(credit));
+        }
+    }
+
+    /// The whole answer as one frame: for responses that are written at once. Its tokens are not
+    /// bounded by the credit; they count when the body's last byte was written.
+    pub async fn whole(mut self) -> (Frame, ReplyEnd) {
+        let mut text = String::new();
+        let mut ids = Vec::new();
+        loop {
+            match self.take_event().await {
+                EngineEvent::Prefilled => {}
+                EngineEvent::Token { id, text: piece, .. } => {
+                    text.push_str(&piece);
+                    ids.push(id);
+                }
+                EngineEvent::Finished { reason, tail_text } => {
+                    self.completion_tokens = u32::try_from(ids.len()).unwrap_or(u32::MAX);
+                    let end = self.end(&reason, tail_text);
+                    let meter = Arc::clone(&self.meter);
+                    return (Frame { text, ids, meter, credit: None }, end);
+                }
+            }
+        }
+    }
+
+    /// Ends the answer now, as cancelled. Frames already taken may still be delivered.
+    #[must_use]
+    pub fn cancel(self) -> ReplyEnd {
+        self.end(&EngineFinish::Cancelled, String::new())
+    }
+
+    async fn take_event(&mut self) -> EngineEvent {
+        self.generation.next().await.unwrap_or_else(|| EngineEvent::Finished {
+            reason: EngineFinish::Failed("the engine vanished".into()),
+            tail_text: String::new(),
+        })
+    }
+
+    /// The pending token and those that are there already, as far as the credit reaches.
+    fn frame(&mut self, mut credit: OwnedSemaphorePermit) -> Frame {
+        let mut text = String::new();
+        let mut ids = Vec::with_capacity(1);
+        loop {
+            match self.pending.take() {
+                Some(EngineEvent::Token { id, text: piece, .. }) => {
+                    ids.push(id);
+                    text.push_str(&piece);
+                }
+                other => {
+                    self.pending = other;
+                    break;
+                }
+            }
+            if ids.len() >= CREDIT_TOKENS {
+                break;
+            }
+            self.pending = self.generation.try_next();
+            let Some(EngineEvent::Token { .. }) = &self.pending else { break };
+            let Ok(more) = Arc::clone(&self.credit).try_acquire_owned() else { break };
+            credit.merge(more);
+        }
+        let count = u32::try_from(ids.len()).unwrap_or(u32::MAX);
+        self.completion_tokens = self.completion_tokens.saturating_add(count);
+        Frame { text, ids, meter: Arc::clone(&self.meter), credit: Some(credit) }
+    }
+
+    fn end(&self, finish: &EngineFinish, tail_text: String) -> ReplyEnd {
+        let reason = match finish {
+            EngineFinish::Stop => TurnEnd::Stop,
+            EngineFinish::Length if self.hold_is_short => TurnEnd::DepositExhausted,
+            EngineFinish::Length => TurnEnd::Length,
+            EngineFinish::Cancelled => TurnEnd::Cancelled,
+            EngineFinish::Failed(why) => {
+                tracing::error!(job = ?self.info.job, why, "generation failed");
+                TurnEnd::Error
+            }
+        };
+        self.meter.ended(reason);
+        ReplyEnd { reason, tail_text, usage: self.usage() }
+    }
+}
+
+/// What a [`Reply`] is made of.
+pub(super) struct ReplyParts {
+    pub info: ReplyInfo,
+    pub generation: Generation,
+    pub meter: Arc<TurnMeter>,
+    pub credit: Arc<Semaphore>,
+    pub hold_is_short: bool,
+}
+
+/// Tokens a request may make, and whether that is fewer than asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Hold {
+    pub tokens: TokenCount,
+    pub is_short: bool,
+}

@@ -1,0 +1,328 @@
+//! The live view of every job: one place, shared by all front-ends and by settlement.
+//!
+//! Never hands out a guard: every method takes and returns values, so nothing is locked across an
+//! await. Never resets a count: what was recorded only grows, over prompts, connections and
+//! protocols, and a restart rebuilds it from the ledger. Relies on the map being private here.
+
+use std::sync::Arc;
+
+use dashmap::DashMap;
+use tokio::sync::Semaphore;
+
+use super::reply::{CREDIT_TOKENS, Hold};
+use super::report::Phase;
+use crate::billing::{Account, AccountFault, Entry};
+use crate::chain::ChainJob;
+use crate::units::{JobId, Millis, TokenCount, TurnNo};
+
+/// How long a session may be quiet before it is completed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Grace {
+    /// After the last WebSocket connection dropped.
+    pub dropped: Millis,
+    /// After it closed with code 1000.
+    pub closed: Millis,
+    /// Where the job never had a WebSocket connection.
+    pub idle: Millis,
+}
+
+/// A session's state on chain, and when it was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// As read.
+    pub job: ChainJob,
+    /// Monotonic time of the reading.
+    pub read_at: Millis,
+}
+
+/// What an admitted request was given.
+#[derive(Debug)]
+pub(super) struct Reservation {
+    pub hold: Hold,
+    pub turn: TurnNo,
+    pub credit: Arc<Semaphore>,
+}
+
+/// Why nothing was reserved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ReserveError {
+    /// The session is over or being completed.
+    Closed,
+    /// A human must look first.
+    Halted,
+    /// The deposit buys nothing beyond what is held.
+    Spent,
+    /// The plain-access cap is reached.
+    Capped,
+}
+
+/// What the last WebSocket connection's end was like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum LastClose {
+    NeverConnected,
+    Dropped,
+    Clean,
+}
+
+struct Live {
+    account: Account,
+    snapshot: Option<Snapshot>,
+    /// Delivered and not yet durable.
+    in_flight: TokenCount,
+    /// Reserved by running requests and not yet delivered.
+    held: TokenCount,
+    credit: Arc<Semaphore>,
+    running: u32,
+    connections: u32,
+    quiet_since: Millis,
+    last_close: LastClose,
+    settling: bool,
+    turn_next: u32,
+    /// Ids of the WebSocket conversation so far; never retokenised.
+    conversation: Vec<u32>,
+}
+
+impl Live {
+    fn new(account: Account, now: Millis) -> Self {
+        let turn_next = account.turn_next().get();
+        Self {
+            account,
+            snapshot: None,
+            in_flight: TokenCount::ZERO,
+            held: TokenCount::ZERO,
+            credit: Arc::new(Semaphore::new(CREDIT_TOKENS)),
+            running: 0,
+            connections: 0,
+            quiet_since: now,
+            last_close: LastClose::NeverConnected,
+            settling: false,
+            turn_next,
+            conversation: Vec::new(),
+        }
+    }
+
+    /// Tokens that are spent or promised, on the scale of the contract's `tokensUsed`.
+    fn committed(&self) -> TokenCount {
+        let before = self.account.terms().map_or(TokenCount::ZERO, |terms| terms.tokens_before);
+        let ours = before.saturating_add(self.account.recorded()).saturating_add(self.in_flight);
+        let chain = self.snapshot.as_ref().map_or(TokenCount::ZERO, |seen| seen.job.tokens_used);
+        ours.max(chain).saturating_add(self.held)
+    }
+
+    fn phase(&self) -> Phase {
+        if self.account.halted().is_some() {
+            Phase::Halted
+        } else if self.account.is_closed() {
+            Phase::Completed
+        } else if self.settling || self.account.completion().is_some() {
+            Phase::Settling
+        } else if self.running == 0
+            && self.connections == 0
+            && self.last_close != LastClose::NeverConnected
+        {
+            Phase::Draining
+        } else {
+            Phase::Active
+        }
+    }
+}
+
+/// All live jobs.
+pub struct Tracker {
+    live: DashMap<JobId, Live>,
+}
+
+impl Default for Tracker {
+    fn default() -> Self {
+        Self { live: DashMap::new() }
+    }
+}
+
+impl Tracker {
+    /// Takes over an account rebuilt from the ledger.
+    pub fn restore(&self, account: Account, now: Millis) {
+        self.live.insert(account.job(), Live::new(account, now));
+    }
+
+    /// All jobs, in order.
+    #[must_use]
+    pub fn jobs(&self) -> Vec<JobId> {
+        let mut jobs: Vec<JobId> = self.live.iter().map(|entry| *entry.key()).collect();
+        jobs.sort_unstable();
+        jobs
+    }
+
+    /// A copy of a job's account.
+    #[must_use]
+    pub fn account(&self, job: JobId) -> Option<Account> {
+        self.live.get(&job).map(|live| live.account.clone())
+    }
+
+    /// The job's state on chain, as last read.
+    #[must_use]
+    pub fn snapshot(&self, job: JobId) -> Option<Snapshot> {
+        self.live.get(&job).and_then(|live| live.snapshot.clone())
+    }
+
+    /// Keeps a reading of the chain. Only jobs that are tracked have one.
+    pub fn observe(&self, snapshot: Snapshot) {
+        if let Some(mut live) = self.live.get_mut(&snapshot.job.id) {
+            live.snapshot = Some(snapshot);
+        }
+    }
+
+    /// Where the session stands.
+    #[must_use]
+    pub fn phase(&self, job: JobId) -> Option<Phase> {
+        self.live.get(&job).map(|live| live.phase())
+    }
+
+    /// Sessions that are not over.
+    #[must_use]
+    pub fn count_open(&self) -> usize {
+        self.live.iter().filter(|live| !live.account.is_closed()).count()
+    }
+
+    /// Tokens the deposit still buys beyond everything spent or promised.
+    #[must_use]
+    pub fn left(&self, job: JobId, affordable: TokenCount) -> TokenCount {
+        let committed = self.live.get(&job).map_or(TokenCount::ZERO, |live| live.committed());
+        affordable.saturating_sub(committed)
+    }
+
+    /// Whether the session has been quiet for its grace period, so that it may be completed.
+    #[must_use]
+    pub fn is_quiet(&self, job: JobId, now: Millis, grace: Grace) -> bool {
+        let Some(live) = self.live.get(&job) else { return false };
+        let wait = match live.last_close {
+            LastClose::NeverConnected => grace.idle,
+            LastClose::Dropped => grace.dropped,
+            LastClose::Clean => grace.closed,
+        };
+        let quiet = now.saturating_sub(live.quiet_since);
+        live.running == 0 && live.connections == 0 && quiet >= wait
+    }
+
+    /// Closes the door for new requests before a completion is signed. False where a request
+    /// runs: the session is alive again.
+    pub fn begin_settling(&self, job: JobId) -> bool {
+        let Some(mut live) = self.live.get_mut(&job) else { return false };
+        live.settling = live.running == 0 && live.in_flight == TokenCount::ZERO;
+        live.settling
+    }
+
+    /// Opens the door again: no completion was signed.
+    pub fn abort_settling(&self, job: JobId) {
+        if let Some(mut live) = self.live.get_mut(&job) {
+            live.settling = false;
+        }
+    }
+
+    /// A WebSocket connection speaks for the job.
+    pub(super) fn connect(&self, job: JobId) {
+        if let Some(mut live) = self.live.get_mut(&job) {
+            live.connections = live.connections.saturating_add(1);
+        }
+    }
+
+    /// A WebSocket connection of the job is gone.
+    pub(super) fn disconnect(&self, job: JobId, clean: bool, now: Millis) {
+        if let Some(mut live) = self.live.get_mut(&job) {
+            live.connections = live.connections.saturating_sub(1);
+            live.quiet_since = now;
+            live.last_close = if clean { LastClose::Clean } else { LastClose::Dropped };
+        }
+    }
+
+    /// Reserves up to `wanted` tokens for one request; never more than the deposit buys.
+    pub(super) fn reserve(
+        &self,
+        job: JobId,
+        wanted: TokenCount,
+        limits: ReserveLimits,
+    ) -> Result<Reservation, ReserveError> {
+        let Some(mut live) = self.live.get_mut(&job) else { return Err(ReserveError::Closed) };
+        match live.phase() {
+            Phase::Active | Phase::Draining => {}
+            Phase::Settling | Phase::Completed => return Err(ReserveError::Closed),
+            Phase::Halted => return Err(ReserveError::Halted),
+        }
+        let committed = live.committed();
+        let mut left = limits.affordable.saturating_sub(committed);
+        if left == TokenCount::ZERO {
+            return Err(ReserveError::Spent);
+        }
+        if let Some(cap) = limits.cap {
+            left = left.min(cap.saturating_sub(committed));
+            if left == TokenCount::ZERO {
+                return Err(ReserveError::Capped);
+            }
+        }
+        let tokens = wanted.min(left);
+        live.held = live.held.saturating_add(tokens);
+        live.running = live.running.saturating_add(1);
+        let turn = TurnNo::new(live.turn_next);
+        live.turn_next = live.turn_next.saturating_add(1);
+        let hold = Hold { tokens, is_short: tokens < wanted };
+        Ok(Reservation { hold, turn, credit: Arc::clone(&live.credit) })
+    }
+
+    /// Tokens moved from a request's hold to the client.
+    pub(super) fn deliver(&self, job: JobId, tokens: TokenCount) {
+        if let Some(mut live) = self.live.get_mut(&job) {
+            live.held = live.held.saturating_sub(tokens);
+            live.in_flight = live.in_flight.saturating_add(tokens);
+        }
+    }
+
+    /// A group is durable: the account moves, and `tokens` are no longer in flight.
+    ///
+    /// # Errors
+    /// [`AccountFault`] where an entry does not fit; the job is halted then by the caller.
+    pub fn record(&self, entries: &[Entry], tokens: TokenCount) -> Result<(), AccountFault> {
+        for entry in entries {
+            let mut live = self
+                .live
+                .entry(entry.job)
+                .or_insert_with(|| Live::new(Account::new(entry.job), Millis::ZERO));
+            live.account.apply(entry)?;
+            live.turn_next = live.turn_next.max(live.account.turn_next().get());
+        }
+        if let Some(first) = entries.first()
+            && let Some(mut live) = self.live.get_mut(&first.job)
+        {
+            live.in_flight = live.in_flight.saturating_sub(tokens);
+        }
+        Ok(())
+    }
+
+    /// A request is over: what it held and did not deliver is free again.
+    pub(super) fn turn_over(&self, job: JobId, unused: TokenCount, now: Millis) {
+        if let Some(mut live) = self.live.get_mut(&job) {
+            live.held = live.held.saturating_sub(unused);
+            live.running = live.running.saturating_sub(1);
+            live.quiet_since = now;
+        }
+    }
+
+    /// Ids of the job's WebSocket conversation so far.
+    pub(super) fn conversation(&self, job: JobId) -> Vec<u32> {
+        self.live.get(&job).map_or_else(Vec::new, |live| live.conversation.clone())
+    }
+
+    /// Replaces the conversation by one that ends with the turn just spoken.
+    pub(super) fn set_conversation(&self, job: JobId, ids: Vec<u32>) {
+        if let Some(mut live) = self.live.get_mut(&job) {
+            live.conversation = ids;
+        }
+    }
+}
+
+/// Bounds of a reservation, on the scale of the contract's `tokensUsed`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct ReserveLimits {
+    /// Tokens the whole deposit buys.
+    pub affordable: TokenCount,
+    /// Tokens a plain client may spend of it.
+    pub cap: Option<TokenCount>,
+}

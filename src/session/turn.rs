@@ -1,0 +1,175 @@
+//! The meter of one turn: what was delivered becomes a ledger entry.
+//!
+//! Never records a token twice or out of order: positions are handed out under one lock together
+//! with the ledger's queue place. Never waits. When the last frame and the reply are gone, the
+//! turn ends by itself and gives its hold back, whatever way it ended.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use metrics::counter;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::tracker::Tracker;
+use crate::billing::{Entry, Fact, TurnEnd};
+use crate::clock::Clock;
+use crate::ledger::{Ledger, LedgerError};
+use crate::units::{JobId, Millis, TokenCount, TurnNo};
+
+/// Where metered tokens go.
+#[derive(Clone)]
+pub(crate) struct Books {
+    pub ledger: Arc<dyn Ledger>,
+    pub tracker: Arc<Tracker>,
+    pub clock: Arc<dyn Clock>,
+}
+
+impl Books {
+    /// Appends facts of a job without waiting; the tracker follows once they are durable.
+    /// `tokens` of them were in flight. `then` runs after that, whatever the outcome.
+    pub fn submit(
+        &self,
+        job: JobId,
+        facts: Vec<Fact>,
+        tokens: TokenCount,
+        then: impl FnOnce() + Send + 'static,
+    ) -> Result<(), LedgerError> {
+        let entries = self.entries(job, facts);
+        let tracker = Arc::clone(&self.tracker);
+        let durable = entries.clone();
+        let on_durable = move |result: Result<(), LedgerError>| {
+            match result {
+                Ok(()) => settle(&tracker, &durable, tokens),
+                Err(error) => tracing::error!(%job, %error, "ledger group lost"),
+            }
+            then();
+        };
+        self.ledger.submit(entries, Box::new(on_durable))
+    }
+
+    /// Appends facts of a job and waits until they are durable and the tracker knows them.
+    pub async fn append(&self, job: JobId, facts: Vec<Fact>) -> Result<(), LedgerError> {
+        let entries = self.entries(job, facts);
+        self.ledger.append(entries.clone()).await?;
+        settle(&self.tracker, &entries, TokenCount::ZERO);
+        Ok(())
+    }
+
+    fn entries(&self, job: JobId, facts: Vec<Fact>) -> Vec<Entry> {
+        let at = self.clock.unix();
+        facts.into_iter().map(|fact| Entry { job, at, fact }).collect()
+    }
+}
+
+fn settle(tracker: &Tracker, entries: &[Entry], tokens: TokenCount) {
+    counter!("tokens_recorded_total").increment(tokens.get());
+    if let Err(fault) = tracker.record(entries, tokens) {
+        tracing::error!(%fault, "ledger entry does not fit its account");
+    }
+}
+
+/// What a turn may still do.
+#[derive(Debug)]
+struct Progress {
+    position: u32,
+    hold_left: TokenCount,
+    end: TurnEnd,
+    /// Ids delivered, kept only where the turn belongs to a conversation.
+    spoken: Vec<u32>,
+}
+
+/// The meter of one turn.
+pub(super) struct TurnMeter {
+    /// `None` in free mode: nothing is metered.
+    paid: Option<PaidTurn>,
+}
+
+/// What metering needs to know of a paid turn.
+pub(super) struct PaidTurn {
+    pub books: Books,
+    pub job: JobId,
+    pub turn: TurnNo,
+    /// The prompt's ids, where the turn belongs to a conversation.
+    pub conversation: Option<Vec<u32>>,
+    progress: Mutex<Progress>,
+}
+
+impl PaidTurn {
+    pub fn new(books: Books, job: JobId, turn: TurnNo, hold: TokenCount) -> Self {
+        let progress = Progress {
+            position: 0,
+            hold_left: hold,
+            // A turn that nobody ends was cut off: its client is gone.
+            end: TurnEnd::Cancelled,
+            spoken: Vec::new(),
+        };
+        Self { books, job, turn, conversation: None, progress: Mutex::new(progress) }
+    }
+
+    fn progress(&self) -> std::sync::MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl TurnMeter {
+    pub fn free() -> Arc<Self> {
+        Arc::new(Self { paid: None })
+    }
+
+    pub fn paid(turn: PaidTurn) -> Arc<Self> {
+        Arc::new(Self { paid: Some(turn) })
+    }
+
+    /// Delivered ids: counted now, recorded as soon as the ledger can. The credit is given back
+    /// when they are durable.
+    pub fn record(&self, ids: Vec<u32>, credit: Option<OwnedSemaphorePermit>) {
+        let count = TokenCount::new(u64::try_from(ids.len()).unwrap_or(u64::MAX));
+        counter!("tokens_delivered_total").increment(count.get());
+        let Some(paid) = &self.paid else { return };
+        let mut progress = paid.progress();
+        let position = progress.position;
+        let delivered = Fact::Delivered { turn: paid.turn, position, ids: ids.clone() };
+        paid.books.tracker.deliver(paid.job, count);
+        let queued = paid.books.submit(paid.job, vec![delivered], count, move || drop(credit));
+        match queued {
+            Ok(()) => {
+                progress.position =
+                    position.saturating_add(u32::try_from(ids.len()).unwrap_or(u32::MAX));
+                progress.hold_left = progress.hold_left.saturating_sub(count);
+                if paid.conversation.is_some() {
+                    progress.spoken.extend(ids);
+                }
+            }
+            // The queue is bounded above all credits, so this means a broken store: the node
+            // stops. These tokens are the host's loss, never the client's.
+            Err(error) => tracing::error!(job = %paid.job, %error, "delivered tokens are lost"),
+        }
+    }
+
+    /// The generation ended for this reason; it is written when the last frame is gone.
+    pub fn ended(&self, end: TurnEnd) {
+        if let Some(paid) = &self.paid {
+            paid.progress().end = end;
+        }
+    }
+}
+
+impl Drop for TurnMeter {
+    fn drop(&mut self) {
+        let Some(paid) = &self.paid else { return };
+        let (end, unused, spoken) = {
+            let mut progress = paid.progress();
+            (progress.end, progress.hold_left, std::mem::take(&mut progress.spoken))
+        };
+        let fact = Fact::TurnEnded { turn: paid.turn, end };
+        if let Err(error) = paid.books.submit(paid.job, vec![fact], TokenCount::ZERO, || {}) {
+            // The next start ends open turns: only the reason is lost.
+            tracing::error!(job = %paid.job, %error, "end of turn not recorded");
+        }
+        if let Some(prompt) = &paid.conversation {
+            let ids = prompt.iter().copied().chain(spoken).collect();
+            paid.books.tracker.set_conversation(paid.job, ids);
+        }
+        let now: Millis = paid.books.clock.now();
+        paid.books.tracker.turn_over(paid.job, unused, now);
+    }
+}

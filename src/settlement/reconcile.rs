@@ -1,0 +1,227 @@
+//! Reconciliation: what became of the transactions that were signed.
+//!
+//! Never takes "sent" for "paid": a claim counts when its receipt succeeded with the amount we
+//! claimed, and is final after the confirmations the operator asked for. A transaction that no
+//! endpoint knows is sent again as it is; only a nonce that is provably used up by others frees
+//! its tokens.
+
+use metrics::counter;
+
+use super::{Settlement, StepError, View, precise};
+use crate::billing::{Fact, RejectReason, Tx, TxState};
+use crate::chain::{Broadcast, Inclusion, SignedTx};
+use crate::units::{Amount, BlockHash, BlockNumber, JobId, TokenCount, TxHash};
+
+/// Where a mined attempt was found.
+struct Mined {
+    hash: TxHash,
+    block: BlockNumber,
+    block_hash: BlockHash,
+    success: bool,
+    proven: Option<TokenCount>,
+    fee: Amount,
+}
+
+/// What the chain says about all attempts of a transaction together.
+enum Sight {
+    Mined(Mined),
+    Pending,
+    Absent,
+}
+
+impl Settlement {
+    /// Moves every open transaction of a job as far as the chain allows.
+    pub(super) async fn reconcile(&mut self, job: JobId, view: &View) -> Result<(), StepError> {
+        let Some(account) = self.books.tracker.account(job) else { return Ok(()) };
+        for tx in account.txs_open() {
+            let sight = self.sight(tx).await?;
+            match (&tx.state, sight) {
+                (TxState::Included { block_hash, .. }, Sight::Mined(mined))
+                    if mined.block_hash == *block_hash =>
+                {
+                    self.confirm(job, tx, &mined, view).await?;
+                }
+                (TxState::Included { .. }, _) => self.reorged(job, tx).await?,
+                (_, Sight::Mined(mined)) => self.mined(job, tx, &mined, view).await?,
+                (_, Sight::Pending) => self.waiting(job, tx, view).await?,
+                (_, Sight::Absent) => self.absent(job, tx, view).await?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn sight(&self, tx: &Tx) -> Result<Sight, StepError> {
+        let mut is_pending = false;
+        for attempt in tx.attempts.iter().rev() {
+            match self.chain.inclusion(attempt.hash).await? {
+                Inclusion::Absent => {}
+                Inclusion::Pending => is_pending = true,
+                Inclusion::Included { block, block_hash, success, proven, fee } => {
+                    let hash = attempt.hash;
+                    return Ok(Sight::Mined(Mined {
+                        hash,
+                        block,
+                        block_hash,
+                        success,
+                        proven,
+                        fee,
+                    }));
+                }
+            }
+        }
+        Ok(if is_pending { Sight::Pending } else { Sight::Absent })
+    }
+
+    /// First sight in a block.
+    async fn mined(
+        &mut self,
+        job: JobId,
+        tx: &Tx,
+        mined: &Mined,
+        view: &View,
+    ) -> Result<(), StepError> {
+        self.watch.moved(tx.nonce);
+        if !mined.success {
+            return self.reverted(job, tx, mined, view).await;
+        }
+        let included = Fact::TxIncluded {
+            nonce: tx.nonce,
+            hash: mined.hash,
+            sighting: tx.sightings,
+            block: mined.block,
+            block_hash: mined.block_hash,
+            fee: mined.fee,
+        };
+        self.books.append(job, vec![included]).await?;
+        counter!("claim_gas_fee_wei_total").increment(u64::try_from(mined.fee.get()).unwrap_or(0));
+        let Some(claim) = tx.claim() else { return Ok(()) };
+        if mined.proven != Some(claim.tokens) {
+            let counted = mined.proven.map_or_else(|| "none".to_owned(), |count| count.to_string());
+            let wanted = claim.tokens;
+            let why = format!("{}: claimed {wanted} tokens, event says {counted}", mined.hash);
+            return self.halt(job, why).await;
+        }
+        tracing::info!(%job, tokens = claim.tokens.get(), tx = %mined.hash, "claim included");
+        counter!("claims_total", "outcome" => "included").increment(1);
+        self.observer.claim_included(job, claim.tokens, mined.hash);
+        Ok(())
+    }
+
+    /// A revert is final only when its block is: until then the tokens stay bound.
+    async fn reverted(
+        &mut self,
+        job: JobId,
+        tx: &Tx,
+        mined: &Mined,
+        view: &View,
+    ) -> Result<(), StepError> {
+        if mined.block.confirmations_at(view.head.number) < self.confirmations() {
+            return Ok(());
+        }
+        tracing::warn!(%job, nonce = %tx.nonce, tx = %mined.hash, "transaction reverted");
+        self.reject(job, tx, RejectReason::Reverted).await
+    }
+
+    async fn reject(&mut self, job: JobId, tx: &Tx, reason: RejectReason) -> Result<(), StepError> {
+        let rejected = Fact::TxRejected { nonce: tx.nonce, first: tx.first(), reason };
+        self.books.append(job, vec![rejected]).await?;
+        if tx.claim().is_some() {
+            counter!("claims_total", "outcome" => "rejected").increment(1);
+        } else {
+            self.books.tracker.abort_settling(job);
+        }
+        Ok(())
+    }
+
+    async fn confirm(
+        &mut self,
+        job: JobId,
+        tx: &Tx,
+        mined: &Mined,
+        view: &View,
+    ) -> Result<(), StepError> {
+        if mined.block.confirmations_at(view.head.number) < self.confirmations() {
+            return Ok(());
+        }
+        self.books.append(job, vec![Fact::TxConfirmed { nonce: tx.nonce }]).await?;
+        if let Some(claim) = tx.claim() {
+            counter!("claims_total", "outcome" => "confirmed").increment(1);
+            counter!("tokens_confirmed_total").increment(claim.tokens.get());
+        }
+        Ok(())
+    }
+
+    /// Its block is gone, or the endpoint has fallen behind: either way the same bytes may be
+    /// sent again.
+    async fn reorged(&mut self, job: JobId, tx: &Tx) -> Result<(), StepError> {
+        tracing::warn!(%job, nonce = %tx.nonce, "transaction is out of its block");
+        let sighting = tx.sightings.saturating_sub(1);
+        self.books.append(job, vec![Fact::TxReorged { nonce: tx.nonce, sighting }]).await?;
+        Ok(())
+    }
+
+    async fn waiting(&mut self, job: JobId, tx: &Tx, view: &View) -> Result<(), StepError> {
+        if self.watch.waits_for(tx.nonce, view.now) >= self.rules.reprice_after {
+            self.reprice(job, tx).await?;
+        }
+        Ok(())
+    }
+
+    async fn absent(&mut self, job: JobId, tx: &Tx, view: &View) -> Result<(), StepError> {
+        if view.wallet.nonce_mined > tx.nonce {
+            let blocks = self.watch.foreign_for(tx.nonce, view.head.number);
+            if blocks >= self.confirmations() {
+                tracing::error!(%job, nonce = %tx.nonce, "nonce was used by a foreign transaction");
+                return self.reject(job, tx, RejectReason::NonceTaken).await;
+            }
+            return Ok(());
+        }
+        let Some(attempt) = tx.attempts.last() else { return Ok(()) };
+        let signed = SignedTx { hash: attempt.hash, raw: attempt.raw.clone() };
+        if self.send(job, tx.nonce, &signed).await == Broadcast::Underpriced {
+            self.reprice(job, tx).await?;
+        }
+        Ok(())
+    }
+
+    /// Ledger and chain disagree: a lagging endpoint explains some blocks of it, not more.
+    pub(super) async fn suspect(
+        &mut self,
+        job: JobId,
+        view: &View,
+        why: String,
+    ) -> Result<(), StepError> {
+        let patience = self.confirmations().saturating_add(2);
+        if self.watch.differs_for(job, view.head.number) < patience {
+            return Ok(());
+        }
+        self.halt(job, why).await
+    }
+
+    /// Stops a job until a human looked.
+    pub(super) async fn halt(&self, job: JobId, why: String) -> Result<(), StepError> {
+        tracing::error!(%job, why, "job halted: compare `tally status` with the chain");
+        self.books.append(job, vec![Fact::JobHalted { why }]).await?;
+        Ok(())
+    }
+
+    /// The session is over on chain: once that is final, so is the account.
+    pub(super) async fn close_when_final(
+        &mut self,
+        account: &crate::billing::Account,
+        view: &View,
+    ) -> Result<(), StepError> {
+        let job = account.job();
+        let ended_for = self.watch.ended_for(job, view.head.number);
+        if account.txs_open().next().is_some() || ended_for < self.confirmations() {
+            return Ok(());
+        }
+        let forfeited = account.recorded().saturating_sub(account.confirmed());
+        self.books.append(job, vec![Fact::JobClosed { forfeited }]).await?;
+        counter!("tokens_forfeited_total").increment(forfeited.get());
+        metrics::gauge!("sessions_active").set(precise(self.books.tracker.count_open()));
+        tracing::info!(%job, forfeited = forfeited.get(), "session closed");
+        self.observer.session_closed(job, forfeited);
+        Ok(())
+    }
+}

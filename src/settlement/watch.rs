@@ -1,0 +1,119 @@
+//! What settlement remembers between ticks, and may forget: patience, not facts.
+//!
+//! Never decides about money: losing all of this at a restart costs some blocks of waiting.
+
+use std::collections::BTreeMap;
+
+use crate::units::{BlockNumber, JobId, Millis, WalletNonce};
+
+/// Patience by job and by transaction.
+#[derive(Debug, Default)]
+pub(super) struct Watch {
+    /// Since which block ledger and chain disagree about a job.
+    differs_since: BTreeMap<JobId, BlockNumber>,
+    /// Since which block a job is over on chain.
+    ended_since: BTreeMap<JobId, BlockNumber>,
+    /// Since which block a nonce is used by none of our attempts.
+    foreign_since: BTreeMap<WalletNonce, BlockNumber>,
+    /// Since when a transaction waits at its present fees.
+    waits_since: BTreeMap<WalletNonce, Millis>,
+    /// Refused dry runs in a row, and the block before which none is tried again.
+    refused: BTreeMap<JobId, (u32, BlockNumber)>,
+}
+
+impl Watch {
+    /// Blocks for which ledger and chain have disagreed about `job`.
+    pub fn differs_for(&mut self, job: JobId, head: BlockNumber) -> u64 {
+        age(*self.differs_since.entry(job).or_insert(head), head)
+    }
+
+    /// They agree.
+    pub fn agrees(&mut self, job: JobId) {
+        self.differs_since.remove(&job);
+    }
+
+    /// Blocks for which `job` has been over on chain.
+    pub fn ended_for(&mut self, job: JobId, head: BlockNumber) -> u64 {
+        age(*self.ended_since.entry(job).or_insert(head), head)
+    }
+
+    /// It runs.
+    pub fn runs(&mut self, job: JobId) {
+        self.ended_since.remove(&job);
+    }
+
+    /// Blocks for which `nonce` has been used by none of our attempts.
+    pub fn foreign_for(&mut self, nonce: WalletNonce, head: BlockNumber) -> u64 {
+        age(*self.foreign_since.entry(nonce).or_insert(head), head)
+    }
+
+    /// Milliseconds for which a transaction has waited at its present fees.
+    pub fn waits_for(&mut self, nonce: WalletNonce, now: Millis) -> Millis {
+        now.saturating_sub(*self.waits_since.entry(nonce).or_insert(now))
+    }
+
+    /// A transaction moved or has new fees.
+    pub fn moved(&mut self, nonce: WalletNonce) {
+        self.foreign_since.remove(&nonce);
+        self.waits_since.remove(&nonce);
+    }
+
+    /// Dry runs refused in a row.
+    pub fn refusals(&self, job: JobId) -> u32 {
+        self.refused.get(&job).map_or(0, |(count, _)| *count)
+    }
+
+    /// Whether a dry run may be tried at this head.
+    pub fn may_try(&self, job: JobId, head: BlockNumber) -> bool {
+        self.refused.get(&job).is_none_or(|(_, until)| head >= *until)
+    }
+
+    /// A dry run was refused: the next waits 1, 2, 4 … 64 blocks.
+    pub fn refuse(&mut self, job: JobId, head: BlockNumber) {
+        let count = self.refusals(job).saturating_add(1);
+        let pause = BlockNumber::new(1 << count.saturating_sub(1).min(6));
+        self.refused.insert(job, (count, head.saturating_add(pause)));
+    }
+
+    /// A dry run passed.
+    pub fn accept(&mut self, job: JobId) {
+        self.refused.remove(&job);
+    }
+}
+
+/// Blocks since `since`; a head that fell back by a reorg counts as none.
+fn age(since: BlockNumber, head: BlockNumber) -> u64 {
+    head.saturating_sub(since).get()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refused_dry_runs_wait_longer_each_time_and_start_anew_after_a_pass() {
+        let mut watch = Watch::default();
+        let (job, at) = (JobId::new(1).unwrap(), BlockNumber::new);
+        watch.refuse(job, at(10));
+        assert!(!watch.may_try(job, at(10)) && watch.may_try(job, at(11)));
+        watch.refuse(job, at(11));
+        assert!(!watch.may_try(job, at(12)) && watch.may_try(job, at(13)));
+        for _ in 0..100 {
+            watch.refuse(job, at(20));
+        }
+        assert!(watch.may_try(job, at(84)));
+        watch.accept(job);
+        assert!(watch.may_try(job, at(0)));
+    }
+
+    #[test]
+    fn patience_counts_blocks_and_survives_a_falling_head() {
+        let mut watch = Watch::default();
+        let (job, at) = (JobId::new(1).unwrap(), BlockNumber::new);
+        assert_eq!(watch.differs_for(job, at(10)), 0);
+        assert_eq!(watch.differs_for(job, at(8)), 0);
+        assert_eq!(watch.differs_for(job, at(13)), 3);
+        watch.agrees(job);
+        assert_eq!(watch.differs_for(job, at(14)), 0);
+    }
+}

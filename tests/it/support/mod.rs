@@ -1,0 +1,5 @@
+//! What several integration tests stand on. A test uses a part of it, hence the allowance.
+#![allow(dead_code)]
+
+pub mod anvil;
+pub mod proxy;
