@@ -5,6 +5,8 @@
 
 pub mod evm;
 pub mod registry;
+#[cfg(feature = "test-support")]
+pub mod fixed;
 
 use async_trait::async_trait;
 
