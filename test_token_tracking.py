@@ -270,7 +270,7 @@ class Rest:
                 if running < seen:
                     raise Difference(f"{where}: the running usage fell from {seen} to {running}")
                 seen = running
-            if drop_after is not None and seen >= drop_after and "finish_reason" not in last:
+            if drop_after is not None and seen >= drop_after and not last.get("finish_reason"):
                 return seen, last, False
         raise Difference(f"{where}: the stream ended without [DONE]")
 

@@ -42,7 +42,7 @@ const ROWS: &[(&str, Row)] = &[
 /// Modules inside a port's folder that are adapters.
 const ADAPTERS: &[(&str, &[&str])] = &[
     ("engine", &["local", "upstream", "stages", "scripted"]),
-    ("chain", &["evm", "sim"]),
+    ("chain", &["evm", "sim", "fixed"]),
     ("ledger", &["sqlite", "postgres", "memory"]),
 ];
 
