@@ -7,8 +7,8 @@
 #                                            (TALLY_SCRIPT_BINARY names the binary, else the built
 #                                            one is taken, else it is built)
 #
-# Files are kept in TALLY_MODEL_DIR (default: ~/.cache/tally/models); what is there and has the right
-# hash is not fetched again.
+# Files are kept in TALLY_MODEL_DIR (default: ~/.cache/tally/models); what is there and has the
+# right hash is not fetched again.
 set -euo pipefail
 
 # shellcheck source=scripts/lib/tools.sh
