@@ -6,3 +6,4 @@ mod support;
 
 mod chain_evm;
 mod ledger;
+mod settings;
