@@ -4,6 +4,8 @@
 //! Callers rely on: `start` does not block; dropping a [`Generation`] cancels it.
 
 pub mod local;
+#[cfg(feature = "test-support")]
+pub mod scripted;
 
 use std::sync::Arc;
 

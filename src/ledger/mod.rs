@@ -7,6 +7,7 @@
 #[cfg(feature = "test-support")]
 pub mod memory;
 pub mod sqlite;
+mod stored;
 
 use async_trait::async_trait;
 use tokio::sync::oneshot;

@@ -7,6 +7,7 @@
 
 mod admission;
 mod auth;
+mod notice;
 mod refusal;
 mod reply;
 mod report;
@@ -19,6 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use auth::{Challenge, IssuedToken};
+pub use notice::Notice;
 pub use refusal::Refusal;
 pub use reply::{CREDIT_TOKENS, Frame, Reply, ReplyEnd, ReplyEvent, ReplyInfo, Usage};
 pub use report::{ClaimReport, Phase, SessionReport};

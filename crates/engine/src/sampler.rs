@@ -94,11 +94,7 @@ impl Sampler {
             true => 0,
             false => vocab_size.div_ceil(64),
         };
-        let mut sampler = Sampler {
-            sampling,
-            key,
-            seen: vec![0; bits],
-        };
+        let mut sampler = Sampler { sampling, key, seen: vec![0; bits] };
         prompt.iter().for_each(|id| sampler.note(*id));
         sampler
     }
@@ -128,11 +124,7 @@ impl Sampler {
             let mut left = *word;
             while left != 0 {
                 if let Some(logit) = logits.get_mut(left.trailing_zeros() as usize) {
-                    *logit = if *logit > 0.0 {
-                        *logit / penalty
-                    } else {
-                        *logit * penalty
-                    };
+                    *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
                 }
                 left &= left - 1;
             }
@@ -141,22 +133,12 @@ impl Sampler {
 
     fn draw(&self, logits: &[f32], best: Candidate, position: u32) -> u32 {
         let temperature = f64::from(self.sampling.temperature);
-        let filter = Filter {
-            sampling: &self.sampling,
-            temperature,
-            best: best.logit,
-        };
-        let mut noise = Noise {
-            key: self.key,
-            position,
-            block: None,
-        };
+        let filter = Filter { sampling: &self.sampling, temperature, best: best.logit };
+        let mut noise = Noise { key: self.key, position, block: None };
         match filter.candidates(logits) {
             Some(kept) => pick(kept.into_iter(), temperature, &mut noise),
             None => {
-                let all = (0u32..)
-                    .zip(logits)
-                    .map(|(id, logit)| Candidate { id, logit: *logit });
+                let all = (0u32..).zip(logits).map(|(id, logit)| Candidate { id, logit: *logit });
                 // Most likely first: then nearly all others can't win any more.
                 pick(std::iter::once(best).chain(all), temperature, &mut noise)
             }
@@ -249,19 +231,12 @@ impl Filter<'_> {
     /// The candidates in order (logit descending, id ascending), at least one; `None` if all
     /// tokens are, in no order.
     fn candidates(&self, logits: &[f32]) -> Option<Vec<Candidate>> {
-        let Sampling {
-            top_k,
-            top_p,
-            min_p,
-            ..
-        } = *self.sampling;
+        let Sampling { top_k, top_p, min_p, .. } = *self.sampling;
         let limits_k = top_k > 0 && (top_k as usize) < logits.len();
         if !limits_k && top_p >= 1.0 && min_p <= 0.0 {
             return None;
         }
-        let all = (0u32..)
-            .zip(logits)
-            .map(|(id, logit)| Candidate { id, logit: *logit });
+        let all = (0u32..).zip(logits).map(|(id, logit)| Candidate { id, logit: *logit });
         let mut kept: Vec<Candidate> = all.collect();
         if limits_k {
             keep_first(&mut kept, top_k as usize);

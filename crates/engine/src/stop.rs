@@ -46,25 +46,14 @@ impl StopMatcher {
     /// Adds a token.
     pub(crate) fn push(&mut self, id: u32, bytes: &[u8]) -> Outcome {
         self.held.push_back((id, bytes.into()));
-        let text: Vec<u8> = self
-            .held
-            .iter()
-            .flat_map(|(_, bytes)| bytes.iter())
-            .copied()
-            .collect();
+        let text: Vec<u8> = self.held.iter().flat_map(|(_, bytes)| bytes.iter()).copied().collect();
         if let Some((at, stop)) = self.find(&text) {
             let (released, rest) = self.release(at);
             let tail = text[at - rest..at].to_vec();
             self.held.clear();
-            return Outcome::Stopped {
-                released,
-                tail,
-                stop,
-            };
+            return Outcome::Stopped { released, tail, stop };
         }
-        let free = (0..text.len())
-            .find(|at| self.may_begin(&text[*at..]))
-            .unwrap_or(text.len());
+        let free = (0..text.len()).find(|at| self.may_begin(&text[*at..])).unwrap_or(text.len());
         Outcome::Released(self.release(free).0)
     }
 

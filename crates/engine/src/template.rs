@@ -62,9 +62,7 @@ impl ChatTemplate {
         };
         let token = |key| {
             let id = gguf.integer(key).and_then(|id| usize::try_from(id).ok());
-            id.and_then(|id| tokens.get(id))
-                .map(|text| text.to_string())
-                .unwrap_or_default()
+            id.and_then(|id| tokens.get(id)).map(|text| text.to_string()).unwrap_or_default()
         };
         let bos = token("tokenizer.ggml.bos_token_id");
         ChatTemplate::compile(source, bos, token("tokenizer.ggml.eos_token_id"))
@@ -73,27 +71,17 @@ impl ChatTemplate {
     fn compile(source: &str, bos: String, eos: String) -> Result<ChatTemplate, LoadError> {
         let mut environment = Environment::new();
         // As the templates' authors run them (Hugging Face's `apply_chat_template`).
-        let syntax = SyntaxConfig::builder()
-            .trim_blocks(true)
-            .lstrip_blocks(true)
-            .build();
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.map_err(|e| LoadError::Tokenizer(e.to_string()))?);
         environment
             .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_function(
-            "raise_exception",
-            |message: String| -> Result<Value, Error> {
-                Err(Error::new(ErrorKind::InvalidOperation, message))
-            },
-        );
+        environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
+            Err(Error::new(ErrorKind::InvalidOperation, message))
+        });
         environment
             .add_template_owned(NAME, source.to_string())
             .map_err(|e| LoadError::Tokenizer(format!("chat template: {e}")))?;
-        Ok(ChatTemplate {
-            environment,
-            bos,
-            eos,
-        })
+        Ok(ChatTemplate { environment, bos, eos })
     }
 
     /// Renders `turns` with the prompt for the next answer.
@@ -140,37 +128,22 @@ impl ChatTemplate {
         let stand_in = unused_character(&asked)
             .ok_or_else(|| EncodeError::Template("no character is left for a mark".into()))?
             .to_string();
-        let turns = [
-            turn("user", "-"),
-            turn("assistant", &stand_in),
-            turn("user", content),
-        ];
+        let turns = [turn("user", "-"), turn("assistant", &stand_in), turn("user", content)];
         let Rendered { text, mark } = self.render(&turns, control)?;
         let after = text.split_once(&stand_in).map(|(_, after)| after);
         let text = after.ok_or_else(|| EncodeError::Template("the answer is not shown".into()))?;
-        Ok(Rendered {
-            text: text.trim_start_matches(mark).to_string(),
-            mark,
-        })
+        Ok(Rendered { text: text.trim_start_matches(mark).to_string(), mark })
     }
 }
 
 fn describe(error: &Error) -> String {
-    error
-        .detail()
-        .map_or_else(|| error.kind().to_string(), str::to_string)
+    error.detail().map_or_else(|| error.kind().to_string(), str::to_string)
 }
 
 /// A private-use character that occurs in none of the turns.
 fn unused_character(turns: &[ChatTurn]) -> Option<char> {
-    let used = |c: char| {
-        turns
-            .iter()
-            .any(|t| t.role.contains(c) || t.content.contains(c))
-    };
-    ('\u{e000}'..='\u{f8ff}')
-        .chain('\u{f0000}'..='\u{ffffd}')
-        .find(|c| !used(*c))
+    let used = |c: char| turns.iter().any(|t| t.role.contains(c) || t.content.contains(c));
+    ('\u{e000}'..='\u{f8ff}').chain('\u{f0000}'..='\u{ffffd}').find(|c| !used(*c))
 }
 
 /// `text` with `mark` put inside everything that is, or together with the template's own text

@@ -35,28 +35,19 @@ fn channel() -> (Box<dyn EventSink>, Receiver<Event>) {
 }
 
 fn user(content: &str) -> ChatTurn {
-    ChatTurn {
-        role: "user".into(),
-        content: content.into(),
-    }
+    ChatTurn { role: "user".into(), content: content.into() }
 }
 
 #[test]
 fn a_prompt_is_answered_greedily() {
     let engine = Engine::load(&model_path(), EngineOptions::default()).unwrap();
     println!("{:?}", engine.info());
-    let prompt_ids = engine
-        .encode_chat(&[user("What is the capital of France?")])
-        .unwrap();
+    let prompt_ids = engine.encode_chat(&[user("What is the capital of France?")]).unwrap();
     println!("{prompt_ids:?}");
     println!("{:?}", engine.decode(&prompt_ids));
     let (sink, events) = channel();
-    let request = SequenceRequest {
-        prompt_ids,
-        max_tokens: 64,
-        sampling: Sampling::greedy(),
-        stop: vec![],
-    };
+    let request =
+        SequenceRequest { prompt_ids, max_tokens: 64, sampling: Sampling::greedy(), stop: vec![] };
     let _handle = engine.start(request, sink).unwrap();
     let mut text = String::new();
     for event in events {

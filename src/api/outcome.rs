@@ -1,0 +1,99 @@
+//! How an answer is told and timed: the fields that every protocol shares, and its metrics.
+//!
+//! Never counts tokens by itself: the numbers are the session service's.
+
+use std::sync::Arc;
+
+use metrics::{counter, histogram};
+use serde_json::{Map, Value, json};
+
+use crate::clock::Clock;
+use crate::session::{ReplyInfo, TurnEnd, Usage};
+use crate::units::Millis;
+
+/// The wire name of a reason.
+pub(super) const fn finish_reason(end: TurnEnd) -> &'static str {
+    match end {
+        TurnEnd::Stop => "stop",
+        TurnEnd::Length => "length",
+        TurnEnd::Cancelled => "cancelled",
+        TurnEnd::DepositExhausted => "deposit_exhausted",
+        TurnEnd::Error => "error",
+    }
+}
+
+/// `usage` on the wire.
+pub(super) fn usage(usage: Usage) -> Value {
+    let total = u64::from(usage.prompt_tokens).saturating_add(u64::from(usage.completion_tokens));
+    json!({
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": total,
+        "context_window_size": usage.context_window,
+    })
+}
+
+/// What an answer's end says in every protocol.
+pub(super) fn summary(
+    info: &ReplyInfo,
+    (end, counts): (TurnEnd, Usage),
+    chain_id: Option<u64>,
+) -> Map<String, Value> {
+    let mut map = Map::new();
+    map.insert("model".into(), info.model.clone().into());
+    map.insert("tokens_used".into(), counts.completion_tokens.into());
+    map.insert("finish_reason".into(), finish_reason(end).into());
+    map.insert("usage".into(), usage(counts));
+    map.insert("chain_id".into(), chain_id.into());
+    map.insert("job_id".into(), info.job.map(crate::units::JobId::get).into());
+    map
+}
+
+/// Times one request and tells how it ended, once.
+pub(super) struct Pace {
+    api: &'static str,
+    clock: Arc<dyn Clock>,
+    started: Millis,
+    last: Option<Millis>,
+    outcome: Option<&'static str>,
+}
+
+impl Pace {
+    /// A request that arrived now.
+    pub fn start(api: &'static str, clock: Arc<dyn Clock>) -> Self {
+        let started = clock.now();
+        Self { api, clock, started, last: None, outcome: None }
+    }
+
+    /// A frame of this many tokens is on its way.
+    pub fn frame(&mut self, tokens: u32) {
+        let now = self.clock.now();
+        match self.last.replace(now) {
+            None => {
+                let ttft = seconds(now.saturating_sub(self.started));
+                histogram!("ttft_seconds", "api" => self.api).record(ttft);
+            }
+            Some(last) => {
+                let gap = seconds(now.saturating_sub(last)) / f64::from(tokens.max(1));
+                histogram!("inter_token_seconds", "api" => self.api).record(gap);
+            }
+        }
+    }
+
+    /// How it ended: a finish reason or a refusal's code.
+    pub fn ended(&mut self, outcome: &'static str) {
+        self.outcome = Some(outcome);
+    }
+}
+
+impl Drop for Pace {
+    /// Nobody said how it ended: its client is gone.
+    fn drop(&mut self) {
+        let outcome = self.outcome.unwrap_or("disconnected");
+        counter!("requests_total", "api" => self.api, "outcome" => outcome).increment(1);
+    }
+}
+
+fn seconds(span: Millis) -> f64 {
+    std::time::Duration::from_millis(span.get()).as_secs_f64()
+}

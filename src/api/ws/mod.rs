@@ -1,0 +1,7 @@
+//! The WebSocket API.
+
+use axum::response::Response;
+
+pub(super) async fn upgrade() -> Response {
+    Response::default()
+}

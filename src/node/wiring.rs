@@ -1,0 +1,284 @@
+//! Wiring: settings become a model, a chain, a ledger and the two services on top of them.
+//!
+//! Never opens a port and never starts a task: whatever fails here fails before anyone was
+//! promised anything. Relies on the settings being complete.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+use tally_engine::EngineOptions;
+
+use super::settings::{ChainSettings, ContractPin, LegacyMode, Settings};
+use crate::billing::{Account, AccountFault, Entry, Fact, TurnEnd};
+use crate::chain::evm::{ConnectError, ContractVersion, EvmChain, EvmSettings, EvmWallet};
+use crate::chain::{Chain, ChainError, Limits, Wallet};
+use crate::clock::Clock;
+use crate::engine::local::{LocalEngine, LocalModel};
+use crate::ledger::sqlite::{LedgerBinding, SqliteLedger, SqliteOptions};
+use crate::ledger::{Ledger, LedgerError};
+use crate::session::{BooksParts, Grace, LegacyAccess, PaidBy, SessionRules, Tracker};
+use crate::settlement::{Observer, Settlement, SettlementParts, SettlementRules};
+use crate::units::{Hash32, JobId, Millis};
+
+/// Longest wait for one answer of an RPC endpoint.
+const RPC_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest a prompt for an unknown job waits for the chain.
+const ADMISSION_WAIT: Duration = Duration::from_secs(5);
+/// Every job is compared with the chain this often, whatever events say.
+const SWEEP_EVERY: Millis = Millis::new(30_000);
+
+/// A part of the node could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum WiringError {
+    /// The model file.
+    #[error("model file {path}: {why}")]
+    Model {
+        /// Its path.
+        path: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The chain.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The chain's contract did not answer.
+    #[error(transparent)]
+    Chain(#[from] ChainError),
+    /// The ledger.
+    #[error("ledger {path}: {error}")]
+    Ledger {
+        /// Its path.
+        path: String,
+        /// What is wrong with it.
+        error: LedgerError,
+    },
+    /// The ledger holds an entry that does not fit: it was written by another version, or edited.
+    #[error("the ledger does not add up: {0}")]
+    Account(#[from] AccountFault),
+}
+
+/// Loads the model. Blocks for the time it takes to read the file twice: once for its hash.
+///
+/// # Errors
+/// [`WiringError::Model`].
+pub fn load_engine(settings: &Settings) -> Result<LocalEngine, WiringError> {
+    let path = &settings.model.path;
+    let fail = |why: String| WiringError::Model { path: path.display().to_string(), why };
+    let sha256 = file_sha256(path).map_err(|error| fail(error.to_string()))?;
+    let engine = &settings.engine;
+    let size = |count: u32| usize::try_from(count).unwrap_or(usize::MAX);
+    let options = EngineOptions {
+        threads: engine.threads,
+        kv_memory_bytes: engine.kv_memory_bytes,
+        running_max: size(engine.running_max),
+        queue_max: size(engine.queue_max),
+        prefill_chunk: size(engine.prefill_chunk),
+        ..EngineOptions::default()
+    };
+    let model = LocalModel { path, name: settings.model.name.clone(), sha256 };
+    LocalEngine::load(model, options).map_err(|error| fail(error.to_string()))
+}
+
+/// SHA-256 of a file, read in pieces. Blocks.
+///
+/// # Errors
+/// What reading it gives.
+pub fn file_sha256(path: &Path) -> std::io::Result<Hash32> {
+    let mut file = File::open(path)?;
+    let mut hasher = Sha256::new();
+    let mut piece = vec![0; 1 << 20];
+    loop {
+        let count = file.read(&mut piece)?;
+        if count == 0 {
+            return Ok(Hash32::new(hasher.finalize().into()));
+        }
+        hasher.update(piece.get(..count).unwrap_or_default());
+    }
+}
+
+/// Connects to the marketplace and checks that it is one.
+///
+/// # Errors
+/// [`ConnectError`].
+pub async fn connect(
+    chain: &ChainSettings,
+    wallet: Arc<EvmWallet>,
+) -> Result<EvmChain, ConnectError> {
+    crate::chain::evm::connect(EvmSettings {
+        rpc_urls: chain.rpc_urls.iter().map(|url| url.expose().to_owned()).collect(),
+        chain_id: chain.chain_id,
+        marketplace: chain.marketplace,
+        contract_version: match chain.contract_version {
+            ContractPin::Auto => None,
+            ContractPin::V3 => Some(ContractVersion::V3),
+        },
+        node_registry: chain.node_registry,
+        model_registry: chain.model_registry,
+        host_earnings: chain.host_earnings,
+        proof_system: chain.proof_system,
+        request_timeout: RPC_TIMEOUT,
+        wallet,
+    })
+    .await
+}
+
+/// Opens the ledger of this chain, contract and wallet. Blocks.
+///
+/// # Errors
+/// [`WiringError::Ledger`].
+pub fn open_ledger(
+    settings: &Settings,
+    chain: &dyn Chain,
+    wallet: &dyn Wallet,
+) -> Result<Arc<SqliteLedger>, WiringError> {
+    let path = settings.ledger_path();
+    let fail = |error| WiringError::Ledger { path: path.display().to_string(), error };
+    if let Some(folder) = path.parent() {
+        let made = std::fs::create_dir_all(folder);
+        made.map_err(|error| fail(LedgerError::Store(error.to_string())))?;
+    }
+    let binding = LedgerBinding {
+        chain_id: chain.chain_id(),
+        contract: chain.marketplace(),
+        wallet: wallet.address(),
+    };
+    SqliteLedger::open(&path, SqliteOptions::new(binding)).map(Arc::new).map_err(fail)
+}
+
+/// Folds the ledger into accounts. Blocks for as long as reading it takes.
+///
+/// # Errors
+/// [`WiringError`] when an entry cannot be read or does not fit.
+pub fn replay(ledger: &dyn Ledger) -> Result<BTreeMap<JobId, Account>, WiringError> {
+    let mut accounts = BTreeMap::new();
+    let mut fault = None;
+    let replayed = ledger.replay(&mut |entry: Entry| {
+        let account =
+            accounts.entry(entry.job).or_insert_with(|| Account::new(entry.job));
+        if let Err(error) = account.apply(&entry) {
+            fault.get_or_insert(error);
+        }
+    });
+    replayed.map_err(|error| WiringError::Ledger { path: "replay".into(), error })?;
+    fault.map_or(Ok(accounts), |fault| Err(fault.into()))
+}
+
+/// The live view as the ledger left it. Turns that a crash cut off are ended now, durably.
+///
+/// # Errors
+/// [`WiringError`].
+pub async fn restore(
+    ledger: &dyn Ledger,
+    clock: &dyn Clock,
+) -> Result<Arc<Tracker>, WiringError> {
+    let tracker = Tracker::default();
+    for (job, mut account) in replay(ledger)? {
+        let open: Vec<_> = account.turns_open().collect();
+        let ended = open.into_iter().map(|turn| Entry {
+            job,
+            at: clock.unix(),
+            fact: Fact::TurnEnded { turn, end: TurnEnd::Error },
+        });
+        let ended: Vec<Entry> = ended.collect();
+        if !ended.is_empty() {
+            let appended = ledger.append(ended.clone()).await;
+            appended.map_err(|error| WiringError::Ledger { path: "restore".into(), error })?;
+        }
+        for entry in &ended {
+            account.apply(entry)?;
+        }
+        tracker.restore(account, clock.now());
+    }
+    Ok(Arc::new(tracker))
+}
+
+/// Everything that is paid.
+pub struct Paid {
+    /// The chain.
+    pub chain: Arc<EvmChain>,
+    /// The host's key.
+    pub wallet: Arc<EvmWallet>,
+    /// The contract's limits.
+    pub limits: Limits,
+    /// The ledger.
+    pub ledger: Arc<SqliteLedger>,
+    /// The live view.
+    pub tracker: Arc<Tracker>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl Paid {
+    /// What sessions need of it.
+    #[must_use]
+    pub fn for_sessions(&self) -> PaidBy {
+        let (chain, wallet) = (Arc::clone(&self.chain), Arc::clone(&self.wallet));
+        PaidBy::new(chain, wallet, self.limits, self.books())
+    }
+
+    /// The settlement service over it.
+    #[must_use]
+    pub fn settlement(&self, settings: &Settings, observer: Arc<dyn Observer>) -> Settlement {
+        Settlement::new(SettlementParts {
+            chain: Arc::clone(&self.chain) as Arc<dyn Chain>,
+            wallet: Arc::clone(&self.wallet) as Arc<dyn Wallet>,
+            books: self.books(),
+            limits: self.limits,
+            rules: settlement_rules(settings),
+            observer,
+        })
+    }
+
+    fn books(&self) -> BooksParts {
+        BooksParts {
+            ledger: Arc::clone(&self.ledger) as Arc<dyn Ledger>,
+            tracker: Arc::clone(&self.tracker),
+            clock: Arc::clone(&self.clock),
+        }
+    }
+}
+
+/// The operator's wishes for sessions.
+#[must_use]
+pub fn session_rules(settings: &Settings) -> SessionRules {
+    let session = &settings.session;
+    SessionRules {
+        price_min: session.price_min.get(),
+        aliases: settings.model.aliases.clone(),
+        legacy: match session.legacy {
+            LegacyMode::Off => LegacyAccess::Off,
+            LegacyMode::On { cap } => LegacyAccess::On { cap },
+        },
+        snapshot_age_max: millis(session.chain_stale_max),
+        challenge_lifetime: millis(session.challenge_life),
+        token_lifetime: millis(session.token_life),
+        chain_wait_max: ADMISSION_WAIT,
+    }
+}
+
+fn settlement_rules(settings: &Settings) -> SettlementRules {
+    let wishes = &settings.settlement;
+    SettlementRules {
+        claim_at: wishes.claim_at,
+        claim_margin: wishes.claim_margin,
+        fee_share_max: wishes.fee_share_max,
+        fee_max: wishes.fee_max,
+        confirmations: wishes.confirmations,
+        grace: Grace {
+            dropped: millis(wishes.grace),
+            closed: millis(wishes.grace_clean),
+            idle: millis(wishes.idle),
+        },
+        reprice_after: millis(wishes.reprice_after),
+        sweep_every: SWEEP_EVERY,
+    }
+}
+
+fn millis(span: Duration) -> Millis {
+    Millis::new(u64::try_from(span.as_millis()).unwrap_or(u64::MAX))
+}

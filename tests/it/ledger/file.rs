@@ -1,0 +1,207 @@
+//! The file: who may open it, what it refuses, what damage looks like.
+
+use std::fs;
+use std::io::{Seek, SeekFrom, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use rusqlite::Connection;
+use tally::ledger::sqlite::{LedgerBinding, SqliteLedger, SqliteOptions, SqliteReader};
+use tally::ledger::{Ledger, LedgerError};
+use tally::units::Address;
+
+use super::{append, binding, delivered, job, open, replayed};
+
+fn refusal(path: &Path, binding: LedgerBinding) -> String {
+    match SqliteLedger::open(path, SqliteOptions::new(binding)) {
+        Err(LedgerError::Store(why)) => why,
+        Err(error) => panic!("{error:?}"),
+        Ok(_) => panic!("it opened"),
+    }
+}
+
+#[test]
+fn a_ledger_of_another_chain_contract_or_wallet_is_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ledger.db");
+    append(&open(&path), &[delivered(1, 0, 0, 8)]).unwrap();
+    let stranger = Address::new([0xbb; 20]);
+    let table = [
+        (LedgerBinding { chain_id: 8453, ..binding() }, "belongs to chain 31337"),
+        (LedgerBinding { contract: stranger, ..binding() }, "belongs to contract 0xc0c0"),
+        (LedgerBinding { wallet: stranger, ..binding() }, "belongs to wallet 0xaaaa"),
+    ];
+    for (other, wanted) in table {
+        let why = refusal(&path, other);
+        assert!(why.contains(wanted), "{why}");
+    }
+    assert_eq!(replayed(&open(&path)).len(), 1);
+}
+
+#[test]
+fn nobody_edits_or_removes_an_entry_whatever_program_they_use() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ledger.db");
+    let ledger = open(&path);
+    append(&ledger, &[delivered(1, 0, 0, 8), delivered(1, 0, 8, 8)]).unwrap();
+    let before = replayed(&ledger);
+    let raw = Connection::open(&path).unwrap();
+    let columns = "(id, key, job, at_ms, kind, tokens, body)";
+    for statement in [
+        "UPDATE entries SET tokens = 0 WHERE id = 1".to_owned(),
+        "DELETE FROM entries WHERE id = 1".to_owned(),
+        "DELETE FROM entries".to_owned(),
+        format!("INSERT OR REPLACE INTO entries {columns} VALUES (1,'x',1,1,'delivered',9,'{{}}')"),
+        format!(
+            "INSERT OR REPLACE INTO entries {columns} \
+             VALUES (77,'1/turn/0/at/0',1,1,'delivered',9,'{{}}')"
+        ),
+    ] {
+        let error = raw.execute(&statement, []).unwrap_err().to_string();
+        assert!(error.contains("append-only"), "{statement}: {error}");
+    }
+    assert_eq!(replayed(&ledger), before);
+}
+
+#[test]
+fn the_guard_against_overlap_survives_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ledger.db");
+    append(&open(&path), &[delivered(1, 0, 0, 8), delivered(1, 0, 8, 8)]).unwrap();
+    let ledger = open(&path);
+    let wrong = delivered(1, 0, 12, 8);
+    let conflict = Err(LedgerError::Conflict { key: wrong.key() });
+    assert_eq!(append(&ledger, &[wrong]), conflict);
+    append(&ledger, &[delivered(1, 0, 8, 8), delivered(1, 0, 16, 8)]).unwrap();
+    assert_eq!(replayed(&ledger).len(), 3);
+}
+
+#[test]
+fn others_read_while_the_node_writes_and_after_it_stopped() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ledger.db");
+    assert!(SqliteReader::open(&path).is_err());
+    assert!(!path.exists(), "a reader creates nothing");
+    let ledger = open(&path);
+    let reader = SqliteReader::open(&path).unwrap();
+    append(&ledger, &[delivered(1, 0, 0, 8), delivered(2, 0, 0, 8)]).unwrap();
+    assert_eq!(reader.binding(), binding());
+    assert_eq!(reader.job_entries(job(2)).unwrap(), [delivered(2, 0, 0, 8)]);
+    drop(reader);
+    ledger.close().unwrap();
+    let mut count = 0;
+    SqliteReader::open(&path).unwrap().replay(&mut |_| count += 1).unwrap();
+    assert_eq!(count, 2);
+}
+
+#[test]
+fn only_the_owner_may_read_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ledger.db");
+    let ledger = open(&path);
+    append(&ledger, &[delivered(1, 0, 0, 8)]).unwrap();
+    for name in ["ledger.db", "ledger.db-wal", "ledger.db-shm"] {
+        let mode = fs::metadata(folder.path().join(name)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{name}");
+    }
+}
+
+#[test]
+fn what_is_no_ledger_is_refused_and_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("other.db");
+    fs::write(&path, b"Dear diary, this is no database. ".repeat(200)).unwrap();
+    let why = refusal(&path, binding());
+    assert!(why.contains("not a database"), "{why}");
+    fs::remove_file(&path).unwrap();
+    Connection::open(&path).unwrap().execute_batch("CREATE TABLE cake (layer)").unwrap();
+    let why = refusal(&path, binding());
+    assert!(why.contains("no Tally ledger"), "{why}");
+    assert!(refusal(&folder.path().join("missing/ledger.db"), binding()).contains("missing"));
+}
+
+#[test]
+fn a_newer_schema_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ledger.db");
+    drop(open(&path));
+    let raw = Connection::open(&path).unwrap();
+    raw.execute("UPDATE meta SET value = '2' WHERE name = 'schema_version'", []).unwrap();
+    let why = refusal(&path, binding());
+    assert!(why.contains("version 2"), "{why}");
+}
+
+/// Enough entries that the file has many pages, all of them out of the log.
+fn filled(path: &Path) -> usize {
+    let ledger = open(path);
+    let group: Vec<_> = (0..2_000).map(|n| delivered(1, n, 0, 8)).collect();
+    append(&ledger, &group).unwrap();
+    ledger.close().unwrap();
+    group.len()
+}
+
+#[test]
+fn a_damaged_page_stops_the_node_at_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ledger.db");
+    filled(&path);
+    for page in [0, 3, 40] {
+        let copy = folder.path().join(format!("damaged-{page}.db"));
+        fs::copy(&path, &copy).unwrap();
+        let mut file = fs::OpenOptions::new().write(true).open(&copy).unwrap();
+        file.seek(SeekFrom::Start(page * 4096)).unwrap();
+        file.write_all(&[0xee; 4096]).unwrap();
+        let why = refusal(&copy, binding());
+        assert!(why.contains(copy.to_str().unwrap()), "{why}");
+    }
+    let short = folder.path().join("short.db");
+    fs::copy(&path, &short).unwrap();
+    let half = fs::metadata(&short).unwrap().len() / 2;
+    fs::OpenOptions::new().write(true).open(&short).unwrap().set_len(half).unwrap();
+    assert!(refusal(&short, binding()).contains("short.db"));
+}
+
+#[test]
+fn an_entry_that_was_tampered_with_is_named_on_replay() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ledger.db");
+    append(&open(&path), &[delivered(1, 0, 0, 8), delivered(1, 0, 8, 8)]).unwrap();
+    for change in ["kind = 'gifted'", "body = '{}'", "tokens = 9", "job = 2"] {
+        let copy = folder.path().join("copy.db");
+        fs::copy(&path, &copy).unwrap();
+        let raw = Connection::open(&copy).unwrap();
+        raw.execute_batch("DROP TRIGGER entries_never_change").unwrap();
+        raw.execute(&format!("UPDATE entries SET {change} WHERE id = 2"), []).unwrap();
+        drop(raw);
+        let mut read = 0;
+        let result = SqliteReader::open(&copy).unwrap().replay(&mut |_| read += 1);
+        let Err(LedgerError::Store(why)) = result else { panic!("{change}: {result:?}") };
+        assert!(why.contains("entry 2 "), "{change}: {why}");
+        assert_eq!(read, 1, "{change}");
+        fs::remove_file(&copy).unwrap();
+    }
+}
+
+#[test]
+fn a_torn_last_write_loses_that_group_whole_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ledger.db");
+    let ledger = open(&path);
+    append(&ledger, &[delivered(1, 0, 0, 8)]).unwrap();
+    let kept = replayed(&ledger);
+    let log = |of: &Path| of.with_file_name("ledger.db-wal");
+    let whole = fs::metadata(log(&path)).unwrap().len();
+    append(&ledger, &[delivered(1, 0, 8, 8), delivered(1, 0, 16, 8)]).unwrap();
+    let torn = folder.path().join("torn");
+    fs::create_dir(&torn).unwrap();
+    let copy = torn.join("ledger.db");
+    let end = fs::metadata(log(&path)).unwrap().len();
+    for cut in [whole + 1, end - 4096, end - 1] {
+        fs::copy(&path, &copy).unwrap();
+        fs::copy(log(&path), log(&copy)).unwrap();
+        fs::OpenOptions::new().write(true).open(log(&copy)).unwrap().set_len(cut).unwrap();
+        let reopened = open(&copy);
+        assert_eq!(replayed(&reopened), kept, "cut at {cut} of {end}");
+        append(&reopened, &[delivered(1, 0, 8, 8)]).unwrap();
+    }
+}
