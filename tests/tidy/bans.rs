@@ -217,7 +217,9 @@ pub fn contract_names(source: &Source) -> Vec<Finding> {
 pub fn stand_ins(source: &Source) -> Vec<Finding> {
     let is_stand_in = |line: &str| {
         let line = line.trim_start().trim_start_matches("pub ").trim_start_matches("pub(crate) ");
-        ["mod scripted;", "mod sim;", "mod fixed;", "mod memory;"].iter().any(|end| line.starts_with(end))
+        ["mod scripted;", "mod sim;", "mod fixed;", "mod memory;"]
+            .iter()
+            .any(|end| line.starts_with(end))
     };
     let mut found = Vec::new();
     for (at, _) in source.code.iter().enumerate().filter(|(_, line)| is_stand_in(line)) {

@@ -8,8 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Folders that hold nothing of ours.
-const SKIPPED: &[&str] =
-    &["target", "node_modules", ".git", ".venv", ".tally", ".demo", "models"];
+const SKIPPED: &[&str] = &["target", "node_modules", ".git", ".venv", ".tally", ".demo", "models"];
 
 /// Ends of the names of text files whose lines are checked.
 const TEXT: &[&str] =
