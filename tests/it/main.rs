@@ -5,5 +5,7 @@
 mod support;
 
 mod chain_evm;
+mod cli;
 mod ledger;
+mod model_pull;
 mod settings;
