@@ -1,0 +1,6 @@
+//! What tests share.
+
+pub mod http;
+pub mod ledger;
+pub mod node;
+pub mod ws;
