@@ -47,7 +47,7 @@ const ADAPTERS: &[(&str, &[&str])] = &[
 ];
 
 /// Modules inside a port's folder that belong to the port.
-const PORT_MODULES: &[(&str, &[&str])] = &[("chain", &["registry"])];
+const PORT_MODULES: &[(&str, &[&str])] = &[("chain", &["registry"]), ("ledger", &["stored"])];
 
 /// Where a module stands: its row and, for an adapter, which one.
 #[derive(Debug, PartialEq, Eq)]
