@@ -20,3 +20,4 @@ pub mod settings;
 pub mod status;
 pub mod tasks;
 pub mod version;
+pub mod wiring;
