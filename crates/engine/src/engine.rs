@@ -200,10 +200,8 @@ impl Engine {
     /// [`EncodeError::Template`] if the template refuses the turns or hides the answer.
     pub fn encode_continuation(&self, content: &str) -> Result<Vec<u32>, EncodeError> {
         let tokenizer = &self.inner.tokenizer;
-        let rendered = self
-            .inner
-            .template
-            .render_continuation(content, tokenizer.control_texts())?;
+        let rendered =
+            self.inner.template.render_continuation(content, tokenizer.control_texts())?;
         tokenizer.encode_marked(&rendered.text, rendered.mark)
     }
 

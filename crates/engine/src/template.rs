@@ -128,18 +128,11 @@ impl ChatTemplate {
         let stand_in = unused_character(&asked)
             .ok_or_else(|| EncodeError::Template("no character is left for a mark".into()))?
             .to_string();
-        let turns = [
-            turn("user", "-"),
-            turn("assistant", &stand_in),
-            turn("user", content),
-        ];
+        let turns = [turn("user", "-"), turn("assistant", &stand_in), turn("user", content)];
         let Rendered { text, mark } = self.render(&turns, control)?;
         let after = text.split_once(&stand_in).map(|(_, after)| after);
         let text = after.ok_or_else(|| EncodeError::Template("the answer is not shown".into()))?;
-        Ok(Rendered {
-            text: text.trim_start_matches(mark).to_string(),
-            mark,
-        })
+        Ok(Rendered { text: text.trim_start_matches(mark).to_string(), mark })
     }
 }
 

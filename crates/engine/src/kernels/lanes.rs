@@ -19,6 +19,10 @@ pub(crate) trait Lanes: Copy {
     /// One block of 16 rows × 32 unsigned weights, unpacked.
     type Weights: Copy;
 
+    /// Activation rows that share one pass over a weight tile, at most: 1, 2, 4 or 8. Speed
+    /// only.
+    const ROWS_TOGETHER: usize;
+
     /// All lanes `x`.
     fn splat(x: f32) -> Self;
     /// Lanes from memory.
@@ -115,6 +119,8 @@ impl Scalar {
 
 impl Lanes for Scalar {
     type Weights = [[u8; 32]; LANES];
+
+    const ROWS_TOGETHER: usize = 1;
 
     #[inline(always)]
     fn splat(x: f32) -> Self {
