@@ -4,7 +4,7 @@
 //! at every instant, across every crash. `docs/ARCHITECTURE.md` draws the flow; layers, from the
 //! bottom up (imports point down, `tests/tidy.rs` checks it):
 //!
-//! - [`units`]: numbers and ids as types.
+//! - [`units`], [`telemetry`]: numbers and ids as types; names of metrics.
 //! - [`billing`], [`claim`], [`proof`]: pure rules. No I/O, no async, no clock.
 //! - [`clock`], [`engine`], [`chain`], [`ledger`]: ports, each with its adapters in folders.
 //! - [`session`], [`settlement`]: the two services. The first never waits for the chain, the
@@ -22,4 +22,6 @@ pub mod ledger;
 pub mod node;
 pub mod proof;
 pub mod session;
+pub mod settlement;
+pub mod telemetry;
 pub mod units;

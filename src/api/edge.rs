@@ -11,7 +11,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 use futures_util::FutureExt;
 use metrics::counter;
-use rand::Rng;
+use rand::RngExt;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use super::delivery::{ConnectionOutbox, Slot};

@@ -1,0 +1,194 @@
+//! The command line: which commands there are and which settings they take.
+//!
+//! Never reads a setting itself: flags become texts for [`super::settings`]. Secrets have no flag,
+//! because every user of a machine can read another's command line. Relies on the settings' list
+//! for names and help, so that neither can be forgotten here.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use clap::{Arg, ArgMatches, Args, Command, FromArgMatches, Parser, Subcommand};
+
+use super::settings::catalog::{Fallback, SETTINGS, Setting};
+use super::settings::{Inputs, Kind};
+
+/// Host node of a blockchain-paid LLM marketplace.
+#[derive(Parser, Clone)]
+#[command(name = "tally", version, about, propagate_version = true)]
+pub struct Cli {
+    /// Settings file; by default TALLY_CONFIG, else ./tally.toml where there is one.
+    #[arg(long, global = true, value_name = "PATH")]
+    pub config: Option<PathBuf>,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Option<Task>,
+}
+
+/// What the program can do.
+#[derive(Subcommand, Clone)]
+pub enum Task {
+    /// Serve clients until a stop signal.
+    Serve(Flags),
+    /// Check the settings, the chain, the registry and the wallet; exit code 1 on a failure.
+    Doctor(Report),
+    /// Show sessions, unclaimed tokens, claims and earnings. Works while the node runs.
+    Status(Report),
+    /// Fetch model files.
+    #[command(subcommand)]
+    Model(ModelTask),
+    /// Make key files.
+    #[command(subcommand)]
+    Keystore(KeystoreTask),
+}
+
+/// A command that prints a report.
+#[derive(Args, Clone)]
+pub struct Report {
+    /// Print one JSON object instead of lines.
+    #[arg(long)]
+    pub json: bool,
+    /// The settings.
+    #[command(flatten)]
+    pub flags: Flags,
+}
+
+/// Commands about model files.
+#[derive(Subcommand, Clone)]
+pub enum ModelTask {
+    /// Download a file from a hub (HF_ENDPOINT names another one); an interrupted download goes
+    /// on where it stopped. The last line printed is the file's path.
+    Pull(Pull),
+}
+
+/// What to download.
+#[derive(Args, Clone)]
+pub struct Pull {
+    /// Repository, for example bartowski/SmolLM2-135M-Instruct-GGUF.
+    pub repo: String,
+    /// File in the repository.
+    pub file: String,
+    /// Folder to put it into.
+    #[arg(long, default_value = "models", value_name = "PATH")]
+    pub dir: PathBuf,
+    /// SHA-256 that the file must have; without it, the hash is printed and not compared.
+    #[arg(long, value_name = "HEX")]
+    pub sha256: Option<String>,
+    /// Branch, tag or commit.
+    #[arg(long, default_value = "main", value_name = "NAME")]
+    pub revision: String,
+}
+
+/// Commands about key files.
+#[derive(Subcommand, Clone)]
+pub enum KeystoreTask {
+    /// Make a new key and encrypt it into a file.
+    New(NewKeystore),
+    /// Encrypt a key you have into a file; it is asked for, or read from --key-file.
+    Import(ImportKeystore),
+}
+
+/// Where a key file goes and how it is locked.
+#[derive(Args, Clone)]
+pub struct NewKeystore {
+    /// Folder of the key file.
+    #[arg(long, default_value = "keystore", value_name = "PATH")]
+    pub dir: PathBuf,
+    /// File whose first line is the password; without it, the password is asked for.
+    #[arg(long, value_name = "PATH")]
+    pub password_file: Option<PathBuf>,
+}
+
+/// A key to encrypt.
+#[derive(Args, Clone)]
+pub struct ImportKeystore {
+    /// Where it goes.
+    #[command(flatten)]
+    pub target: NewKeystore,
+    /// File whose first line is the key, `-` for standard input; without it, the key is asked for.
+    #[arg(long, value_name = "PATH")]
+    pub key_file: Option<PathBuf>,
+}
+
+/// Settings given as flags: texts by the setting's key.
+#[derive(Clone, Default)]
+pub struct Flags(BTreeMap<&'static str, String>);
+
+impl Flags {
+    /// These flags with the process's environment and folder.
+    #[must_use]
+    pub fn into_inputs(self, config: Option<PathBuf>) -> Inputs {
+        Inputs { flags: self.0, config, ..Inputs::from_process() }
+    }
+}
+
+impl Args for Flags {
+    fn augment_args(command: Command) -> Command {
+        SETTINGS.iter().filter_map(argument).fold(command, Command::arg)
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for Flags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let flagged = SETTINGS.iter().filter(|setting| setting.flag.is_some());
+        let text = |setting: &'static Setting| {
+            matches.get_one::<String>(setting.key).map(|text| (setting.key, text.clone()))
+        };
+        Ok(Self(flagged.filter_map(text).collect()))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        self.0.append(&mut Self::from_arg_matches(matches)?.0);
+        Ok(())
+    }
+}
+
+/// The flag of a setting; `None` for secrets.
+fn argument(setting: &'static Setting) -> Option<Arg> {
+    let flag = setting.flag?;
+    let fallback = match setting.fallback {
+        Fallback::Text("") | Fallback::None => String::new(),
+        Fallback::Text(text) => format!(", default {text}"),
+        Fallback::Computed(how) => format!(", default: {how}"),
+        Fallback::Required(_) => ", required for a paid node".to_owned(),
+    };
+    let wanted = setting.kind.wanted();
+    let help = format!("{} [{wanted}{fallback}; {}]", setting.about, setting.env);
+    let argument = Arg::new(setting.key).long(flag).help(help).value_name("VALUE");
+    Some(match setting.kind {
+        Kind::Switch => argument.num_args(0..=1).require_equals(true).default_missing_value("true"),
+        _ => argument,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn no_secret_has_a_flag() {
+        for secret in ["--host-password=x", "--host-private-key=x"] {
+            let parsed = Cli::try_parse_from(["tally", "serve", secret]);
+            assert!(parsed.is_err(), "{secret}");
+        }
+    }
+
+    #[test]
+    fn a_switch_needs_no_value_and_takes_one() {
+        for (argument, expected) in [("--free", "true"), ("--free=false", "false")] {
+            let cli = Cli::try_parse_from(["tally", "serve", argument]).unwrap();
+            let Some(Task::Serve(flags)) = cli.command else { panic!("not serve") };
+            assert_eq!(flags.0.get("free").map(String::as_str), Some(expected));
+        }
+    }
+}

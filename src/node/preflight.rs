@@ -1,0 +1,271 @@
+//! What is looked at before a node serves, and by `tally doctor`.
+//!
+//! Never changes anything, on chain or on disk. A finding that makes pay impossible is a failure
+//! and stops the node; any other is a warning. Every finding that is not fine names its remedy.
+//! Relies on docs/spec/contract.md sections 2 and 4.
+
+use crate::chain::registry::{ModelId, Registry, RegistryError};
+use crate::chain::{Chain, ChainError, Fees, Limits};
+use crate::units::{Amount, Gas, Hash32, TokenCount};
+
+use super::settings::Settings;
+
+/// Gas of a claim and a completion: the dearest that docs/spec/contract.md section 2 measured
+/// (30th proof 219 k, completion 186 k), rounded up.
+const CLAIM_GAS: Gas = Gas::new(250_000);
+const COMPLETE_GAS: Gas = Gas::new(200_000);
+
+/// How a finding is to be taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Grade {
+    /// Fine.
+    Ok,
+    /// It may cost clients or money; the node can work.
+    Warning,
+    /// The node cannot be paid like this.
+    Failure,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// What was looked at.
+    pub check: &'static str,
+    /// How it is to be taken.
+    pub grade: Grade,
+    /// What was found.
+    pub found: String,
+    /// What to do; empty where all is fine.
+    pub remedy: String,
+}
+
+/// All findings, in the order of looking.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Findings(pub Vec<Finding>);
+
+impl Findings {
+    /// Whether any is a failure.
+    #[must_use]
+    pub fn has_failure(&self) -> bool {
+        self.0.iter().any(|finding| finding.grade == Grade::Failure)
+    }
+
+    /// Adds a finding that is fine.
+    pub fn ok(&mut self, check: &'static str, found: impl Into<String>) {
+        self.add(check, Grade::Ok, found, "");
+    }
+
+    /// Adds a warning.
+    pub fn warn(
+        &mut self,
+        check: &'static str,
+        found: impl Into<String>,
+        remedy: impl Into<String>,
+    ) {
+        self.add(check, Grade::Warning, found, remedy);
+    }
+
+    /// Adds a failure.
+    pub fn fail(
+        &mut self,
+        check: &'static str,
+        found: impl Into<String>,
+        remedy: impl Into<String>,
+    ) {
+        self.add(check, Grade::Failure, found, remedy);
+    }
+
+    fn add(
+        &mut self,
+        check: &'static str,
+        grade: Grade,
+        found: impl Into<String>,
+        remedy: impl Into<String>,
+    ) {
+        self.0.push(Finding { check, grade, found: found.into(), remedy: remedy.into() });
+    }
+}
+
+/// What is examined.
+pub struct Subject<'a> {
+    /// The chain, connected: chain id, code, version and selectors were checked by connecting.
+    pub chain: &'a dyn Chain,
+    /// The registries.
+    pub registry: &'a dyn Registry,
+    /// The settings.
+    pub settings: &'a Settings,
+    /// SHA-256 of the weight file.
+    pub weights_sha256: Hash32,
+}
+
+/// Looks at everything that needs the chain. Network reads only.
+pub async fn examine(subject: &Subject<'_>) -> Findings {
+    let mut findings = Findings::default();
+    connection(subject, &mut findings);
+    let limits = limits(subject, &mut findings).await;
+    host(subject, &mut findings).await;
+    model(subject, &mut findings).await;
+    let fees = gas(subject, &mut findings).await;
+    price(subject, limits, fees, &mut findings);
+    findings
+}
+
+fn connection(subject: &Subject<'_>, findings: &mut Findings) {
+    findings.ok("chain", format!("id {}", subject.chain.chain_id()));
+    let marketplace = subject.chain.marketplace();
+    let version = subject.registry.contract_version();
+    findings.ok("contract", format!("marketplace {version} at {marketplace}, all selectors there"));
+}
+
+async fn limits(subject: &Subject<'_>, findings: &mut Findings) -> Option<Limits> {
+    const CHECK: &str = "limits";
+    let limits = match subject.chain.limits().await {
+        Ok(limits) => limits,
+        Err(error) => {
+            unanswered(CHECK, &error, findings);
+            return None;
+        }
+    };
+    let claim_at = subject.settings.settlement.claim_at;
+    let (least, rate) = (limits.claim_min, limits.rate_per_second);
+    if claim_at < least {
+        let remedy = format!("set settlement.claim_at to {least} or more");
+        findings.fail(CHECK, format!("claims of {claim_at} are under the least, {least}"), remedy);
+    } else {
+        findings.ok(CHECK, format!("least claim {least} tokens, at most {rate} tokens a second"));
+    }
+    Some(limits)
+}
+
+async fn host(subject: &Subject<'_>, findings: &mut Findings) {
+    const CHECK: &str = "registration";
+    let host = subject.registry.host();
+    let standing = match subject.registry.host_standing().await {
+        Ok(standing) => standing,
+        Err(error) => return unread(CHECK, &error, findings),
+    };
+    if !standing.active {
+        let remedy = "register the host in the node registry; until then clients do not find it";
+        return findings.warn(CHECK, format!("{host} is not an active host"), remedy);
+    }
+    match &subject.settings.public_url {
+        Some(url) if !is_same_url(url, &standing.api_url) => {
+            let found = format!("registered as {}, reached as {url}", standing.api_url);
+            findings.warn(CHECK, found, "update the registered address, or public_url");
+        }
+        _ => findings.ok(CHECK, format!("{host} is active at {}", standing.api_url)),
+    }
+}
+
+/// A trailing slash makes no other address.
+fn is_same_url(one: &str, other: &str) -> bool {
+    one.trim_end_matches('/') == other.trim_end_matches('/')
+}
+
+async fn model(subject: &Subject<'_>, findings: &mut Findings) {
+    const CHECK: &str = "model";
+    let settings = &subject.settings.model;
+    let (Some(repo), Some(file)) = (&settings.repo, &settings.file) else {
+        let remedy = "set model.repo (and model.file) to its name in the model registry";
+        return findings.warn(CHECK, "it is not compared with the registry", remedy);
+    };
+    let id = ModelId::of(repo, file);
+    let standing = match subject.registry.model_standing(id).await {
+        Ok(standing) => standing,
+        Err(error) => return unread(CHECK, &error, findings),
+    };
+    let name = format!("{repo}/{file}");
+    if let Some(wanted) = standing.weights_sha256
+        && wanted != subject.weights_sha256
+    {
+        let found = format!("{name}: file {}, registry {wanted}", subject.weights_sha256);
+        let remedy = "these are other weights than the registered: fetch the file again with \
+                      `tally model pull --sha256`, or correct model.repo and model.file";
+        return findings.fail(CHECK, found, remedy);
+    }
+    if !standing.approved {
+        let remedy = "serve a model that the registry lists, or correct model.repo and model.file";
+        return findings.warn(CHECK, format!("{name} is not approved"), remedy);
+    }
+    match subject.registry.host_supports(id).await {
+        Ok(true) => findings.ok(CHECK, format!("{name} is approved, hash and host agree")),
+        Ok(false) => {
+            let remedy = "add the model to this host's registration";
+            findings.warn(CHECK, format!("{name}: this host does not announce it"), remedy);
+        }
+        Err(error) => unread(CHECK, &error, findings),
+    }
+}
+
+async fn gas(subject: &Subject<'_>, findings: &mut Findings) -> Option<Fees> {
+    const CHECK: &str = "gas";
+    let host = subject.registry.host();
+    let answers = (subject.registry.gas_balance().await, subject.chain.fees().await);
+    let (balance, fees) = match answers {
+        (Ok(balance), Ok(fees)) => (balance, fees),
+        (Err(error), _) | (_, Err(error)) => {
+            unanswered(CHECK, &error, findings);
+            return None;
+        }
+    };
+    let gas = CLAIM_GAS.saturating_add(COMPLETE_GAS);
+    let Some(needed) = fee(gas, fees) else {
+        findings.fail(CHECK, "the fee is past every number", "check the endpoint");
+        return None;
+    };
+    let found = format!("{balance} wei; a claim and a completion cost up to {needed}");
+    if balance < needed {
+        let missing = needed.saturating_sub(balance);
+        findings.fail(CHECK, found, format!("send {missing} wei or more to {host}"));
+    } else {
+        findings.ok(CHECK, found);
+    }
+    Some(fees)
+}
+
+fn fee(gas: Gas, fees: Fees) -> Option<Amount> {
+    u128::from(gas.get()).checked_mul(fees.fee_max.get()).map(Amount::new)
+}
+
+fn price(
+    subject: &Subject<'_>,
+    limits: Option<Limits>,
+    fees: Option<Fees>,
+    findings: &mut Findings,
+) {
+    const CHECK: &str = "price";
+    let least = subject.settings.session.price_min;
+    if least.get() == 0 {
+        let remedy = "set session.price_min, so that sessions that do not pay are refused";
+        return findings.warn(CHECK, "sessions at any price are served", remedy);
+    }
+    let (Some(limits), Some(fees)) = (limits, fees) else { return };
+    let tokens: TokenCount = subject.settings.settlement.claim_at;
+    let (Some(value), Some(cost)) = (limits.price_unit.cost(tokens, least), fee(CLAIM_GAS, fees))
+    else {
+        return findings.fail(CHECK, "price_min is past every number", "lower session.price_min");
+    };
+    let found = format!("a claim of {tokens} tokens earns {value} or more and costs up to {cost}");
+    if value <= cost {
+        let remedy = "raise session.price_min or settlement.claim_at: small claims only cost";
+        findings.warn(CHECK, found, remedy);
+    } else {
+        findings.ok(CHECK, found);
+    }
+}
+
+fn unanswered(check: &'static str, error: &ChainError, findings: &mut Findings) {
+    let remedy = "check chain.rpc_urls; the node starts when the endpoint answers";
+    findings.fail(check, error.to_string(), remedy);
+}
+
+/// Registries tell clients where to go; the marketplace pays without them (v3).
+fn unread(check: &'static str, error: &RegistryError, findings: &mut Findings) {
+    let remedy = match error {
+        RegistryError::NotConfigured(_) => {
+            "set its address (chain.node_registry, chain.model_registry)"
+        }
+        RegistryError::Chain(_) => "check the registry's address and chain.rpc_urls",
+    };
+    findings.warn(check, error.to_string(), remedy);
+}

@@ -1,0 +1,272 @@
+//! The node's settings, typed and complete before any port opens.
+//!
+//! Precedence: flag, environment, `.env`, file, default. `settings/table.rs` lists every setting
+//! once and `docs/config.md` repeats it, which a test checks. Never shows a secret: neither in
+//! `Debug` nor in an error. Relies on being called once, at start.
+
+mod build;
+pub mod catalog;
+mod error;
+mod kind;
+mod read;
+mod sources;
+mod table;
+mod wallet;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::units::{Address, Amount, ChainSeconds, PricePerToken, TokenCount};
+
+pub use error::{Origin, Problem, SettingsError};
+pub use kind::Kind;
+pub use sources::Inputs;
+pub use wallet::{KeyError, KeySource, PasswordSource, RpcUrl, secret_line};
+
+/// The eip155 id of a local development chain.
+pub const DEV_CHAIN_ID: u64 = 31337;
+
+/// All settings of a node that serves.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Address and port of the server; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// The model.
+    pub model: ModelSettings,
+    /// The engine.
+    pub engine: EngineSettings,
+    /// The chain; `None` exactly when `free`.
+    pub chain: Option<ChainSettings>,
+    /// The host's key; always there when `chain` is.
+    pub key: Option<KeySource>,
+    /// Serve without pay.
+    pub free: bool,
+    /// Folder of the ledger and of the node's lock.
+    pub data_dir: PathBuf,
+    /// When and how work is claimed.
+    pub settlement: SettlementSettings,
+    /// Who is served.
+    pub session: SessionSettings,
+    /// The front-ends.
+    pub api: ApiSettings,
+    /// Where clients reach the node, to compare with the registered address.
+    pub public_url: Option<String>,
+    /// The log.
+    pub log: LogSettings,
+    /// Time running streams get after a stop signal.
+    pub shutdown_grace: Duration,
+    /// Print `Fabstir LLM Node is running` on stdout once healthy.
+    pub launcher_compat: bool,
+    /// What an operator should read once in the log: accepted settings without effect.
+    pub notes: Vec<String>,
+}
+
+impl Settings {
+    /// Reads, checks and completes the settings of a serving node. Blocks on two small files.
+    ///
+    /// # Errors
+    /// [`SettingsError`] with everything that is wrong.
+    pub fn load(inputs: &Inputs) -> Result<Self, SettingsError> {
+        build::settings(inputs)
+    }
+
+    /// The ledger of this chain and marketplace. One file each: job numbers count from 1 in every
+    /// deployment, so two deployments in one ledger would mix two jobs' money.
+    #[must_use]
+    pub fn ledger_path(&self) -> PathBuf {
+        ledger_path(&self.data_dir, self.chain.as_ref())
+    }
+}
+
+/// What commands need that look at a node's data without serving: no model, and no chain either
+/// where it is not set up.
+#[derive(Debug, Clone)]
+pub struct InspectSettings {
+    /// Folder of the ledger.
+    pub data_dir: PathBuf,
+    /// The chain, where it is set completely.
+    pub chain: Option<ChainSettings>,
+    /// The host's key, where it is set.
+    pub key: Option<KeySource>,
+    /// The log.
+    pub log: LogSettings,
+}
+
+impl InspectSettings {
+    /// As [`Settings::load`], without what only serving needs.
+    ///
+    /// # Errors
+    /// [`SettingsError`]; settings that are merely missing are none.
+    pub fn load(inputs: &Inputs) -> Result<Self, SettingsError> {
+        build::inspect_settings(inputs)
+    }
+
+    /// As [`Settings::ledger_path`].
+    #[must_use]
+    pub fn ledger_path(&self) -> PathBuf {
+        ledger_path(&self.data_dir, self.chain.as_ref())
+    }
+}
+
+fn ledger_path(data_dir: &std::path::Path, chain: Option<&ChainSettings>) -> PathBuf {
+    let folder = chain.map_or_else(
+        || "free".to_owned(),
+        |chain| format!("chain-{}-{}", chain.chain_id, chain.marketplace),
+    );
+    data_dir.join(folder).join("ledger.sqlite3")
+}
+
+/// The model to serve.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelSettings {
+    /// The weight file. Whether it exists is the loader's to say.
+    pub path: PathBuf,
+    /// The name clients send; `None`: the GGUF's own, else the file's.
+    pub name: Option<String>,
+    /// Hub repository: first half of the registry's model id.
+    pub repo: Option<String>,
+    /// Hub file name: second half of it. By default the file name of `path`.
+    pub file: Option<String>,
+    /// Other names, each for a served model's name.
+    pub aliases: BTreeMap<String, String>,
+}
+
+/// The engine's room.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineSettings {
+    /// Threads of the forward pass; by default all cores.
+    pub threads: usize,
+    /// Bytes of the KV cache.
+    pub kv_memory_bytes: u64,
+    /// Sequences that make progress at once.
+    pub running_max: u32,
+    /// Sequences that may wait.
+    pub queue_max: u32,
+    /// Prompt tokens read in one step.
+    pub prefill_chunk: u32,
+}
+
+/// The chain and its contracts. A registry or ledger of earnings that is `None` is the one the
+/// marketplace names; without a model registry, models are not checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChainSettings {
+    /// Endpoints, first choice first; never empty.
+    pub rpc_urls: Vec<RpcUrl>,
+    /// eip155 id the endpoints must report.
+    pub chain_id: u64,
+    /// JobMarketplace.
+    pub marketplace: Address,
+    /// NodeRegistry.
+    pub node_registry: Option<Address>,
+    /// ModelRegistry.
+    pub model_registry: Option<Address>,
+    /// ProofSystem.
+    pub proof_system: Option<Address>,
+    /// HostEarnings.
+    pub host_earnings: Option<Address>,
+    /// The contract's version.
+    pub contract_version: ContractPin,
+}
+
+/// Whether the contract's version is found out or pinned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ContractPin {
+    /// Found out at start.
+    Auto,
+    /// v3, whatever the detection says.
+    V3,
+}
+
+/// When and how work is claimed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SettlementSettings {
+    /// Unclaimed tokens of a job that make a claim due; at least 100.
+    pub claim_at: TokenCount,
+    /// Blocks, its own included, after which a transaction is final.
+    pub confirmations: u64,
+    /// How long before the chain's deadline a claim is made whatever it costs.
+    pub claim_margin: ChainSeconds,
+    /// Largest share of a claim's value its fee may take while it can wait, 0 … 1.
+    pub fee_share_max: f64,
+    /// Ceiling of the fee per gas, wei.
+    pub fee_max: Option<Amount>,
+    /// Pause between two looks at the chain.
+    pub poll: Duration,
+    /// Age at which a transaction that is not mined is offered a higher fee.
+    pub reprice_after: Duration,
+    /// Time between a job's last connection and its completion.
+    pub grace: Duration,
+    /// The same after a close with code 1000.
+    pub grace_clean: Duration,
+    /// The same for jobs used over HTTP only.
+    pub idle: Duration,
+}
+
+/// Who is served, and on which terms.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionSettings {
+    /// Smallest price of a session, in the contract's price unit.
+    pub price_min: PricePerToken,
+    /// Whether clients that prove nothing are served.
+    pub legacy: LegacyMode,
+    /// Age of the chain's last answer past which no new work is admitted.
+    pub chain_stale_max: Duration,
+    /// Life of a challenge.
+    pub challenge_life: Duration,
+    /// Life of a session token.
+    pub token_life: Duration,
+}
+
+/// Clients that only name a job number (docs/spec/marketplace-api.md section 2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LegacyMode {
+    /// Refused.
+    Off,
+    /// Served, up to `cap` tokens a session where there is one.
+    On {
+        /// Tokens a session. Always there when the node is reachable from outside.
+        cap: Option<TokenCount>,
+    },
+}
+
+/// The front-ends' bounds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ApiSettings {
+    /// Web pages that may call.
+    pub cors: Cors,
+    /// Largest body and WebSocket message, bytes.
+    pub body_max_bytes: usize,
+    /// Frames that may wait for a peer that does not read.
+    pub ws_queue_frames: usize,
+    /// Pause between WebSocket pings.
+    pub ping: Duration,
+}
+
+/// Origins of web pages that may call the node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cors {
+    /// Any.
+    Any,
+    /// These; none when empty.
+    Listed(Vec<String>),
+}
+
+/// The log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogSettings {
+    /// Which lines appear, as `tracing_subscriber::EnvFilter` reads it.
+    pub filter: String,
+    /// Their form.
+    pub format: LogFormat,
+}
+
+/// Form of log lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For eyes.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
