@@ -74,7 +74,7 @@ impl Gguf {
             return Err(bad("a list of strings is needed"));
         };
         let text = |value| match value {
-            &Value::String(ref text) => Ok(text.as_str()),
+            Value::String(text) => Ok(text.as_str()),
             _ => Err(bad("holds something else than strings")),
         };
         items.iter().map(text).collect()

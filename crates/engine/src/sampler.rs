@@ -352,18 +352,30 @@ mod tests {
         assert_eq!(noise_key(&[0; 32]), [0x290d_ecd9, 0x548b_62a8]);
     }
 
+    fn settings() -> impl Strategy<Value = Sampling> {
+        let top_p = prop_oneof![Just(1f32), 0f32..1.0];
+        let min_p = prop_oneof![Just(0f32), 0f32..1.0];
+        (any::<[u8; 32]>(), 0.05f32..3.0, 0..40u32, top_p, min_p).prop_map(
+            |(seed, temperature, top_k, top_p, min_p)| Sampling {
+                temperature,
+                top_k,
+                top_p,
+                min_p,
+                repetition_penalty: 1.0,
+                seed,
+            },
+        )
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..Default::default() })]
 
         #[test]
         fn shortcuts_never_change_the_token(
             logits in prop::collection::vec(-20f32..20.0, 1..700),
-            seed: [u8; 32], position: u32, temperature in 0.05f32..3.0,
-            top_k in 0..40u32, top_p in prop_oneof![Just(1f32), 0f32..1.0],
-            min_p in prop_oneof![Just(0f32), 0f32..1.0],
+            position: u32,
+            sampling in settings(),
         ) {
-            let sampling =
-                Sampling { temperature, top_k, top_p, min_p, seed, repetition_penalty: 1.0 };
             let expected = oracle(&sampling, &logits, position);
             prop_assert_eq!(draw(&sampling, &logits, position), expected);
         }

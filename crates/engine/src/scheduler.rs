@@ -140,6 +140,10 @@ mod tests {
 
     #[test]
     fn each_step_follows_from_the_state() {
+        let full = || vec![running(1, 0), running(2, 0), running(3, 0)];
+        let line = |blocks| vec![waiting(4, blocks, 9), waiting(5, 1, 9)];
+        let two = |left| vec![running(1, 500), running(2, left)];
+        let p = |first: (u64, usize), second: (u64, usize)| vec![first, second];
         #[rustfmt::skip]
         let table = [
             // waiting, running, free blocks => admit, decode, prefill
@@ -148,19 +152,19 @@ mod tests {
             // A prompt longer than the budget is read in chunks.
             (vec![], vec![running(1, 500)], 0, vec![], vec![], vec![(1, 64)]),
             // Decoding goes on beside it.
-            (vec![], vec![running(1, 500), running(2, 0)], 0, vec![], vec![2], vec![(1, 64)]),
+            (vec![], two(0), 0, vec![], vec![2], vec![(1, 64)]),
             // Two prompts share; what the short one leaves goes to the long one.
-            (vec![], vec![running(1, 500), running(2, 500)], 0, vec![], vec![], vec![(1, 32), (2, 32)]),
-            (vec![], vec![running(1, 500), running(2, 5)], 0, vec![], vec![], vec![(1, 59), (2, 5)]),
+            (vec![], two(500), 0, vec![], vec![], p((1, 32), (2, 32))),
+            (vec![], two(5), 0, vec![], vec![], p((1, 59), (2, 5))),
             // A paused reader holds up itself only.
             (vec![], vec![paused(1, 0), running(2, 0)], 0, vec![], vec![2], vec![]),
             (vec![], vec![paused(1, 90), running(2, 90)], 0, vec![], vec![], vec![(2, 64)]),
             // Full: nobody is admitted.
-            (vec![waiting(4, 1, 9)], vec![running(1, 0), running(2, 0), running(3, 0)], 9, vec![], vec![1, 2, 3], vec![]),
+            (vec![waiting(4, 1, 9)], full(), 9, vec![], vec![1, 2, 3], vec![]),
             // Too few blocks for the first in line: nobody overtakes it.
-            (vec![waiting(4, 5, 9), waiting(5, 1, 9)], vec![running(1, 0)], 4, vec![], vec![1], vec![]),
-            (vec![waiting(4, 4, 9), waiting(5, 1, 9)], vec![running(1, 0)], 4, vec![4], vec![1], vec![(4, 9)]),
-            (vec![waiting(4, 4, 9), waiting(5, 1, 9)], vec![running(1, 0)], 5, vec![4, 5], vec![1], vec![(4, 9), (5, 9)]),
+            (line(5), vec![running(1, 0)], 4, vec![], vec![1], vec![]),
+            (line(4), vec![running(1, 0)], 4, vec![4], vec![1], vec![(4, 9)]),
+            (line(4), vec![running(1, 0)], 5, vec![4, 5], vec![1], p((4, 9), (5, 9))),
         ];
         for (waiting, running, kv_blocks_free, admit, decode, prefill) in table {
             let state = State { waiting, running, kv_blocks_free };

@@ -94,9 +94,11 @@ impl StopMatcher {
 mod tests {
     use super::*;
 
+    type Ended = Result<(String, String), Vec<u32>>;
+
     /// Feeds `tokens`; gives the ids released after each, then how it ended: tail and stop
     /// string, or the ids that were still held.
-    fn run(stops: &[&str], tokens: &[&str]) -> (Vec<Vec<u32>>, Result<(String, String), Vec<u32>>) {
+    fn run(stops: &[&str], tokens: &[&str]) -> (Vec<Vec<u32>>, Ended) {
         let stops: Vec<String> = stops.iter().map(|stop| stop.to_string()).collect();
         let mut matcher = StopMatcher::new(&stops);
         let ids = |pieces: Vec<Piece>| pieces.into_iter().map(|(id, _)| id).collect::<Vec<_>>();
@@ -121,10 +123,11 @@ mod tests {
             (vec![], vec!["a", "b"], vec![vec![1], vec![2]], Err(vec![])),
             (vec!["STOP"], vec!["a", "STOP"], vec![vec![1], vec![]], ended("", "STOP")),
             // Across tokens, beginning and ending inside them.
-            (vec!["STOP"], vec!["aS", "TO", "Pb"], vec![vec![], vec![], vec![]], ended("a", "STOP")),
+            (vec!["STOP"], vec!["aS", "TOPb"], vec![vec![], vec![]], ended("a", "STOP")),
+            (vec!["STOP"], vec!["S", "TO", "P"], vec![vec![]; 3], ended("", "STOP")),
             (vec!["STOP"], vec!["x", "aST", "x"], vec![vec![1], vec![], vec![2, 3]], Err(vec![])),
             // A new beginning inside a failed one.
-            (vec!["aab"], vec!["a", "a", "a", "b"], vec![vec![], vec![], vec![1], vec![]], ended("", "aab")),
+            (vec!["aab"], vec!["aa", "a", "b"], vec![vec![]; 3], ended("a", "aab")),
             // The first to appear; of two at one place the longest.
             (vec!["cd", "bc"], vec!["abcd"], vec![vec![]], ended("a", "bc")),
             (vec!["ab", "abc"], vec!["abc"], vec![vec![]], ended("", "abc")),

@@ -191,9 +191,16 @@ impl PreTokenizer {
 
 /// The pattern that Llama 3 and Qwen 2 share but for the length of a run of digits.
 fn split(digits: &str) -> Result<Split, LoadError> {
-    let pattern = format!(
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    );
+    let pattern = [
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
+        r"[^\r\n\p{L}\p{N}]?\p{L}+",
+        digits,
+        r" ?[^\s\p{L}\p{N}]+[\r\n]*",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    ];
+    let pattern = pattern.join("|");
     Split::new(SplitPattern::Regex(pattern), SplitDelimiterBehavior::Isolated, false)
         .map_err(|e| LoadError::Tokenizer(e.to_string()))
 }

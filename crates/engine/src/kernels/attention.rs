@@ -259,22 +259,56 @@ fn score<V: Lanes, const G: usize>(job: &Attend<'_>, queries: &[f32], scores: &m
     let dim = job.heads.dim;
     let width = scores.len() / G;
     let scale = V::splat(1.0 / (dim as f32).sqrt());
-    let queries: [&[f32]; G] = std::array::from_fn(|g| &queries[g * dim..(g + 1) * dim]);
-    for (block, base) in job.bases[..width / LANES].iter().enumerate() {
+    let blocks = &job.bases[..width / LANES];
+    // Two blocks at once: twice as many sums that don't wait for each other.
+    let (pairs, single) = blocks.as_chunks::<2>();
+    for (i, pair) in pairs.iter().enumerate() {
+        let sums = score_blocks::<V, G, 2>(job, queries, pair);
+        for (b, sums) in sums.into_iter().enumerate() {
+            put_scores::<V, G>(&sums, scale, 2 * i + b, scores);
+        }
+    }
+    if let [base] = single {
+        let [sums] = score_blocks::<V, G, 1>(job, queries, &[*base]);
+        put_scores::<V, G>(&sums, scale, blocks.len() - 1, scores);
+    }
+}
+
+/// Σ query·key of the 16 keys in each of `B` blocks, dimensions in ascending order.
+#[inline(always)]
+fn score_blocks<V: Lanes, const G: usize, const B: usize>(
+    job: &Attend<'_>,
+    queries: &[f32],
+    bases: &[usize; B],
+) -> [[V; G]; B] {
+    let dim = job.heads.dim;
+    let mut keys: [&[[u16; LANES]]; B] = [&[]; B];
+    for (keys, base) in keys.iter_mut().zip(bases) {
         let at = base + job.kv_head * dim * LANES;
-        let (keys, _) = job.cells[at..at + dim * LANES].as_chunks::<LANES>();
-        let mut sums = [V::splat(0.0); G];
-        for (d, key) in keys.iter().enumerate() {
-            let key = V::load_f16(key);
-            for (sum, query) in sums.iter_mut().zip(&queries) {
-                *sum = V::splat(query[d]).fma(key, *sum);
+        *keys = &job.cells[at..at + dim * LANES].as_chunks::<LANES>().0[..dim];
+    }
+    let mut rows: [&[f32]; G] = [&[]; G];
+    for (g, row) in rows.iter_mut().enumerate() {
+        *row = &queries[g * dim..(g + 1) * dim][..dim];
+    }
+    let mut sums = [[V::splat(0.0); G]; B];
+    for d in 0..dim {
+        for b in 0..B {
+            let key = V::load_f16(&keys[b][d]);
+            for g in 0..G {
+                sums[b][g] = V::splat(rows[g][d]).fma(key, sums[b][g]);
             }
         }
-        for (g, sum) in sums.into_iter().enumerate() {
-            let at = g * width + block * LANES;
-            if let Some(out) = scores[at..].first_chunk_mut() {
-                sum.mul(scale).store(out);
-            }
+    }
+    sums
+}
+
+#[inline(always)]
+fn put_scores<V: Lanes, const G: usize>(sums: &[V; G], scale: V, block: usize, scores: &mut [f32]) {
+    let width = scores.len() / G;
+    for (g, sum) in sums.iter().enumerate() {
+        if let Some(out) = scores[g * width + block * LANES..].first_chunk_mut() {
+            sum.mul(scale).store(out);
         }
     }
 }
@@ -315,10 +349,13 @@ fn weigh<V: Lanes, const G: usize, const D: usize>(
             let key = block * LANES + slot;
             let value_at = base + values_at + slot * dim;
             let (value, _) = job.cells[value_at..value_at + D * LANES].as_chunks::<LANES>();
-            let value: [V; D] = std::array::from_fn(|i| V::load_f16(&value[i]));
+            let mut lanes = [V::splat(0.0); D];
+            for i in 0..D {
+                lanes[i] = V::load_f16(&value[i]);
+            }
             for (g, sums) in sums.iter_mut().enumerate() {
                 let weight = V::splat(weights[g * width + key]);
-                for (sum, value) in sums.iter_mut().zip(value) {
+                for (sum, value) in sums.iter_mut().zip(lanes) {
                     *sum = weight.fma(value, *sum);
                 }
             }

@@ -19,6 +19,10 @@ pub(crate) trait Lanes: Copy {
     /// One block of 16 rows × 32 unsigned weights, unpacked.
     type Weights: Copy;
 
+    /// Activation rows that share one pass over a weight tile, at most: 1, 2, 4 or 8. Speed
+    /// only.
+    const ROWS_TOGETHER: usize;
+
     /// All lanes `x`.
     fn splat(x: f32) -> Self;
     /// Lanes from memory.
@@ -87,8 +91,8 @@ pub(crate) const ROUND_BIAS: f32 = 12_582_912.0;
 /// x = n·ln 2 + r, |r| ≤ 0.347; e^r by its Taylor series to r⁷ (the rest is under 6·10⁻⁹).
 #[inline(always)]
 pub(crate) fn exp<V: Lanes>(x: V) -> V {
-    // ln 2 in two parts: the first has 15 zero low bits, so n·hi is exact for |n| < 2¹⁵.
-    const LN2_HI: f32 = 0.693_359_375;
+    // ln 2 in two parts: the first is 355/512, nine bits, so n·hi is exact for |n| < 2¹⁵.
+    const LN2_HI: f32 = 355.0 / 512.0;
     const LN2_LO: f32 = -2.121_944_4e-4;
     let clamped = x.min(V::splat(88.0)).max(V::splat(-87.0));
     let biased = clamped.fma(V::splat(std::f32::consts::LOG2_E), V::splat(ROUND_BIAS));
@@ -115,6 +119,8 @@ impl Scalar {
 
 impl Lanes for Scalar {
     type Weights = [[u8; 32]; LANES];
+
+    const ROWS_TOGETHER: usize = 1;
 
     #[inline(always)]
     fn splat(x: f32) -> Self {

@@ -67,6 +67,10 @@ impl Lanes for Avx2 {
     /// Rows 0..8 in the first eight, rows 8..16 in the last eight.
     type Weights = [__m256i; 16];
 
+    /// Of 16 registers the weights alone take more than there are; four rows still share the
+    /// unpacking.
+    const ROWS_TOGETHER: usize = 4;
+
     #[inline(always)]
     fn splat(x: f32) -> Self {
         // SAFETY: see the impl.

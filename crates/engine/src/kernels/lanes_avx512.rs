@@ -50,6 +50,9 @@ fn dot(weights: &[__m512i; 8], x: &[i8; 32], start: i32) -> Avx512 {
 impl Lanes for Avx512 {
     type Weights = [__m512i; 8];
 
+    /// Accumulators, unpacked weights and scales of eight rows fit the 32 registers.
+    const ROWS_TOGETHER: usize = 8;
+
     #[inline(always)]
     fn splat(x: f32) -> Self {
         // SAFETY: see the impl.
@@ -138,7 +141,12 @@ impl Lanes for Avx512 {
     }
     #[inline(always)]
     fn unpack_octets(from: &[Line; 8]) -> Self::Weights {
-        std::array::from_fn(|j| load64(&from[j]))
+        // SAFETY: see the impl.
+        let mut out = [unsafe { _mm512_setzero_si512() }; 8];
+        for j in 0..8 {
+            out[j] = load64(&from[j]);
+        }
+        out
     }
     #[inline(always)]
     fn dot_nibbles(weights: &Self::Weights, x: &[i8; 32], start: i32) -> Self {

@@ -16,9 +16,19 @@ use super::rows::swiglu;
 use super::threads::{Disjoint, Threads};
 use super::{Cpu, per_isa};
 
-/// Rows that share one pass over a weight tile: with eight, accumulators, unpacked weights and
-/// scales still fit the 32 registers of AVX-512.
+/// The most rows that share one pass over a weight tile ([`Lanes::ROWS_TOGETHER`]).
 const GROUP: usize = 8;
+
+/// The body once for each `r` below `$count` (a constant up to eight), with `r` a literal: a loop
+/// of this size isn't unrolled by the compiler, and then the accumulators leave the registers.
+macro_rules! unrolled {
+    ($count:expr, |$r:ident| $body:block) => {
+        unrolled!(@ $count, $r, $body, 0 1 2 3 4 5 6 7)
+    };
+    (@ $count:expr, $r:ident, $body:block, $($n:literal)*) => {
+        $(if $n < $count { const $r: usize = $n; $body })*
+    };
+}
 
 /// What is done with a product before it is stored.
 pub(crate) enum Then<'a> {
@@ -68,18 +78,21 @@ per_isa! {
 
 #[inline(always)]
 fn product_tiles_body<V: Lanes>(job: &Product<'_>, tiles: Range<usize>) {
+    let matrices = if let Then::SwiGlu = job.then { 2 } else { 1 };
     for tile in tiles {
         let (part, tile, first_col) = locate(job, tile);
         let cols = first_col..first_col + (job.weights[part].rows - tile * LANES).min(LANES);
         let mut row = 0;
         while row < job.x.rows {
-            let rows = row..(row + GROUP).min(job.x.rows);
-            let mut dots = [V::splat(0.0); GROUP];
-            dot_tile::<V>(&job.weights[part], tile, job.x, rows.clone(), &mut dots);
+            let rows = row..row + group::<V>(job.x.rows - row);
+            let mut dots = [[V::splat(0.0); GROUP]; 2];
+            for (i, dots) in dots[..matrices].iter_mut().enumerate() {
+                let tile = Tile { weights: &job.weights[part + i], tile };
+                dot_tile::<V>(tile, job.x, rows.clone(), dots);
+            }
+            let [mut dots, up] = dots;
             if let Then::SwiGlu = job.then {
-                let mut up = [V::splat(0.0); GROUP];
-                dot_tile::<V>(&job.weights[1], tile, job.x, rows.clone(), &mut up);
-                for (gate, up) in dots.iter_mut().zip(up) {
+                for (gate, up) in dots.iter_mut().zip(up).take(rows.len()) {
                     *gate = swiglu(*gate, up);
                 }
             }
@@ -87,6 +100,17 @@ fn product_tiles_body<V: Lanes>(job: &Product<'_>, tiles: Range<usize>) {
             row = rows.end;
         }
     }
+}
+
+/// Rows to compute together when `left` are left: the largest power of two that fits the
+/// registers.
+#[inline(always)]
+fn group<V: Lanes>(left: usize) -> usize {
+    let mut size = V::ROWS_TOGETHER;
+    while size > left {
+        size /= 2;
+    }
+    size
 }
 
 /// Matrix, tile within it and first output column of the `tile`-th tile of a product.
@@ -118,17 +142,16 @@ fn store<V: Lanes>(job: &Product<'_>, rows: Range<usize>, cols: Range<usize>, do
     }
 }
 
-/// `dots[i] = weights[tile]·x[rows.start + i]`, choosing the form by format and row count.
-#[inline(always)]
-fn dot_tile<V: Lanes>(
-    weights: &PackedMatrix,
+#[derive(Clone, Copy)]
+struct Tile<'a> {
+    weights: &'a PackedMatrix,
     tile: usize,
-    x: &Activations,
-    rows: Range<usize>,
-    dots: &mut [V; GROUP],
-) {
-    let tile = Tile { weights, tile };
-    match (weights.format.is_octet(), weights.format.has_minimum()) {
+}
+
+/// `dots[i] = tile·x[rows.start + i]`, choosing the form by format and row count.
+#[inline(always)]
+fn dot_tile<V: Lanes>(tile: Tile<'_>, x: &Activations, rows: Range<usize>, dots: &mut [V; GROUP]) {
+    match (tile.weights.format.is_octet(), tile.weights.format.has_minimum()) {
         (false, false) => dot_rows::<V, false, false>(tile, x, rows, dots),
         (false, true) => dot_rows::<V, false, true>(tile, x, rows, dots),
         (true, false) => dot_rows::<V, true, false>(tile, x, rows, dots),
@@ -136,12 +159,7 @@ fn dot_tile<V: Lanes>(
     }
 }
 
-#[derive(Clone, Copy)]
-struct Tile<'a> {
-    weights: &'a PackedMatrix,
-    tile: usize,
-}
-
+/// Row counts are those of [`group`]; forms that `V` doesn't use aren't compiled.
 #[inline(always)]
 fn dot_rows<V: Lanes, const OCTET: bool, const MIN: bool>(
     tile: Tile<'_>,
@@ -149,23 +167,15 @@ fn dot_rows<V: Lanes, const OCTET: bool, const MIN: bool>(
     rows: Range<usize>,
     dots: &mut [V; GROUP],
 ) {
-    let first = rows.start;
-    match rows.len() {
-        1 => dot_group::<V, OCTET, MIN, 1>(tile, x, first, dots),
-        2 => dot_group::<V, OCTET, MIN, 2>(tile, x, first, dots),
-        3 => dot_group::<V, OCTET, MIN, 3>(tile, x, first, dots),
-        4 => dot_group::<V, OCTET, MIN, 4>(tile, x, first, dots),
-        8 => dot_group::<V, OCTET, MIN, 8>(tile, x, first, dots),
-        n => {
-            // Rare remainders: four and the rest, so that fewer forms are compiled.
-            let mut rest = [V::splat(0.0); GROUP];
-            dot_group::<V, OCTET, MIN, 4>(tile, x, first, dots);
-            let tail = first + 4..first + n;
-            for (i, row) in tail.enumerate() {
-                dot_group::<V, OCTET, MIN, 1>(tile, x, row, &mut rest);
-                dots[4 + i] = rest[0];
-            }
-        }
+    let (first, count) = (rows.start, rows.len());
+    if V::ROWS_TOGETHER >= 8 && count == 8 {
+        dot_group::<V, OCTET, MIN, 8>(tile, x, first, dots);
+    } else if V::ROWS_TOGETHER >= 4 && count == 4 {
+        dot_group::<V, OCTET, MIN, 4>(tile, x, first, dots);
+    } else if V::ROWS_TOGETHER >= 2 && count == 2 {
+        dot_group::<V, OCTET, MIN, 2>(tile, x, first, dots);
+    } else {
+        dot_group::<V, OCTET, MIN, 1>(tile, x, first, dots);
     }
 }
 
@@ -179,28 +189,29 @@ fn dot_group<V: Lanes, const OCTET: bool, const MIN: bool, const M: usize>(
 ) {
     let (lines, scales) = tile.weights.tile(tile.tile);
     let blocks = tile.weights.blocks();
-    let rows: [_; M] = std::array::from_fn(|r| {
-        let (q, scales) = x.row(first_row + r);
-        (&q[..blocks], &scales[..blocks])
-    });
+    let (mut q, mut s) = ([&[][..]; M], [&[][..]; M]);
+    for r in 0..M {
+        let row = x.row(first_row + r);
+        (q[r], s[r]) = (&row.0[..blocks], &row.1[..blocks]);
+    }
     let scales_of = if MIN { 2 * LANES } else { LANES };
     let mut acc = [V::splat(0.0); M];
     for b in 0..blocks {
         let weights = unpack::<V, OCTET>(lines, b);
         let d = V::load_f16(half_lanes(scales, b * scales_of));
-        let m = half_lanes(scales, b * scales_of + if MIN { LANES } else { 0 });
-        for (acc, (q, scales)) in acc.iter_mut().zip(&rows) {
-            let (q, s) = (&q[b], scales[b]);
+        let m = V::load_f16(half_lanes(scales, b * scales_of + if MIN { LANES } else { 0 }));
+        unrolled!(M, |R| {
+            let (q, s) = (&q[R][b], s[R][b]);
             let dot = if OCTET {
                 V::dot_octets(&weights, q, s.sum)
             } else {
                 V::dot_nibbles(&weights, q, if MIN { 0 } else { -8 * s.sum })
             };
-            *acc = dot.fma(d.mul(V::splat(s.scale)), *acc);
+            acc[R] = dot.fma(d.mul(V::splat(s.scale)), acc[R]);
             if MIN {
-                *acc = V::load_f16(m).fma(V::splat(s.scaled_sum), *acc);
+                acc[R] = m.fma(V::splat(s.scaled_sum), acc[R]);
             }
-        }
+        });
     }
     dots[..M].copy_from_slice(&acc);
 }

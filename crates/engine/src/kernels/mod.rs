@@ -108,7 +108,8 @@ macro_rules! per_isa {
                 $body::<crate::kernels::lanes_avx2::Avx2>($($arg),*)
             }
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+            #[target_feature(enable = "avx2,fma,f16c")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
             fn avx512($($arg: $ty),*) {
                 $body::<crate::kernels::lanes_avx512::Avx512>($($arg),*)
             }

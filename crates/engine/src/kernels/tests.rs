@@ -15,6 +15,11 @@ use super::{Cpu, Isa};
 
 const FORMATS: [Format; 5] = [Format::Q4_0, Format::Q4_1, Format::Q5_0, Format::Q5_1, Format::Q8_0];
 
+/// No file of failures: a found seed becomes a named test.
+fn config() -> ProptestConfig {
+    ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() }
+}
+
 fn cpus() -> Vec<Cpu> {
     Isa::ALL.into_iter().filter_map(Cpu::new).collect()
 }
@@ -128,11 +133,12 @@ fn check_product(format: Format, (rows, outputs, cols): (usize, usize, usize), s
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(config())]
 
     #[test]
     fn products_have_the_defined_bits_on_every_instruction_set(
-        seed: u64, format in 0..5usize, rows in 1..20usize, outputs in 1..50usize, blocks in 1..8usize,
+        seed: u64, format in 0..5usize, rows in 1..20usize, outputs in 1..50usize,
+        blocks in 1..8usize,
     ) {
         check_product(FORMATS[format], (rows, outputs, blocks * BLOCK), seed);
     }

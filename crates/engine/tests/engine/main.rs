@@ -1,6 +1,6 @@
 //! The engine through its public face, on the real model that `TALLY_TEST_MODEL` names.
 #![allow(missing_docs)]
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
 mod kit;
 mod lifecycle;
