@@ -337,8 +337,8 @@ impl Devnet {
         self.rpc("evm_increaseTime", json!([seconds])).await;
     }
 
-    /// Whether every transaction gets its own block, a moment after it was accepted. Without, blocks
-    /// come from [`Self::mine`] and from the methods here that send.
+    /// Whether every transaction gets its own block, a moment after it was accepted. Without,
+    /// blocks come from [`Self::mine`] and from the methods here that send.
     pub async fn set_automine(&self, on: bool) {
         self.rpc("evm_setAutomine", json!([on])).await;
     }
