@@ -83,7 +83,9 @@ pub struct ChainJob {
     pub status: JobStatus,
 }
 
-/// What happened on chain to a job of ours.
+/// What happened on chain to a job of ours. The contract's events of an ending name no host, so
+/// [`ChainEvent::Completed`] and [`ChainEvent::TimedOut`] may also tell of another host's job: a
+/// reader ignores a number it does not know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ChainEvent {
     /// A session was opened with us as host.

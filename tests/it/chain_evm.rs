@@ -362,6 +362,11 @@ async fn a_wrong_chain_or_contract_is_refused_with_what_was_found() {
         "{refused}"
     );
 
+    let mut settings = devnet.settings(HOST);
+    settings.rpc_urls = vec!["http://user:SECRET@127.0.0.1:1/APIKEY".into()];
+    let shown = format!("{settings:?} {:?}", connect(settings.clone()).await);
+    assert!(!shown.contains("SECRET") && !shown.contains("APIKEY"), "{shown}");
+
     for urls in [vec![], vec!["nonsense".into()], vec!["ws://127.0.0.1".into()]] {
         let mut settings = devnet.settings(HOST);
         settings.rpc_urls = urls;

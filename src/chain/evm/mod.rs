@@ -29,7 +29,7 @@ pub use version::ContractVersion;
 pub use wallet::{ChallengeSignature, EvmWallet, KeyError, keystore_import, keystore_new};
 
 /// Where the marketplace is and who we are there.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct EvmSettings {
     /// JSON-RPC endpoints, http or https; the first is used. They may carry API keys: never shown.
     pub rpc_urls: Vec<String>,
@@ -51,6 +51,19 @@ pub struct EvmSettings {
     pub request_timeout: Duration,
     /// The host's key.
     pub wallet: Arc<EvmWallet>,
+}
+
+impl std::fmt::Debug for EvmSettings {
+    /// Without the URLs, which may carry keys.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EvmSettings")
+            .field("rpc_url_count", &self.rpc_urls.len())
+            .field("chain_id", &self.chain_id)
+            .field("marketplace", &self.marketplace)
+            .field("contract_version", &self.contract_version)
+            .field("wallet", &self.wallet)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Why the node must not start on this chain. Says what was wanted and what was found.

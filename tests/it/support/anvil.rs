@@ -337,8 +337,8 @@ impl Devnet {
         self.rpc("evm_increaseTime", json!([seconds])).await;
     }
 
-    /// Whether every transaction gets its own block, a moment after it was accepted. Without, blocks
-    /// come from [`Self::mine`] and from the methods here that send.
+    /// Whether every transaction gets its own block, a moment after it was accepted. Without,
+    /// blocks come from [`Self::mine`] and from the methods here that send.
     pub async fn set_automine(&self, on: bool) {
         self.rpc("evm_setAutomine", json!([on])).await;
     }
@@ -450,7 +450,7 @@ fn spawn(arguments: &[&str]) -> (Anvil, u16) {
         line.strip_prefix("Listening on ")?.rsplit_once(':')?.1.trim().parse().ok()
     });
     let port = port.unwrap_or_else(|| {
-        panic!("this test needs anvil: set TALLY_TEST_ANVIL to its path ({program} did not start)")
+        panic!("this test needs anvil: {program} did not start; set TALLY_TEST_ANVIL to its path")
     });
     let log = Some(std::thread::spawn(move || lines.for_each(drop)));
     (Anvil { supervisor, log }, port)
