@@ -94,7 +94,7 @@ fn no_position_of_a_turn_is_recorded_twice() {
         &[(0, 8, true), (7, 1, false), (7, 2, false), (1, 3, false), (8, 8, true)],
         &[(8, 8, true), (0, 9, false), (0, 24, false), (15, 1, false), (0, 8, true)],
         &[(0, 8, true), (16, 8, true), (8, 9, false), (8, 8, true), (24, 1, true)],
-        &[(0, 8, true), (4, 0, true), (8, 0, true), (8, 4, false)],
+        &[(0, 8, true), (4, 0, false), (8, 0, true), (8, 4, false)],
     ];
     each_adapter(|name, ledger| {
         for (number, steps) in (1..).zip(table) {

@@ -125,7 +125,7 @@ fn the_last_reference_may_be_dropped_inside_a_callback() {
     let (released, may_drop) = channel::<()>();
     let held = Arc::clone(&ledger);
     let on_durable = Box::new(move |_| {
-        drop(may_drop.recv());
+        let _ = may_drop.recv();
         drop(held);
         done.send(()).unwrap();
     });
