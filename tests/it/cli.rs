@@ -17,8 +17,9 @@ async fn tally(dir: &Path, arguments: &[&str], env: &[(&str, &str)]) -> Run {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tally"));
     command.args(arguments).env_clear().env("HOME", dir).envs(env.iter().copied());
     command.current_dir(dir).stdin(Stdio::null());
-    // Off the test's runtime, which serves the stand-in hub meanwhile.
-    let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap();
+    // The stand-in hub of some tests runs on this runtime: it must not be held up.
+    let ended = tokio::task::spawn_blocking(move || command.output()).await;
+    let output = ended.unwrap().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     Run { ok: output.status.success(), out: text(output.stdout), err: text(output.stderr) }
 }
