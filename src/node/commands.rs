@@ -52,8 +52,14 @@ pub async fn run(cli: Cli) -> Result<(), CommandError> {
         Some(Task::Doctor(report)) => examine(&inputs(report.flags.clone()), &report).await,
         Some(Task::Status(report)) => show_status(&inputs(report.flags.clone()), &report).await,
         Some(Task::Model(ModelTask::Pull(pull))) => pull_model(pull).await,
-        Some(Task::Keystore(KeystoreTask::New(task))) => Ok(say_made(&keystore::new(&task)?)),
-        Some(Task::Keystore(KeystoreTask::Import(task))) => Ok(say_made(&keystore::import(&task)?)),
+        Some(Task::Keystore(KeystoreTask::New(task))) => {
+            say_made(&keystore::new(&task)?);
+            Ok(())
+        }
+        Some(Task::Keystore(KeystoreTask::Import(task))) => {
+            say_made(&keystore::import(&task)?);
+            Ok(())
+        }
         None => {
             // A host launcher starts the node by environment alone.
             let inputs = inputs(Flags::default());

@@ -269,3 +269,144 @@ fn unread(check: &'static str, error: &RegistryError, findings: &mut Findings) {
     };
     findings.warn(check, error.to_string(), remedy);
 }
+
+#[cfg(all(test, feature = "test-support"))]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use async_trait::async_trait;
+
+    use super::*;
+    use crate::chain::fixed::{FixedChain, HOST};
+    use crate::chain::registry::{HostStanding, ModelStanding};
+    use crate::node::settings::Inputs;
+    use crate::units::Address;
+
+    const WEIGHTS: Hash32 = Hash32::new([7; 32]);
+
+    /// A registry that holds what a test put there.
+    struct Registered {
+        active: bool,
+        url: &'static str,
+        approved: bool,
+        weights: Option<Hash32>,
+        supported: bool,
+        balance: u128,
+    }
+
+    impl Default for Registered {
+        fn default() -> Self {
+            Self {
+                active: true,
+                url: "http://host.example/",
+                approved: true,
+                weights: Some(WEIGHTS),
+                supported: true,
+                balance: 450_000,
+            }
+        }
+    }
+
+    #[async_trait]
+    impl Registry for Registered {
+        fn contract_version(&self) -> &'static str {
+            "v3"
+        }
+
+        fn host(&self) -> Address {
+            HOST
+        }
+
+        async fn has_code(&self, _address: Address) -> Result<bool, ChainError> {
+            Ok(true)
+        }
+
+        async fn host_standing(&self) -> Result<HostStanding, RegistryError> {
+            Ok(HostStanding { active: self.active, api_url: self.url.to_owned() })
+        }
+
+        async fn host_supports(&self, _model: ModelId) -> Result<bool, RegistryError> {
+            Ok(self.supported)
+        }
+
+        async fn model_standing(&self, _model: ModelId) -> Result<ModelStanding, RegistryError> {
+            Ok(ModelStanding { approved: self.approved, weights_sha256: self.weights })
+        }
+
+        async fn gas_balance(&self) -> Result<Amount, ChainError> {
+            Ok(Amount::new(self.balance))
+        }
+    }
+
+    fn settings(more: &[(&str, &str)]) -> Settings {
+        let base = [
+            ("HOME", "/home/host"),
+            ("TALLY_MODEL_PATH", "/m.gguf"),
+            ("TALLY_MODEL_REPO", "owner/repo"),
+            ("TALLY_PUBLIC_URL", "http://host.example"),
+            ("TALLY_CHAIN_RPC_URLS", "http://rpc.example"),
+            ("TALLY_CHAIN_ID", "1"),
+            ("TALLY_CHAIN_MARKETPLACE", "0x0000000000000000000000000000000000000a01"),
+            ("TALLY_HOST_PRIVATE_KEY", &"1".repeat(64)),
+            ("TALLY_SESSION_PRICE_MIN", "3000"),
+        ];
+        let all = base.iter().chain(more);
+        let env: BTreeMap<_, _> =
+            all.map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
+        Settings::load(&Inputs { env, dir: "/nonexistent".into(), ..Inputs::default() }).unwrap()
+    }
+
+    async fn grades(registry: Registered, more: &[(&str, &str)]) -> BTreeMap<&'static str, Grade> {
+        let (chain, settings) = (FixedChain::new(1), settings(more));
+        let (chain, settings) = (chain.as_ref(), &settings);
+        let subject = Subject { chain, registry: &registry, settings, weights_sha256: WEIGHTS };
+        let findings = examine(&subject).await;
+        let lacks_remedy =
+            |finding: &&Finding| finding.grade != Grade::Ok && finding.remedy.is_empty();
+        assert_eq!(findings.0.iter().find(lacks_remedy), None, "every finding has a remedy");
+        findings.0.iter().map(|finding| (finding.check, finding.grade)).collect()
+    }
+
+    #[tokio::test]
+    async fn a_node_in_order_has_nothing_to_remedy() {
+        let grades = grades(Registered::default(), &[]).await;
+        assert_eq!(grades.len(), 7, "{grades:?}");
+        assert!(grades.values().all(|grade| *grade == Grade::Ok), "{grades:?}");
+    }
+
+    #[tokio::test]
+    async fn what_makes_pay_impossible_fails_and_the_rest_warns() {
+        let fine = Registered::default;
+        let cases = [
+            ("gas", Grade::Failure, Registered { balance: 449_999, ..fine() }),
+            ("model", Grade::Failure, Registered { weights: Some(Hash32::ZERO), ..fine() }),
+            ("model", Grade::Warning, Registered { approved: false, ..fine() }),
+            ("model", Grade::Warning, Registered { supported: false, ..fine() }),
+            ("registration", Grade::Warning, Registered { active: false, ..fine() }),
+            ("registration", Grade::Warning, Registered { url: "http://old", ..fine() }),
+        ];
+        for (check, grade, registry) in cases {
+            assert_eq!(grades(registry, &[]).await.get(check), Some(&grade), "{check}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_price_that_does_not_cover_the_fee_warns() {
+        // A claim of 100 tokens costs up to 250 000 wei at this chain's fee of 1 wei per gas.
+        for (price, grade) in [("0", Grade::Warning), ("2500", Grade::Warning), ("2501", Grade::Ok)]
+        {
+            let grades = grades(Registered::default(), &[("TALLY_SESSION_PRICE_MIN", price)]).await;
+            assert_eq!(grades.get("price"), Some(&grade), "{price}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_endpoint_that_does_not_answer_is_a_failure() {
+        let (chain, settings) = (FixedChain::new(1), settings(&[]));
+        chain.set_reachable(false);
+        let registry = Registered::default();
+        let (chain, settings) = (chain.as_ref(), &settings);
+        let subject = Subject { chain, registry: &registry, settings, weights_sha256: WEIGHTS };
+        assert!(examine(&subject).await.has_failure());
+    }
+}
