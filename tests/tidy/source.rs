@@ -6,12 +6,13 @@
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// Folders that hold nothing of ours.
 const SKIPPED: &[&str] = &["target", "node_modules", ".git", ".venv", ".tally", ".demo", "models"];
 
-/// The machine's limits, measured by hand-laid instructions: one file that `rustc` builds alone, part
-/// of no crate, dense on purpose. No rule here would make its figures truer.
+/// The machine's limits, measured by hand-laid instructions: one file that `rustc` builds alone,
+/// part of no crate, dense on purpose. No rule here would make its figures truer.
 const EXEMPT: &[&str] = &["scripts/bench/limits.rs"];
 
 /// Ends of the names of text files whose lines are checked.
@@ -104,8 +105,13 @@ pub struct Tree {
 }
 
 impl Tree {
-    /// The repository this test was compiled in.
-    pub fn of_this_repository() -> Self {
+    /// The repository this test was compiled in, read once for all rules.
+    pub fn of_this_repository() -> &'static Self {
+        static TREE: OnceLock<Tree> = OnceLock::new();
+        TREE.get_or_init(Self::read_all)
+    }
+
+    fn read_all() -> Self {
         let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
         let mut paths = Vec::new();
         walk(&root, &root, &mut paths);
