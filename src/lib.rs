@@ -22,5 +22,6 @@ pub mod ledger;
 pub mod node;
 pub mod proof;
 pub mod session;
+pub mod settlement;
 pub mod telemetry;
 pub mod units;

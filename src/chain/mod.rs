@@ -4,9 +4,9 @@
 //! settlement tells it. Callers rely on the errors' classes: *unknown* is never *failed*.
 
 pub mod evm;
-pub mod registry;
 #[cfg(feature = "test-support")]
 pub mod fixed;
+pub mod registry;
 
 use async_trait::async_trait;
 

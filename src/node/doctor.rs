@@ -94,7 +94,9 @@ async fn reach(url: &str, findings: &mut Findings) {
         Err(error) => return findings.warn(CHECK, error.to_string(), "check the TLS set-up"),
     };
     match client.get(&health).send().await {
-        Ok(answer) if answer.status().is_success() => findings.ok(CHECK, format!("{health} answers")),
+        Ok(answer) if answer.status().is_success() => {
+            findings.ok(CHECK, format!("{health} answers"))
+        }
         Ok(answer) => {
             findings.warn(CHECK, format!("{health} answers {}", answer.status()), remedy);
         }

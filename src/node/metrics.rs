@@ -7,9 +7,7 @@ use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gau
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
 use super::version;
-use crate::telemetry::{
-    BUILD_INFO, INTER_TOKEN, LEDGER_APPEND, METRICS, Metric, MetricKind, TTFT,
-};
+use crate::telemetry::{BUILD_INFO, INTER_TOKEN, LEDGER_APPEND, METRICS, Metric, MetricKind, TTFT};
 
 /// Bounds of the buckets in seconds: from a fast decode step to a client's limit of 30 s.
 const SECONDS: [f64; 14] =

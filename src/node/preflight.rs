@@ -262,7 +262,9 @@ fn unanswered(check: &'static str, error: &ChainError, findings: &mut Findings) 
 /// Registries tell clients where to go; the marketplace pays without them (v3).
 fn unread(check: &'static str, error: &RegistryError, findings: &mut Findings) {
     let remedy = match error {
-        RegistryError::NotConfigured(_) => "set its address (chain.node_registry, chain.model_registry)",
+        RegistryError::NotConfigured(_) => {
+            "set its address (chain.node_registry, chain.model_registry)"
+        }
         RegistryError::Chain(_) => "check the registry's address and chain.rpc_urls",
     };
     findings.warn(check, error.to_string(), remedy);

@@ -23,7 +23,7 @@ use crate::units::{Address, Amount, ChainSeconds, PricePerToken, TokenCount};
 pub use error::{Origin, Problem, SettingsError};
 pub use kind::Kind;
 pub use sources::Inputs;
-pub use wallet::{KeyError, KeySource, PasswordSource, RpcUrl};
+pub use wallet::{KeyError, KeySource, PasswordSource, RpcUrl, secret_line};
 
 /// The eip155 id of a local development chain.
 pub const DEV_CHAIN_ID: u64 = 31337;

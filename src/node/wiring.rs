@@ -4,18 +4,16 @@
 //! promised anything. Relies on the settings being complete.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sha2::{Digest, Sha256};
 use tally_engine::EngineOptions;
 
-use super::settings::{ChainSettings, ContractPin, LegacyMode, Settings};
+use super::file_hash::sha256_file;
+use super::settings::{LegacyMode, Settings};
 use crate::billing::{Account, AccountFault, Entry, Fact, TurnEnd};
-use crate::chain::evm::{ConnectError, ContractVersion, EvmChain, EvmSettings, EvmWallet};
+use crate::chain::evm::{ConnectError, EvmChain, EvmWallet};
 use crate::chain::{Chain, ChainError, Limits, Wallet};
 use crate::clock::Clock;
 use crate::engine::local::{LocalEngine, LocalModel};
@@ -23,10 +21,8 @@ use crate::ledger::sqlite::{LedgerBinding, SqliteLedger, SqliteOptions};
 use crate::ledger::{Ledger, LedgerError};
 use crate::session::{BooksParts, Grace, LegacyAccess, PaidBy, SessionRules, Tracker};
 use crate::settlement::{Observer, Settlement, SettlementParts, SettlementRules};
-use crate::units::{Hash32, JobId, Millis};
+use crate::units::{JobId, Millis};
 
-/// Longest wait for one answer of an RPC endpoint.
-const RPC_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest a prompt for an unknown job waits for the chain.
 const ADMISSION_WAIT: Duration = Duration::from_secs(5);
 /// Every job is compared with the chain this often, whatever events say.
@@ -69,7 +65,7 @@ pub enum WiringError {
 pub fn load_engine(settings: &Settings) -> Result<LocalEngine, WiringError> {
     let path = &settings.model.path;
     let fail = |why: String| WiringError::Model { path: path.display().to_string(), why };
-    let sha256 = file_sha256(path).map_err(|error| fail(error.to_string()))?;
+    let sha256 = sha256_file(path).map_err(|error| fail(error.to_string()))?;
     let engine = &settings.engine;
     let size = |count: u32| usize::try_from(count).unwrap_or(usize::MAX);
     let options = EngineOptions {
@@ -80,51 +76,15 @@ pub fn load_engine(settings: &Settings) -> Result<LocalEngine, WiringError> {
         prefill_chunk: size(engine.prefill_chunk),
         ..EngineOptions::default()
     };
-    let model = LocalModel { path, name: settings.model.name.clone(), sha256 };
+    let name = settings.model.name.clone().or_else(|| file_stem(path));
+    let model = LocalModel { path, name, sha256 };
     LocalEngine::load(model, options).map_err(|error| fail(error.to_string()))
 }
 
-/// SHA-256 of a file, read in pieces. Blocks.
-///
-/// # Errors
-/// What reading it gives.
-pub fn file_sha256(path: &Path) -> std::io::Result<Hash32> {
-    let mut file = File::open(path)?;
-    let mut hasher = Sha256::new();
-    let mut piece = vec![0; 1 << 20];
-    loop {
-        let count = file.read(&mut piece)?;
-        if count == 0 {
-            return Ok(Hash32::new(hasher.finalize().into()));
-        }
-        hasher.update(piece.get(..count).unwrap_or_default());
-    }
-}
-
-/// Connects to the marketplace and checks that it is one.
-///
-/// # Errors
-/// [`ConnectError`].
-pub async fn connect(
-    chain: &ChainSettings,
-    wallet: Arc<EvmWallet>,
-) -> Result<EvmChain, ConnectError> {
-    crate::chain::evm::connect(EvmSettings {
-        rpc_urls: chain.rpc_urls.iter().map(|url| url.expose().to_owned()).collect(),
-        chain_id: chain.chain_id,
-        marketplace: chain.marketplace,
-        contract_version: match chain.contract_version {
-            ContractPin::Auto => None,
-            ContractPin::V3 => Some(ContractVersion::V3),
-        },
-        node_registry: chain.node_registry,
-        model_registry: chain.model_registry,
-        host_earnings: chain.host_earnings,
-        proof_system: chain.proof_system,
-        request_timeout: RPC_TIMEOUT,
-        wallet,
-    })
-    .await
+/// `SmolLM2-135M-Instruct.Q4_1` for a file of that name: what clients can read off a hub, where
+/// the name inside the file is often a training run's.
+fn file_stem(path: &Path) -> Option<String> {
+    path.file_stem().map(|stem| stem.to_string_lossy().into_owned())
 }
 
 /// Opens the ledger of this chain, contract and wallet. Blocks.
@@ -158,8 +118,7 @@ pub fn replay(ledger: &dyn Ledger) -> Result<BTreeMap<JobId, Account>, WiringErr
     let mut accounts = BTreeMap::new();
     let mut fault = None;
     let replayed = ledger.replay(&mut |entry: Entry| {
-        let account =
-            accounts.entry(entry.job).or_insert_with(|| Account::new(entry.job));
+        let account = accounts.entry(entry.job).or_insert_with(|| Account::new(entry.job));
         if let Err(error) = account.apply(&entry) {
             fault.get_or_insert(error);
         }
@@ -172,10 +131,7 @@ pub fn replay(ledger: &dyn Ledger) -> Result<BTreeMap<JobId, Account>, WiringErr
 ///
 /// # Errors
 /// [`WiringError`].
-pub async fn restore(
-    ledger: &dyn Ledger,
-    clock: &dyn Clock,
-) -> Result<Arc<Tracker>, WiringError> {
+pub async fn restore(ledger: &dyn Ledger, clock: &dyn Clock) -> Result<Arc<Tracker>, WiringError> {
     let tracker = Tracker::default();
     for (job, mut account) in replay(ledger)? {
         let open: Vec<_> = account.turns_open().collect();

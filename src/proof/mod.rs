@@ -1,47 +1,26 @@
-//! Transcripts and proof bytes.
+//! Transcripts, roots and proof bytes: what makes a claim checkable (docs/spec/proof.md).
+//!
+//! Never does I/O, never signs, never looks at a clock: functions of durable entries. What was
+//! hashed once must hash the same for ever, so every layout here is fixed by
+//! `tests/fixtures/proof`, made by an independent program. Relies on keccak256 only.
 
-use crate::units::{Hash32, TurnNo};
+mod bytes;
+mod preimage;
+mod spec;
+mod transcript;
+mod tree;
+mod voucher;
 
-/// How a turn's tokens were chosen, as hashed into `decodeSpec`.
-pub struct DecodeSpec<'a> {
-    /// Temperature.
-    pub temperature: f32,
-    /// Top-k; 0 keeps all.
-    pub top_k: u32,
-    /// Top-p.
-    pub top_p: f32,
-    /// Min-p.
-    pub min_p: f32,
-    /// Repetition penalty.
-    pub repetition_penalty: f32,
-    /// The client's bound on generated tokens.
-    pub max_tokens: u32,
-    /// Stop strings.
-    pub stop: &'a [String],
-}
+pub use bytes::{
+    FLAG_CANONICAL, FLAG_FINAL, FLAG_NONCE_DERIVED, FLAG_USER_VOUCHER, PROOF_LEN, PROOF_VERSION,
+    ProofBytes, ProofBytesError, claim_word,
+};
+pub use preimage::keccak256;
+pub use spec::{
+    DecodeSpec, decode_spec, model_spec, seed, seed_from_client, tokenizer_spec, turn_hash,
+};
+pub use transcript::{Cut, Transcript, TranscriptError, root};
+pub use voucher::{Voucher, VoucherDomain, voucher_digest};
 
-/// Placeholder until the ledger branch lands.
-#[must_use]
-pub fn seed_from_client(_seed: u64) -> Hash32 {
-    Hash32::ZERO
-}
-/// Placeholder until the ledger branch lands.
-#[must_use]
-pub fn seed(_host: Hash32, _user: Hash32, _turn: TurnNo) -> Hash32 {
-    Hash32::ZERO
-}
-/// Placeholder until the ledger branch lands.
-#[must_use]
-pub fn model_spec(_weights: Hash32, _quantisation: &str, _architecture: &str) -> Hash32 {
-    Hash32::ZERO
-}
-/// Placeholder until the ledger branch lands.
-#[must_use]
-pub fn tokenizer_spec(_weights: Hash32) -> Hash32 {
-    Hash32::ZERO
-}
-/// Placeholder until the ledger branch lands.
-#[must_use]
-pub fn decode_spec(_spec: &DecodeSpec<'_>) -> Hash32 {
-    Hash32::ZERO
-}
+#[cfg(test)]
+mod vectors;

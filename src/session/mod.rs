@@ -233,10 +233,9 @@ impl Sessions {
     #[must_use]
     pub fn attach(&self, job: JobId) -> Attachment {
         let books = self.paid_by.as_ref().map(|paid| paid.books.clone());
-        if let Some(books) = &books {
-            books.tracker.connect(job);
-        }
-        Attachment { books, job, clean: false }
+        let mut attachment = Attachment { books, job, counted: false, clean: false };
+        attachment.count();
+        attachment
     }
 
     /// What the owner of a session may see of it.
@@ -263,6 +262,8 @@ impl Sessions {
 pub struct Attachment {
     books: Option<Books>,
     job: JobId,
+    /// Whether the tracker counts it: a job that never had a prompt is not tracked yet.
+    counted: bool,
     clean: bool,
 }
 
@@ -273,6 +274,16 @@ impl Attachment {
         self.job
     }
 
+    /// Counts the connection, where that was not possible when it was made: the job's first
+    /// prompt makes the job known.
+    pub fn count(&mut self) {
+        if let Some(books) = &self.books
+            && !self.counted
+        {
+            self.counted = books.tracker.connect(self.job);
+        }
+    }
+
     /// The client closed with code 1000: the short grace period applies.
     pub fn close_clean(mut self) {
         self.clean = true;
@@ -281,7 +292,9 @@ impl Attachment {
 
 impl Drop for Attachment {
     fn drop(&mut self) {
-        if let Some(books) = &self.books {
+        if let Some(books) = &self.books
+            && self.counted
+        {
             books.tracker.disconnect(self.job, self.clean, books.clock.now());
         }
     }

@@ -218,11 +218,12 @@ impl Tracker {
         }
     }
 
-    /// A WebSocket connection speaks for the job.
-    pub(super) fn connect(&self, job: JobId) {
-        if let Some(mut live) = self.live.get_mut(&job) {
-            live.connections = live.connections.saturating_add(1);
-        }
+    /// A WebSocket connection speaks for the job. False where the job is not tracked yet; the
+    /// connection is not counted then and must not be given back.
+    pub(super) fn connect(&self, job: JobId) -> bool {
+        let Some(mut live) = self.live.get_mut(&job) else { return false };
+        live.connections = live.connections.saturating_add(1);
+        true
     }
 
     /// A WebSocket connection of the job is gone.

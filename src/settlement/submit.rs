@@ -10,7 +10,7 @@ use super::{Settlement, StepError, View};
 use crate::billing::{Account, Attempt, ClaimBody, Fact, Purpose, Tx};
 use crate::chain::{Broadcast, Call, DryRun, Fees, PrepareError, SignedTx, TxSpec};
 use crate::proof;
-use crate::units::{Amount, ClaimSeq, Gas, Hash32, JobId, TokenCount, WalletNonce};
+use crate::units::{Amount, ClaimSeq, Gas, JobId, TokenCount, WalletNonce};
 
 /// Claims rejected in a row after which a human must look.
 const REJECTIONS_MAX: usize = 5;

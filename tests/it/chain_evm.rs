@@ -36,10 +36,19 @@ async fn signed(chain: &EvmChain, call: &Call) -> SignedTx {
     chain.prepare(call, TxSpec { nonce, fees, gas_limit: GAS }).unwrap()
 }
 
-async fn send(chain: &EvmChain, call: &Call) -> SignedTx {
+async fn send(devnet: &Devnet, chain: &EvmChain, call: &Call) -> SignedTx {
     let tx = signed(chain, call).await;
     assert_eq!(chain.broadcast(&tx).await, Broadcast::Accepted);
+    devnet.mine(1).await;
     tx
+}
+
+/// A chain on which a block is mined when the test says so: with automatic blocks, anvil accepts
+/// a transaction first and mines it a moment later.
+async fn start() -> Devnet {
+    let devnet = Devnet::start().await;
+    devnet.set_automine(false).await;
+    devnet
 }
 
 async fn head(chain: &EvmChain) -> BlockNumber {
@@ -52,12 +61,12 @@ fn reverts_with(outcome: Result<DryRun, ChainError>, words: &str) {
 
 #[tokio::test]
 async fn a_mined_claim_counts_the_amount_of_its_event() {
-    let devnet = Devnet::start().await;
+    let devnet = start().await;
     let chain = devnet.connect().await;
     let job = devnet.open_session(OpenSession::default()).await;
     devnet.increase_time(10).await;
     assert!(matches!(chain.dry_run(&claim(job, 120)).await, Ok(DryRun::Succeeds(_))));
-    let tx = send(&chain, &claim(job, 120)).await;
+    let tx = send(&devnet, &chain, &claim(job, 120)).await;
 
     let Inclusion::Included { block, block_hash, success, proven, fee } =
         chain.inclusion(tx.hash).await.unwrap()
@@ -75,7 +84,7 @@ async fn a_mined_claim_counts_the_amount_of_its_event() {
 
 #[tokio::test]
 async fn a_session_is_read_with_the_host_as_host() {
-    let devnet = Devnet::start().await;
+    let devnet = start().await;
     let chain = devnet.connect().await;
     let job = devnet.open_session(OpenSession::default()).await;
     let state = chain.job(job).await.unwrap().unwrap();
@@ -92,7 +101,7 @@ async fn a_session_is_read_with_the_host_as_host() {
 
 #[tokio::test]
 async fn limits_come_from_the_contract() {
-    let devnet = Devnet::start().await;
+    let devnet = start().await;
     let limits = devnet.connect().await.limits().await.unwrap();
     assert_eq!(limits.claim_min, TokenCount::new(100));
     assert_eq!(limits.rate_per_second, 20);
@@ -103,7 +112,7 @@ async fn limits_come_from_the_contract() {
 
 #[tokio::test]
 async fn a_dry_run_says_which_rule_a_claim_breaks() {
-    let devnet = Devnet::start().await;
+    let devnet = start().await;
     let chain = devnet.connect().await;
     let small = OpenSession { deposit: 1_000_000, proof_interval: 100, ..OpenSession::default() };
     let job = devnet.open_session(small).await; // It buys 1000 tokens.
@@ -123,12 +132,12 @@ async fn a_dry_run_says_which_rule_a_claim_breaks() {
 
 #[tokio::test]
 async fn another_hosts_session_cannot_be_claimed() {
-    let devnet = Devnet::start().await;
+    let devnet = start().await;
     let job = devnet.open_session(OpenSession::default()).await;
     devnet.increase_time(10).await;
     let foreign = connect(devnet.settings(STRANGER)).await.unwrap();
     reverts_with(foreign.dry_run(&claim(job, 100)).await, "Only host can submit proof");
-    let tx = send(&foreign, &claim(job, 100)).await;
+    let tx = send(&devnet, &foreign, &claim(job, 100)).await;
     let Inclusion::Included { success: false, proven: None, .. } =
         foreign.inclusion(tx.hash).await.unwrap()
     else {
@@ -138,7 +147,7 @@ async fn another_hosts_session_cannot_be_claimed() {
 
 #[tokio::test]
 async fn an_idle_chain_is_judged_by_its_present_and_not_by_its_last_block() {
-    let devnet = Devnet::start().await;
+    let devnet = start().await;
     let chain = devnet.connect().await;
     let job = devnet.open_session(OpenSession::default()).await;
     devnet.idle(60).await; // No block since: the newest one is as old as the session.
@@ -153,6 +162,7 @@ async fn an_idle_chain_is_judged_by_its_present_and_not_by_its_last_block() {
     let pending = chain.dry_run(&claim(job, 100)).await;
     assert!(matches!(pending, Ok(DryRun::Succeeds(_))), "{pending:?}");
     assert_eq!(chain.broadcast(&tx).await, Broadcast::Accepted);
+    devnet.mine(1).await;
     let included = chain.inclusion(tx.hash).await.unwrap();
     assert!(matches!(included, Inclusion::Included { success: true, .. }));
 }
@@ -166,11 +176,10 @@ fn claim_input(job: JobId) -> String {
 
 #[tokio::test]
 async fn the_same_bytes_twice_are_known_and_then_used() {
-    let devnet = Devnet::start().await;
+    let devnet = start().await;
     let chain = devnet.connect().await;
     let job = devnet.open_session(OpenSession::default()).await;
     devnet.increase_time(10).await;
-    devnet.set_automine(false).await;
     let tx = signed(&chain, &claim(job, 100)).await;
     assert_eq!(chain.inclusion(tx.hash).await, Ok(Inclusion::Absent));
     assert_eq!(chain.broadcast(&tx).await, Broadcast::Accepted);
@@ -186,11 +195,10 @@ async fn the_same_bytes_twice_are_known_and_then_used() {
 
 #[tokio::test]
 async fn a_replacement_has_to_pay_more_and_then_takes_the_place() {
-    let devnet = Devnet::start().await;
+    let devnet = start().await;
     let chain = devnet.connect().await;
     let job = devnet.open_session(OpenSession::default()).await;
     devnet.increase_time(10).await;
-    devnet.set_automine(false).await;
     let fees = chain.fees().await.unwrap();
     let spec = TxSpec { nonce: WalletNonce::ZERO, fees, gas_limit: GAS };
     let first = chain.prepare(&claim(job, 100), spec).unwrap();
@@ -210,7 +218,7 @@ async fn a_replacement_has_to_pay_more_and_then_takes_the_place() {
 
 #[tokio::test]
 async fn a_fee_under_the_base_fee_and_an_empty_wallet_are_told_apart() {
-    let devnet = Devnet::start().await;
+    let devnet = start().await;
     let chain = devnet.connect().await;
     let fees = Fees { fee_max: Amount::new(1), tip_max: Amount::new(1) };
     let spec = TxSpec { nonce: WalletNonce::ZERO, fees, gas_limit: GAS };
@@ -226,7 +234,7 @@ async fn a_fee_under_the_base_fee_and_an_empty_wallet_are_told_apart() {
 
 #[tokio::test]
 async fn a_dead_endpoint_is_unreachable_and_a_broadcast_to_it_unknown() {
-    let mut devnet = Devnet::start().await;
+    let mut devnet = start().await;
     let chain = devnet.connect().await;
     let tx = signed(&chain, &Call::Nothing).await;
     devnet.stop();
@@ -242,7 +250,7 @@ async fn a_dead_endpoint_is_unreachable_and_a_broadcast_to_it_unknown() {
 
 #[tokio::test]
 async fn an_answer_lost_after_acceptance_is_unknown_and_never_a_failure() {
-    let devnet = Devnet::start().await;
+    let devnet = start().await;
     let proxy = Proxy::start(devnet.port);
     let mut settings = devnet.settings(HOST);
     settings.rpc_urls = vec![proxy.url.clone()];
@@ -254,6 +262,7 @@ async fn an_answer_lost_after_acceptance_is_unknown_and_never_a_failure() {
         proxy.set("eth_sendRawTransaction", fault);
         let outcome = chain.broadcast(&tx).await;
         assert!(matches!(outcome, Broadcast::Unknown(_)), "{fault:?}: {outcome:?}");
+        devnet.mine(1).await;
         let included = chain.inclusion(tx.hash).await.unwrap();
         assert!(matches!(included, Inclusion::Included { success: true, .. }), "{fault:?}");
         proxy.set("", Fault::None);
@@ -263,7 +272,7 @@ async fn an_answer_lost_after_acceptance_is_unknown_and_never_a_failure() {
 
 #[tokio::test]
 async fn events_tell_of_our_jobs_in_order_and_once() {
-    let devnet = Devnet::start().await;
+    let devnet = start().await;
     let chain = devnet.connect().await;
     let from = head(&chain).await;
     let ours = devnet.open_session(OpenSession::default()).await;
@@ -272,7 +281,7 @@ async fn events_tell_of_our_jobs_in_order_and_once() {
     let silent = OpenSession { proof_interval: 100, ..OpenSession::default() };
     let second = devnet.open_session_from_deposit(silent).await;
     devnet.increase_time(10).await;
-    let tx = send(&chain, &claim(ours, 150)).await.hash;
+    let tx = send(&devnet, &chain, &claim(ours, 150)).await.hash;
     devnet.complete(CLIENT, ours).await;
     devnet.increase_time(1000).await;
     devnet.time_out(STRANGER, second).await;
@@ -293,15 +302,15 @@ async fn events_tell_of_our_jobs_in_order_and_once() {
 
 #[tokio::test]
 async fn a_completed_session_is_earned_after_the_window() {
-    let devnet = Devnet::start().await;
+    let devnet = start().await;
     let chain = devnet.connect().await;
     let job = devnet.open_session(OpenSession::default()).await;
     devnet.increase_time(10).await;
-    send(&chain, &claim(job, 100)).await;
+    send(&devnet, &chain, &claim(job, 100)).await;
     let complete = Call::Complete { job };
     reverts_with(chain.dry_run(&complete).await, "Must wait dispute window");
     devnet.increase_time(DISPUTE_WINDOW).await;
-    let tx = send(&chain, &complete).await;
+    let tx = send(&devnet, &chain, &complete).await;
     let included = chain.inclusion(tx.hash).await.unwrap();
     assert!(matches!(included, Inclusion::Included { success: true, proven: None, .. }));
     assert_eq!(chain.job(job).await.unwrap().unwrap().status, JobStatus::Completed);
@@ -311,7 +320,7 @@ async fn a_completed_session_is_earned_after_the_window() {
 
 #[tokio::test]
 async fn the_proof_system_in_place_of_the_marketplace_is_refused_by_name() {
-    let devnet = Devnet::start().await;
+    let devnet = start().await;
     let mut settings = devnet.settings(HOST);
     settings.marketplace = devnet.contracts.proof_system;
     let address = settings.marketplace;
@@ -326,7 +335,7 @@ async fn the_proof_system_in_place_of_the_marketplace_is_refused_by_name() {
 
 #[tokio::test]
 async fn a_wrong_chain_or_contract_is_refused_with_what_was_found() {
-    let devnet = Devnet::start().await;
+    let devnet = start().await;
     let mut settings = devnet.settings(HOST);
     settings.chain_id = 1;
     let refused = connect(settings).await.unwrap_err();
@@ -362,7 +371,7 @@ async fn a_wrong_chain_or_contract_is_refused_with_what_was_found() {
 
 #[tokio::test]
 async fn a_version_that_is_not_spoken_is_refused_by_its_name() {
-    let devnet = Devnet::start().await;
+    let devnet = start().await;
     let address = STRANGER.address();
     // Pushes v7's selectors, then answers everything with the 18 outputs of an unknown session.
     let code = "0x637c5cb5615063ef39d3725063040138dd506102406101e0526102805ff3";
@@ -384,7 +393,7 @@ async fn a_version_that_is_not_spoken_is_refused_by_its_name() {
 
 #[tokio::test]
 async fn a_marketplace_behind_a_proxy_is_recognised() {
-    let devnet = Devnet::start().await;
+    let devnet = start().await;
     let proxy = STRANGER.address().to_string();
     let code = devnet.contracts.marketplace.to_string();
     let bare = code.trim_start_matches("0x");
@@ -399,7 +408,7 @@ async fn a_marketplace_behind_a_proxy_is_recognised() {
 
 #[tokio::test]
 async fn the_preflight_reads_host_and_model_from_their_registries() {
-    let devnet = Devnet::start().await;
+    let devnet = start().await;
     let chain = devnet.connect().await;
     let model = ModelId::of("owner/repo", "model.gguf");
     let before = chain.host_standing().await.unwrap();

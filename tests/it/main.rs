@@ -1,9 +1,17 @@
 //! The one integration-test binary: whole parts of the node against real counterparts. Build with
 //! `--features test-support`.
-#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)] // A test that cannot go on has failed.
+#![cfg(feature = "test-support")]
+// A test that cannot go on has failed.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 mod support;
 
 mod chain_evm;
+mod cli;
+mod conformance;
+mod delivery;
 mod ledger;
+mod model_pull;
+mod rest;
 mod settings;
+mod ws;

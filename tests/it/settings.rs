@@ -94,7 +94,10 @@ fn flag_beats_environment_beats_dot_env_beats_file_beats_default() {
     assert_eq!(case.load().settlement.poll.as_millis(), 12);
     case.inputs.env.insert("TALLY_SETTLEMENT_POLL_MILLISECONDS".into(), "13".into());
     assert_eq!(case.load().settlement.poll.as_millis(), 13);
-    assert_eq!(case.flag("settlement.poll_milliseconds", "14").load().settlement.poll.as_millis(), 14);
+    assert_eq!(
+        case.flag("settlement.poll_milliseconds", "14").load().settlement.poll.as_millis(),
+        14
+    );
 }
 
 #[test]
@@ -162,7 +165,11 @@ fn values_out_of_range_name_setting_found_and_wanted() {
         ("TALLY_ENGINE_KV_MEMORY_BYTES", "12", "wanted size 1MiB to 16TiB"),
         ("TALLY_CHAIN_NODE_REGISTRY", "0x12", "wanted address, 40 hex digits"),
         ("TALLY_LOG_FILTER", "tally=nonsense", "log.filter"),
-        ("TALLY_SETTLEMENT_POLL_MILLISECONDS", "1e3", "environment variable TALLY_SETTLEMENT_POLL_MILLISECONDS"),
+        (
+            "TALLY_SETTLEMENT_POLL_MILLISECONDS",
+            "1e3",
+            "environment variable TALLY_SETTLEMENT_POLL_MILLISECONDS",
+        ),
     ];
     for (name, text, part) in cases {
         assert_says(&Case::paid(&[(name, text)]).refused(), &[part]);

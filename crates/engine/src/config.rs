@@ -75,18 +75,9 @@ impl ModelConfig {
         let rotated = gguf.integer("llama.rope.dimension_count");
         let rules = [
             (self.layers > 0 && self.layers <= 1024, "1 to 1024 layers"),
-            (
-                self.width.is_multiple_of(32),
-                "a width that is a multiple of 32",
-            ),
-            (
-                self.ff_width.is_multiple_of(32),
-                "a feed-forward width that is a multiple of 32",
-            ),
-            (
-                self.head_dim > 0 && self.head_dim.is_multiple_of(16),
-                "heads of a multiple of 16",
-            ),
+            (self.width.is_multiple_of(32), "a width that is a multiple of 32"),
+            (self.ff_width.is_multiple_of(32), "a feed-forward width that is a multiple of 32"),
+            (self.head_dim > 0 && self.head_dim.is_multiple_of(16), "heads of a multiple of 16"),
             (
                 self.kv_heads > 0 && self.query_heads.is_multiple_of(self.kv_heads),
                 "query heads that are a multiple of the key heads",
@@ -95,10 +86,7 @@ impl ModelConfig {
                 rotated.is_none_or(|n| n == self.head_dim as u64),
                 "rotary embedding over the whole head",
             ),
-            (
-                self.vocab_size == tokens,
-                "one token text to each row of the vocabulary",
-            ),
+            (self.vocab_size == tokens, "one token text to each row of the vocabulary"),
         ];
         match rules.iter().find(|(holds, _)| !holds) {
             None => Ok(()),
@@ -111,11 +99,7 @@ impl ModelConfig {
 
     /// The attention's shapes.
     pub(crate) fn heads(&self) -> Heads {
-        Heads {
-            query: self.query_heads,
-            kv: self.kv_heads,
-            dim: self.head_dim,
-        }
+        Heads { query: self.query_heads, kv: self.kv_heads, dim: self.head_dim }
     }
 
     /// The configuration as one fixed text, for a digest: keys in fixed order, floats as bits.
@@ -140,22 +124,14 @@ impl ModelConfig {
 fn size(gguf: &Gguf, key: &str) -> Result<usize, LoadError> {
     let found = gguf.integer(key).and_then(|n| usize::try_from(n).ok());
     // Larger sizes than any real model's are damage, and products of them could overflow.
-    found
-        .filter(|n| (1..=1 << 24).contains(n))
-        .ok_or_else(|| LoadError::Metadata {
-            key: key.into(),
-            reason: format!(
-                "an integer from 1 to 2^24 is needed, found {:?}",
-                gguf.value(key)
-            ),
-        })
+    found.filter(|n| (1..=1 << 24).contains(n)).ok_or_else(|| LoadError::Metadata {
+        key: key.into(),
+        reason: format!("an integer from 1 to 2^24 is needed, found {:?}", gguf.value(key)),
+    })
 }
 
 fn number(gguf: &Gguf, key: &str, default: Option<f64>) -> Result<f64, LoadError> {
-    let found = gguf
-        .number(key)
-        .or(default)
-        .filter(|x| x.is_finite() && *x > 0.0);
+    let found = gguf.number(key).or(default).filter(|x| x.is_finite() && *x > 0.0);
     found.ok_or_else(|| LoadError::Metadata {
         key: key.into(),
         reason: format!("a positive number is needed, found {:?}", gguf.value(key)),

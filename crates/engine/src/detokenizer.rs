@@ -41,3 +41,44 @@ impl Detokenizer {
         text
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Detokenizer;
+
+    fn pushed(parts: &[&[u8]]) -> Vec<String> {
+        let mut detokenizer = Detokenizer::default();
+        parts.iter().map(|part| detokenizer.push(part)).collect()
+    }
+
+    #[test]
+    fn a_character_comes_out_whole_or_not_at_all() {
+        let text = "aé中😀e\u{301}👨\u{200d}👩";
+        for width in 1..6 {
+            let parts: Vec<&[u8]> = text.as_bytes().chunks(width).collect();
+            assert_eq!(pushed(&parts).concat(), text, "in parts of {width}");
+            for cut in 0..text.len() {
+                let parts: Vec<&[u8]> = text.as_bytes()[..cut].chunks(width).collect();
+                let whole = (0..=cut).rev().find(|at| text.is_char_boundary(*at));
+                assert_eq!(pushed(&parts).concat(), text[..whole.unwrap_or(0)]);
+            }
+        }
+    }
+
+    #[test]
+    fn bytes_that_can_never_be_text_are_replaced_as_the_standard_library_does() {
+        for bytes in [
+            &b"a\xffb"[..],
+            b"\x80\x80a",
+            b"\xe4\xb8a\xe4\xb8\xad",
+            b"\xf0\x9f\x98\xf0\x9f\x98\x80",
+            b"\xc0\xafx",
+            b"\xed\xa0\x80x",
+        ] {
+            for width in 1..4 {
+                let parts: Vec<&[u8]> = bytes.chunks(width).collect();
+                assert_eq!(pushed(&parts).concat(), String::from_utf8_lossy(bytes), "{bytes:?}");
+            }
+        }
+    }
+}

@@ -135,19 +135,13 @@ impl Engine {
         if kv.total_blocks() == 0 {
             let least = KvPool::block_bytes(model.config());
             let reason = format!("{} bytes, one block takes {least}", options.kv_memory_bytes);
-            return Err(LoadError::Options {
-                option: "kv_memory_bytes",
-                reason,
-            });
+            return Err(LoadError::Options { option: "kv_memory_bytes", reason });
         }
         let info = model_info(path, &gguf, &model, &tokenizer);
         let shared = Arc::new(Shared::default());
         let total = kv.total_blocks();
-        shared.lock().load = EngineLoad {
-            kv_blocks_free: total,
-            kv_blocks_total: total,
-            ..EngineLoad::default()
-        };
+        shared.lock().load =
+            EngineLoad { kv_blocks_free: total, kv_blocks_total: total, ..EngineLoad::default() };
         let runner = Runner {
             model,
             kv,
@@ -164,10 +158,7 @@ impl Engine {
         let thread = std::thread::Builder::new()
             .name("tally-model".into())
             .spawn(move || runner.run())
-            .map_err(|e| LoadError::Options {
-                option: "threads",
-                reason: e.to_string(),
-            })?;
+            .map_err(|e| LoadError::Options { option: "threads", reason: e.to_string() })?;
         let inner = Inner {
             info,
             tokenizer,
@@ -178,9 +169,7 @@ impl Engine {
             next_id: AtomicU64::new(0),
             thread: Mutex::new(Some(thread)),
         };
-        Ok(Engine {
-            inner: Arc::new(inner),
-        })
+        Ok(Engine { inner: Arc::new(inner) })
     }
 
     /// What is known about the model.
@@ -197,10 +186,7 @@ impl Engine {
     /// [`EncodeError::Template`] if the template refuses the turns.
     pub fn encode_chat(&self, turns: &[ChatTurn]) -> Result<Vec<u32>, EncodeError> {
         let tokenizer = &self.inner.tokenizer;
-        let rendered = self
-            .inner
-            .template
-            .render(turns, tokenizer.control_texts())?;
+        let rendered = self.inner.template.render(turns, tokenizer.control_texts())?;
         tokenizer.encode_marked(&rendered.text, rendered.mark)
     }
 
@@ -214,10 +200,8 @@ impl Engine {
     /// [`EncodeError::Template`] if the template refuses the turns or hides the answer.
     pub fn encode_continuation(&self, content: &str) -> Result<Vec<u32>, EncodeError> {
         let tokenizer = &self.inner.tokenizer;
-        let rendered = self
-            .inner
-            .template
-            .render_continuation(content, tokenizer.control_texts())?;
+        let rendered =
+            self.inner.template.render_continuation(content, tokenizer.control_texts())?;
         tokenizer.encode_marked(&rendered.text, rendered.mark)
     }
 
@@ -264,20 +248,14 @@ impl Engine {
             mailbox.arrivals.push_back(sequence);
         }
         inner.shared.wake();
-        Ok(SequenceHandle {
-            lease,
-            shared: Arc::clone(&inner.shared),
-        })
+        Ok(SequenceHandle { lease, shared: Arc::clone(&inner.shared) })
     }
 
     /// How busy the engine is, as of its last step.
     pub fn load_state(&self) -> EngineLoad {
         let mailbox = self.inner.shared.lock();
         let queued = mailbox.load.queued + mailbox.arrivals.len();
-        EngineLoad {
-            queued,
-            ..mailbox.load
-        }
+        EngineLoad { queued, ..mailbox.load }
     }
 
     /// Tells the engine that a sink which had no room has some again.
@@ -302,15 +280,9 @@ impl Engine {
         if prompt >= context {
             let prompt_tokens = u32::try_from(prompt).unwrap_or(u32::MAX);
             let context_length = info.context_length;
-            return Err(StartError::ContextTooLong {
-                prompt_tokens,
-                context_length,
-            });
+            return Err(StartError::ContextTooLong { prompt_tokens, context_length });
         }
-        request
-            .sampling
-            .check()
-            .map_err(StartError::InvalidSampling)?;
+        request.sampling.check().map_err(StartError::InvalidSampling)?;
         let invalid = |what: &str| Err(StartError::InvalidSampling(what.into()));
         if request.max_tokens == 0 {
             return invalid("max_tokens must be at least 1");
@@ -321,16 +293,11 @@ impl Engine {
         if request.prompt_ids.iter().any(|id| *id >= info.vocab_size) {
             return invalid("a prompt id is not in the vocabulary");
         }
-        let tokens_max = prompt
-            .saturating_add(request.max_tokens as usize)
-            .min(context);
+        let tokens_max = prompt.saturating_add(request.max_tokens as usize).min(context);
         let (blocks_needed, blocks_total) =
             (KvPool::blocks_for(tokens_max), self.inner.kv_blocks_total);
         if blocks_needed > blocks_total {
-            return Err(StartError::KvBudget {
-                blocks_needed,
-                blocks_total,
-            });
+            return Err(StartError::KvBudget { blocks_needed, blocks_total });
         }
         Ok(tokens_max)
     }
@@ -366,17 +333,10 @@ impl Drop for SequenceHandle {
 }
 
 fn model_info(path: &Path, gguf: &Gguf, model: &Model, tokenizer: &Tokenizer) -> ModelInfo {
-    let file_name = || {
-        path.file_stem()
-            .map(|name| name.to_string_lossy().into_owned())
-    };
+    let file_name = || path.file_stem().map(|name| name.to_string_lossy().into_owned());
     let config = model.config();
     ModelInfo {
-        name: gguf
-            .text("general.name")
-            .map(str::to_string)
-            .or_else(file_name)
-            .unwrap_or_default(),
+        name: gguf.text("general.name").map(str::to_string).or_else(file_name).unwrap_or_default(),
         architecture: gguf.text("general.architecture").unwrap_or_default().into(),
         quantisation: gguf.quantisation(),
         parameter_count: gguf.parameter_count(),

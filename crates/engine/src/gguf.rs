@@ -25,15 +25,10 @@ impl Gguf {
     /// Opens the file and reads its metadata.
     pub(crate) fn open(path: &Path) -> Result<Gguf, LoadError> {
         let name = path.display().to_string();
-        let io = |source| LoadError::Io {
-            path: name.clone(),
-            source,
-        };
+        let io = |source| LoadError::Io { path: name.clone(), source };
         let mut reader = BufReader::new(File::open(path).map_err(io)?);
-        let content = Content::read(&mut reader).map_err(|e| LoadError::Format {
-            path: name.clone(),
-            reason: e.to_string(),
-        })?;
+        let content = Content::read(&mut reader)
+            .map_err(|e| LoadError::Format { path: name.clone(), reason: e.to_string() })?;
         Ok(Gguf { content, reader })
     }
 
@@ -74,10 +69,7 @@ impl Gguf {
 
     /// A list of strings that must be there.
     pub(crate) fn texts(&self, key: &str) -> Result<Vec<&str>, LoadError> {
-        let bad = |reason: &str| LoadError::Metadata {
-            key: key.into(),
-            reason: reason.into(),
-        };
+        let bad = |reason: &str| LoadError::Metadata { key: key.into(), reason: reason.into() };
         let Some(Value::Array(items)) = self.value(key) else {
             return Err(bad("a list of strings is needed"));
         };
@@ -124,17 +116,11 @@ impl Gguf {
             let tensor = tensor.dequantize(&Device::Cpu)?.to_dtype(DType::F32)?;
             tensor.flatten_all()?.to_vec1::<f32>()
         })();
-        let bad = |reason| LoadError::Tensor {
-            tensor: name.into(),
-            reason,
-        };
+        let bad = |reason| LoadError::Tensor { tensor: name.into(), reason };
         let values = values.map_err(|e| bad(e.to_string()))?;
         match values.len() == len {
             true => Ok(values),
-            false => Err(bad(format!(
-                "{len} values are needed, {} are there",
-                values.len()
-            ))),
+            false => Err(bad(format!("{len} values are needed, {} are there", values.len()))),
         }
     }
 
@@ -146,15 +132,10 @@ impl Gguf {
         cols: usize,
     ) -> Result<PackedMatrix, LoadError> {
         let tensor = self.read(name)?;
-        let bad = |reason| LoadError::Tensor {
-            tensor: name.into(),
-            reason,
-        };
+        let bad = |reason| LoadError::Tensor { tensor: name.into(), reason };
         if tensor.shape().dims() != [rows, cols] {
             let found = tensor.shape().dims();
-            return Err(bad(format!(
-                "[{rows}, {cols}] is needed, {found:?} is there"
-            )));
+            return Err(bad(format!("[{rows}, {cols}] is needed, {found:?} is there")));
         }
         let format = match tensor.dtype() {
             GgmlDType::Q4_0 => Format::Q4_0,
@@ -164,10 +145,7 @@ impl Gguf {
             GgmlDType::Q8_0 => Format::Q8_0,
             other => {
                 let found = format!("{other:?}");
-                return Err(LoadError::UnsupportedQuantisation {
-                    tensor: name.into(),
-                    found,
-                });
+                return Err(LoadError::UnsupportedQuantisation { tensor: name.into(), found });
             }
         };
         let raw = tensor.data().map_err(|e| bad(e.to_string()))?;
@@ -177,10 +155,7 @@ impl Gguf {
 
     fn read(&mut self, name: &str) -> Result<QTensor, LoadError> {
         let tensor = self.content.tensor(&mut self.reader, name, &Device::Cpu);
-        tensor.map_err(|e| LoadError::Tensor {
-            tensor: name.into(),
-            reason: e.to_string(),
-        })
+        tensor.map_err(|e| LoadError::Tensor { tensor: name.into(), reason: e.to_string() })
     }
 }
 

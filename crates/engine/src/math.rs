@@ -82,10 +82,7 @@ mod tests {
     fn our_functions_agree_with_the_standard_library() {
         for i in 1..20_000 {
             let x = f64::from(i) * 0.37;
-            assert!(
-                (ln(x) - x.ln()).abs() <= 4e-15 * x.ln().abs().max(1.0),
-                "ln {x}"
-            );
+            assert!((ln(x) - x.ln()).abs() <= 4e-15 * x.ln().abs().max(1.0), "ln {x}");
             let e = -f64::from(i) * 0.01;
             assert!((exp(e) - e.exp()).abs() <= 1e-14 * e.exp(), "exp {e}");
             let (sin, cos) = sin_cos(x * 17.0);

@@ -103,12 +103,7 @@ impl Model {
         let threads = Threads::new(threads)
             .map_err(|e| option("threads", format!("cannot start {threads}: {e}")))?;
         let frequencies = frequencies(&config, weights.rope_factors.as_deref());
-        Ok(Model {
-            config,
-            weights,
-            machine: Machine { cpu, threads },
-            frequencies,
-        })
+        Ok(Model { config, weights, machine: Machine { cpu, threads }, frequencies })
     }
 
     /// Sizes and constants.
@@ -144,17 +139,10 @@ impl Model {
         let (cos, sin) = self.angles(&places);
         let bases = |layer| -> Vec<Vec<usize>> {
             let of = |segment: &Segment<'_>| {
-                segment
-                    .table
-                    .blocks
-                    .iter()
-                    .map(|block| (*block, layer))
-                    .collect::<Vec<_>>()
+                segment.table.blocks.iter().map(|block| (*block, layer)).collect::<Vec<_>>()
             };
             let tables = batch.segments.iter().map(of);
-            tables
-                .map(|t| t.into_iter().map(|(b, l)| kv.base(b, l)).collect())
-                .collect()
+            tables.map(|t| t.into_iter().map(|(b, l)| kv.base(b, l)).collect()).collect()
         };
         let bases: Vec<_> = (0..self.config.layers).map(bases).collect();
         let kv = Mutex::new(kv);
@@ -164,58 +152,27 @@ impl Model {
         let mut x = self.embed(batch)?; // [rows, width]
         for (layer, bases) in self.weights.layers.iter().zip(&bases) {
             let norm = (layer.attention_norm.as_slice(), eps);
-            let project = NormLinear {
-                machine,
-                norm,
-                weights: &layer.qkv,
-                gated: false,
-            };
+            let project = NormLinear { machine, norm, weights: &layer.qkv, gated: false };
             let qkv = x.apply_op1_no_bwd(&project)?; // [rows, (h + 2 kv) * dim]
 
             let heads = self.config.heads();
-            let rows = Rows {
-                heads,
-                places: &places,
-                bases,
-                cos: &cos,
-                sin: &sin,
-            };
-            let attention = Attention {
-                machine,
-                rows,
-                kv: &kv,
-            };
+            let rows = Rows { heads, places: &places, bases, cos: &cos, sin: &sin };
+            let attention = Attention { machine, rows, kv: &kv };
             let mixed = qkv.apply_op1_no_bwd(&attention)?; // [rows, h * dim]
-            let out = LinearAdd {
-                machine,
-                weights: &layer.attention_out,
-            };
+            let out = LinearAdd { machine, weights: &layer.attention_out };
             x = mixed.apply_op2_no_bwd(&x, &out)?; // [rows, width]
 
             let norm = (layer.ff_norm.as_slice(), eps);
-            let gate_up = NormLinear {
-                machine,
-                norm,
-                weights: &layer.gate_up,
-                gated: true,
-            };
+            let gate_up = NormLinear { machine, norm, weights: &layer.gate_up, gated: true };
             let hidden = x.apply_op1_no_bwd(&gate_up)?; // [rows, ff]
-            let down = LinearAdd {
-                machine,
-                weights: &layer.down,
-            };
+            let down = LinearAdd { machine, weights: &layer.down };
             x = hidden.apply_op2_no_bwd(&x, &down)?; // [rows, width]
         }
         let Some(x) = wanted_rows(batch, &x)? else {
             return Ok(None);
         };
         let norm = (self.weights.output_norm.as_slice(), eps);
-        let head = NormLinear {
-            machine,
-            norm,
-            weights: self.weights.head(),
-            gated: false,
-        };
+        let head = NormLinear { machine, norm, weights: self.weights.head(), gated: false };
         Ok(Some(x.apply_op1_no_bwd(&head)?)) // [wanted rows, vocab]
     }
 
@@ -226,28 +183,17 @@ impl Model {
             let end = segment.start + segment.tokens.len();
             if segment.tokens.is_empty() || segment.table.capacity() < end {
                 let capacity = segment.table.capacity();
-                return fail(format!(
-                    "a segment ends at {end}, its table holds {capacity}"
-                ));
+                return fail(format!("a segment ends at {end}, its table holds {capacity}"));
             }
-            if let Some(id) = segment
-                .tokens
-                .iter()
-                .find(|id| **id as usize >= self.vocab())
-            {
-                return fail(format!(
-                    "id {id} is not in the vocabulary of {}",
-                    self.vocab()
-                ));
+            if let Some(id) = segment.tokens.iter().find(|id| **id as usize >= self.vocab()) {
+                return fail(format!("id {id} is not in the vocabulary of {}", self.vocab()));
             }
             let blocks = segment.start / BLOCK_TOKENS..end.div_ceil(BLOCK_TOKENS);
             written.extend_from_slice(&segment.table.blocks[blocks]);
         }
         written.sort_unstable();
         let shared = written.windows(2).any(|pair| pair[0] == pair[1]);
-        let beyond = written
-            .last()
-            .is_some_and(|block| *block as usize >= kv.total_blocks());
+        let beyond = written.last().is_some_and(|block| *block as usize >= kv.total_blocks());
         if shared || beyond {
             return fail("two segments write one cache block, or a block is foreign".into());
         }
@@ -261,12 +207,7 @@ impl Model {
     /// The embedding rows of the batch's tokens, `[rows, width]`.
     fn embed(&self, batch: &Batch<'_>) -> Result<Tensor, ForwardError> {
         let width = self.config.width;
-        let ids: Vec<u32> = batch
-            .segments
-            .iter()
-            .flat_map(|s| s.tokens)
-            .copied()
-            .collect();
+        let ids: Vec<u32> = batch.segments.iter().flat_map(|s| s.tokens).copied().collect();
         let mut x = vec![0.0; ids.len() * width];
         for (id, x) in ids.iter().zip(x.chunks_exact_mut(width)) {
             self.weights.embedding[0].row(*id as usize, x);
@@ -279,9 +220,7 @@ impl Model {
     fn angles(&self, places: &[RowPlace]) -> (Vec<f32>, Vec<f32>) {
         let angles = places.iter().flat_map(|place| {
             let position = place.position as f64;
-            self.frequencies
-                .iter()
-                .map(move |frequency| math::sin_cos(position * frequency))
+            self.frequencies.iter().map(move |frequency| math::sin_cos(position * frequency))
         });
         angles.map(|(sin, cos)| (cos as f32, sin as f32)).unzip()
     }
@@ -327,8 +266,5 @@ fn wanted_rows(batch: &Batch<'_>, x: &Tensor) -> Result<Option<Tensor>, ForwardE
         return Ok(Some(x.clone()));
     }
     let count = wanted.len();
-    Ok(Some(x.index_select(
-        &Tensor::from_vec(wanted, count, &Device::Cpu)?,
-        0,
-    )?))
+    Ok(Some(x.index_select(&Tensor::from_vec(wanted, count, &Device::Cpu)?, 0)?))
 }

@@ -80,13 +80,7 @@ impl CustomOp2 for LinearAdd<'_> {
         let (residual, _, width) = contiguous(residual, residual_layout)?;
         let x = Activations::quantise(self.machine.parts(), x, inner, None);
         let mut out = vec![0.0; rows * width];
-        product(
-            self.machine.parts(),
-            self.weights,
-            &x,
-            Then::Add(residual),
-            &mut out,
-        );
+        product(self.machine.parts(), self.weights, &x, Then::Add(residual), &mut out);
         Ok((CpuStorage::F32(out), (rows, width).into()))
     }
 }

@@ -98,11 +98,7 @@ impl Runner {
             mailbox.load = EngineLoad::default();
             std::mem::take(&mut mailbox.arrivals)
         };
-        let all = self
-            .running
-            .drain(..)
-            .chain(self.waiting.drain(..))
-            .chain(self.ending.drain(..));
+        let all = self.running.drain(..).chain(self.waiting.drain(..)).chain(self.ending.drain(..));
         for mut sequence in all.chain(arrivals) {
             // A sink that panics must not keep the others from their end.
             let _ = catch_unwind(AssertUnwindSafe(|| {
@@ -146,11 +142,7 @@ impl Runner {
 
     /// Gives out events, ends cancelled sequences, takes back the blocks of ended ones.
     fn clear_ended(&mut self) {
-        let all = self
-            .running
-            .iter_mut()
-            .chain(&mut self.waiting)
-            .chain(&mut self.ending);
+        let all = self.running.iter_mut().chain(&mut self.waiting).chain(&mut self.ending);
         for sequence in all {
             sequence.check_lease();
             sequence.flush();
@@ -208,11 +200,7 @@ impl Runner {
         if self.running.is_empty() && self.ending.is_empty() {
             drop(self.shared.changed.wait_while(mailbox, idle));
         } else {
-            drop(
-                self.shared
-                    .changed
-                    .wait_timeout_while(mailbox, PAUSED_LOOK, idle),
-            );
+            drop(self.shared.changed.wait_timeout_while(mailbox, PAUSED_LOOK, idle));
         }
     }
 
@@ -245,12 +233,7 @@ impl Runner {
                 false => Logits::None,
             };
             let tokens = &sequence.ids[sequence.cached..end];
-            batch.segments.push(Segment {
-                tokens,
-                start: sequence.cached,
-                table,
-                logits,
-            });
+            batch.segments.push(Segment { tokens, start: sequence.cached, table, logits });
             of_segment.push((index, count, logits));
         }
         let logits = self.model.forward(&batch, &mut self.kv)?;
@@ -271,8 +254,5 @@ impl Runner {
 
 /// Sequences of a step and how many tokens each feeds: decode rows first.
 fn rows(step: &Step) -> impl Iterator<Item = (SequenceId, usize)> {
-    step.decode
-        .iter()
-        .map(|id| (*id, 1))
-        .chain(step.prefill.iter().copied())
+    step.decode.iter().map(|id| (*id, 1)).chain(step.prefill.iter().copied())
 }

@@ -94,11 +94,7 @@ impl Sampler {
             true => 0,
             false => vocab_size.div_ceil(64),
         };
-        let mut sampler = Sampler {
-            sampling,
-            key,
-            seen: vec![0; bits],
-        };
+        let mut sampler = Sampler { sampling, key, seen: vec![0; bits] };
         prompt.iter().for_each(|id| sampler.note(*id));
         sampler
     }
@@ -128,11 +124,7 @@ impl Sampler {
             let mut left = *word;
             while left != 0 {
                 if let Some(logit) = logits.get_mut(left.trailing_zeros() as usize) {
-                    *logit = if *logit > 0.0 {
-                        *logit / penalty
-                    } else {
-                        *logit * penalty
-                    };
+                    *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
                 }
                 left &= left - 1;
             }
@@ -141,22 +133,12 @@ impl Sampler {
 
     fn draw(&self, logits: &[f32], best: Candidate, position: u32) -> u32 {
         let temperature = f64::from(self.sampling.temperature);
-        let filter = Filter {
-            sampling: &self.sampling,
-            temperature,
-            best: best.logit,
-        };
-        let mut noise = Noise {
-            key: self.key,
-            position,
-            block: None,
-        };
+        let filter = Filter { sampling: &self.sampling, temperature, best: best.logit };
+        let mut noise = Noise { key: self.key, position, block: None };
         match filter.candidates(logits) {
             Some(kept) => pick(kept.into_iter(), temperature, &mut noise),
             None => {
-                let all = (0u32..)
-                    .zip(logits)
-                    .map(|(id, logit)| Candidate { id, logit: *logit });
+                let all = (0u32..).zip(logits).map(|(id, logit)| Candidate { id, logit: *logit });
                 // Most likely first: then nearly all others can't win any more.
                 pick(std::iter::once(best).chain(all), temperature, &mut noise)
             }
@@ -249,19 +231,12 @@ impl Filter<'_> {
     /// The candidates in order (logit descending, id ascending), at least one; `None` if all
     /// tokens are, in no order.
     fn candidates(&self, logits: &[f32]) -> Option<Vec<Candidate>> {
-        let Sampling {
-            top_k,
-            top_p,
-            min_p,
-            ..
-        } = *self.sampling;
+        let Sampling { top_k, top_p, min_p, .. } = *self.sampling;
         let limits_k = top_k > 0 && (top_k as usize) < logits.len();
         if !limits_k && top_p >= 1.0 && min_p <= 0.0 {
             return None;
         }
-        let all = (0u32..)
-            .zip(logits)
-            .map(|(id, logit)| Candidate { id, logit: *logit });
+        let all = (0u32..).zip(logits).map(|(id, logit)| Candidate { id, logit: *logit });
         let mut kept: Vec<Candidate> = all.collect();
         if limits_k {
             keep_first(&mut kept, top_k as usize);
@@ -322,4 +297,159 @@ fn keep_first(candidates: &mut Vec<Candidate>, count: usize) {
         candidates.truncate(count);
     }
     candidates.sort_unstable_by(order);
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn sampling() -> Sampling {
+        Sampling { temperature: 1.0, ..Sampling::greedy() }
+    }
+
+    fn draw(sampling: &Sampling, logits: &[f32], position: u32) -> u32 {
+        let mut sampler = Sampler::new(sampling.clone(), &[], logits.len());
+        sampler.sample(&mut logits.to_vec(), position).unwrap()
+    }
+
+    /// Rule 6 once more, without shortcuts: full sort, no pruning, std's ln and exp.
+    fn oracle(sampling: &Sampling, logits: &[f32], position: u32) -> u32 {
+        let t = f64::from(sampling.temperature);
+        let mut order: Vec<usize> = (0..logits.len()).collect();
+        order.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b)));
+        if sampling.top_k > 0 {
+            order.truncate(sampling.top_k as usize);
+        }
+        let best = logits[order[0]];
+        let weight = |id: usize| ((f64::from(logits[id]) - f64::from(best)) / t).exp();
+        let total: f64 = order.iter().map(|id| weight(*id)).sum();
+        if sampling.top_p < 1.0 {
+            let mut mass = 0.0;
+            let end = order.iter().position(|id| {
+                mass += weight(*id) / total;
+                mass >= f64::from(sampling.top_p)
+            });
+            order.truncate(end.map_or(order.len(), |end| end + 1));
+        }
+        order.retain(|id| weight(*id) >= f64::from(sampling.min_p));
+        let score = |id: usize| {
+            let key = noise_key(&sampling.seed);
+            let x = philox4x32_10([id as u32 / 4, position, 0, 0], key)[id % 4];
+            let u = f64::from(x.max(1)) / 2f64.powi(32);
+            f64::from(logits[id]) / t - (-u.ln()).ln()
+        };
+        let by_score = |a: &usize, b: &usize| score(*a).total_cmp(&score(*b)).then(b.cmp(a));
+        order.into_iter().max_by(by_score).unwrap() as u32
+    }
+
+    #[test]
+    fn the_noise_key_is_the_beginning_of_keccak256() {
+        // keccak256 of 32 zero bytes, as every Ethereum tool gives it:
+        // 290decd9 548b62a8 d60345a9 88386fc8 …
+        assert_eq!(noise_key(&[0; 32]), [0x290d_ecd9, 0x548b_62a8]);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..Default::default() })]
+
+        #[test]
+        fn shortcuts_never_change_the_token(
+            logits in prop::collection::vec(-20f32..20.0, 1..700),
+            seed: [u8; 32], position: u32, temperature in 0.05f32..3.0,
+            top_k in 0..40u32, top_p in prop_oneof![Just(1f32), 0f32..1.0],
+            min_p in prop_oneof![Just(0f32), 0f32..1.0],
+        ) {
+            let sampling =
+                Sampling { temperature, top_k, top_p, min_p, seed, repetition_penalty: 1.0 };
+            let expected = oracle(&sampling, &logits, position);
+            prop_assert_eq!(draw(&sampling, &logits, position), expected);
+        }
+    }
+
+    #[test]
+    fn tokens_come_as_often_as_their_probability_says() {
+        let logits: Vec<f32> = [0.5f32, 0.25, 0.15, 0.1].map(f32::ln).to_vec();
+        let mut counts = [0; 4];
+        for position in 0..40_000 {
+            counts[draw(&sampling(), &logits, position) as usize] += 1;
+        }
+        for (count, expected) in counts.into_iter().zip([20_000, 10_000, 6_000, 4_000]) {
+            // Five standard deviations of the largest; the draw is fixed, so this can't flicker.
+            assert!(i32::abs(count - expected) < 500, "{counts:?}");
+        }
+    }
+
+    #[test]
+    fn at_least_one_candidate_is_always_left() {
+        let logits = [1.0, 3.0, 3.0, 2.0];
+        let none = Sampling { top_p: 0.0, ..sampling() };
+        let min = Sampling { min_p: 1.0, top_k: 1, ..sampling() };
+        for position in 0..50 {
+            // The first in order: of equals the lowest id.
+            assert_eq!(draw(&none, &logits, position), 1);
+            assert_eq!(draw(&min, &logits, position), 1);
+        }
+    }
+
+    #[test]
+    fn no_temperature_takes_the_first_of_the_largest() {
+        let logits = [1.0, 3.0, 3.0, 2.0];
+        for temperature in [0.0, 9e-7] {
+            assert_eq!(draw(&Sampling { temperature, ..sampling() }, &logits, 7), 1);
+        }
+    }
+
+    #[test]
+    fn the_same_seed_and_position_give_the_same_token_and_others_do_not() {
+        let logits = vec![0.0; 1000];
+        let tokens = |seed: u8| -> Vec<u32> {
+            let sampling = Sampling { seed: [seed; 32], ..sampling() };
+            (0..20).map(|position| draw(&sampling, &logits, position)).collect()
+        };
+        assert_eq!(tokens(1), tokens(1));
+        assert_ne!(tokens(1), tokens(2));
+        let mut distinct = tokens(1);
+        distinct.sort_unstable();
+        distinct.dedup();
+        assert!(distinct.len() > 15, "positions differ: {distinct:?}");
+    }
+
+    #[test]
+    fn a_penalty_counts_prompt_and_completion_once_each() {
+        let greedy = Sampling { repetition_penalty: 2.0, ..Sampling::greedy() };
+        let mut sampler = Sampler::new(greedy, &[0, 0, 70], 100);
+        let mut logits = vec![-1.0; 100];
+        (logits[0], logits[1], logits[2], logits[70]) = (4.0, 2.5, 2.2, -0.5);
+        // 0: 4/2 = 2; then 1 was drawn and has 1.25.
+        assert_eq!(sampler.sample(&mut logits.clone(), 3), Ok(1));
+        let mut second = logits.clone();
+        assert_eq!(sampler.sample(&mut second, 4), Ok(2));
+        assert_eq!((second[0], second[1], second[2], second[70]), (2.0, 1.25, 2.2, -1.0));
+    }
+
+    #[test]
+    fn logits_that_are_not_finite_are_refused() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut sampler = Sampler::new(sampling(), &[], 2);
+            assert_eq!(sampler.sample(&mut [0.0, bad], 0), Err(NotFinite));
+        }
+    }
+
+    #[test]
+    fn settings_out_of_range_are_named() {
+        let ok = sampling();
+        for (name, bad) in [
+            ("temperature", Sampling { temperature: -0.1, ..ok.clone() }),
+            ("temperature", Sampling { temperature: f32::NAN, ..ok.clone() }),
+            ("top_p", Sampling { top_p: 1.1, ..ok.clone() }),
+            ("min_p", Sampling { min_p: -1.0, ..ok.clone() }),
+            ("repetition_penalty", Sampling { repetition_penalty: 0.0, ..ok.clone() }),
+        ] {
+            assert!(bad.check().unwrap_err().starts_with(name));
+        }
+        assert_eq!(ok.check(), Ok(()));
+    }
 }

@@ -117,10 +117,7 @@ impl Scheduler {
                 budget -= more;
             }
         }
-        let shares = reading
-            .iter()
-            .zip(shares)
-            .map(|((id, _), share)| (*id, share));
+        let shares = reading.iter().zip(shares).map(|((id, _), share)| (*id, share));
         shares.filter(|(_, share)| *share > 0).collect()
     }
 }
@@ -129,31 +126,16 @@ impl Scheduler {
 mod tests {
     use super::*;
 
-    const SCHEDULER: Scheduler = Scheduler {
-        running_max: 3,
-        prefill_chunk: 64,
-    };
+    const SCHEDULER: Scheduler = Scheduler { running_max: 3, prefill_chunk: 64 };
 
     fn waiting(id: SequenceId, kv_blocks: usize, prompt_tokens: usize) -> Waiting {
-        Waiting {
-            id,
-            kv_blocks,
-            prompt_tokens,
-        }
+        Waiting { id, kv_blocks, prompt_tokens }
     }
     fn running(id: SequenceId, prompt_left: usize) -> Running {
-        Running {
-            id,
-            prompt_left,
-            is_ready: true,
-        }
+        Running { id, prompt_left, is_ready: true }
     }
     fn paused(id: SequenceId, prompt_left: usize) -> Running {
-        Running {
-            id,
-            prompt_left,
-            is_ready: false,
-        }
+        Running { id, prompt_left, is_ready: false }
     }
 
     #[test]
@@ -181,16 +163,8 @@ mod tests {
             (vec![waiting(4, 4, 9), waiting(5, 1, 9)], vec![running(1, 0)], 5, vec![4, 5], vec![1], vec![(4, 9), (5, 9)]),
         ];
         for (waiting, running, kv_blocks_free, admit, decode, prefill) in table {
-            let state = State {
-                waiting,
-                running,
-                kv_blocks_free,
-            };
-            let expected = Step {
-                admit,
-                decode,
-                prefill,
-            };
+            let state = State { waiting, running, kv_blocks_free };
+            let expected = Step { admit, decode, prefill };
             assert_eq!(SCHEDULER.plan(&state), expected, "{state:?}");
         }
     }
@@ -200,14 +174,8 @@ mod tests {
         for count in 1..20u64 {
             for left in [1, 15, 16, 17, 63, 64, 65, 1000] {
                 let running = (0..count).map(|id| running(id, left)).collect();
-                let state = State {
-                    running,
-                    ..State::default()
-                };
-                let scheduler = Scheduler {
-                    running_max: 32,
-                    prefill_chunk: 64,
-                };
+                let state = State { running, ..State::default() };
+                let scheduler = Scheduler { running_max: 32, prefill_chunk: 64 };
                 let total: usize = scheduler.plan(&state).prefill.iter().map(|(_, n)| n).sum();
                 assert_eq!(total, 64.min(left * count as usize), "{count} of {left}");
             }

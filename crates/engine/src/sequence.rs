@@ -202,9 +202,7 @@ impl Sequence {
         let was_reading = self.prompt_left() > 0;
         self.cached += count;
         if was_reading && self.prompt_left() == 0 {
-            self.outbox.push_back(Event::Prefilled {
-                prompt_tokens: self.prompt_tokens as u32,
-            });
+            self.outbox.push_back(Event::Prefilled { prompt_tokens: self.prompt_tokens as u32 });
         }
     }
 
@@ -221,11 +219,7 @@ impl Sequence {
         self.ids.push(id);
         match self.stop.push(id, tokenizer.bytes(id)) {
             Outcome::Released(pieces) => self.release(pieces),
-            Outcome::Stopped {
-                released,
-                tail,
-                stop,
-            } => {
+            Outcome::Stopped { released, tail, stop } => {
                 self.release(released);
                 let tail = self.detokenizer.push(&tail);
                 return self.finish(FinishReason::StopString(stop), tail);
@@ -245,11 +239,7 @@ impl Sequence {
                 self.sink.emit(event);
             } else if let Some((reason, tail_text)) = self.end.clone() {
                 let completion_tokens = self.emitted_tokens;
-                self.sink.emit(Event::Finished {
-                    reason,
-                    tail_text,
-                    completion_tokens,
-                });
+                self.sink.emit(Event::Finished { reason, tail_text, completion_tokens });
                 self.is_end_told = true;
             } else {
                 break;
@@ -269,11 +259,7 @@ impl Sequence {
     fn release(&mut self, pieces: Vec<Piece>) {
         for (id, bytes) in pieces {
             let text = self.detokenizer.push(&bytes);
-            self.outbox.push_back(Event::Token {
-                id,
-                text,
-                state_digest: None,
-            });
+            self.outbox.push_back(Event::Token { id, text, state_digest: None });
         }
     }
 }

@@ -46,25 +46,14 @@ impl StopMatcher {
     /// Adds a token.
     pub(crate) fn push(&mut self, id: u32, bytes: &[u8]) -> Outcome {
         self.held.push_back((id, bytes.into()));
-        let text: Vec<u8> = self
-            .held
-            .iter()
-            .flat_map(|(_, bytes)| bytes.iter())
-            .copied()
-            .collect();
+        let text: Vec<u8> = self.held.iter().flat_map(|(_, bytes)| bytes.iter()).copied().collect();
         if let Some((at, stop)) = self.find(&text) {
             let (released, rest) = self.release(at);
             let tail = text[at - rest..at].to_vec();
             self.held.clear();
-            return Outcome::Stopped {
-                released,
-                tail,
-                stop,
-            };
+            return Outcome::Stopped { released, tail, stop };
         }
-        let free = (0..text.len())
-            .find(|at| self.may_begin(&text[*at..]))
-            .unwrap_or(text.len());
+        let free = (0..text.len()).find(|at| self.may_begin(&text[*at..])).unwrap_or(text.len());
         Outcome::Released(self.release(free).0)
     }
 
@@ -98,5 +87,66 @@ impl StopMatcher {
             released.extend(self.held.pop_front());
         }
         (released, left)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Feeds `tokens`; gives the ids released after each, then how it ended: tail and stop
+    /// string, or the ids that were still held.
+    fn run(stops: &[&str], tokens: &[&str]) -> (Vec<Vec<u32>>, Result<(String, String), Vec<u32>>) {
+        let stops: Vec<String> = stops.iter().map(|stop| stop.to_string()).collect();
+        let mut matcher = StopMatcher::new(&stops);
+        let ids = |pieces: Vec<Piece>| pieces.into_iter().map(|(id, _)| id).collect::<Vec<_>>();
+        let mut steps = Vec::new();
+        for (id, token) in (1..).zip(tokens) {
+            match matcher.push(id, token.as_bytes()) {
+                Outcome::Released(pieces) => steps.push(ids(pieces)),
+                Outcome::Stopped { released, tail, stop } => {
+                    steps.push(ids(released));
+                    return (steps, Ok((String::from_utf8_lossy(&tail).into_owned(), stop)));
+                }
+            }
+        }
+        (steps, Err(ids(matcher.finish())))
+    }
+
+    #[test]
+    fn tokens_wait_only_while_a_stop_string_may_still_come() {
+        let ended = |tail: &str, stop: &str| Ok((tail.to_string(), stop.to_string()));
+        #[rustfmt::skip]
+        let table = [
+            (vec![], vec!["a", "b"], vec![vec![1], vec![2]], Err(vec![])),
+            (vec!["STOP"], vec!["a", "STOP"], vec![vec![1], vec![]], ended("", "STOP")),
+            // Across tokens, beginning and ending inside them.
+            (vec!["STOP"], vec!["aS", "TO", "Pb"], vec![vec![], vec![], vec![]], ended("a", "STOP")),
+            (vec!["STOP"], vec!["x", "aST", "x"], vec![vec![1], vec![], vec![2, 3]], Err(vec![])),
+            // A new beginning inside a failed one.
+            (vec!["aab"], vec!["a", "a", "a", "b"], vec![vec![], vec![], vec![1], vec![]], ended("", "aab")),
+            // The first to appear; of two at one place the longest.
+            (vec!["cd", "bc"], vec!["abcd"], vec![vec![]], ended("a", "bc")),
+            (vec!["ab", "abc"], vec!["abc"], vec![vec![]], ended("", "abc")),
+            // Held at the end: it was no stop string.
+            (vec!["\n\n"], vec!["a", "\n"], vec![vec![1], vec![]], Err(vec![2])),
+            // Tokens without text wait between, and pass before.
+            (vec!["STOP"], vec!["ST", "", "x"], vec![vec![], vec![], vec![1, 2, 3]], Err(vec![])),
+            (vec!["STOP"], vec!["", "STOP"], vec![vec![1], vec![]], ended("", "STOP")),
+        ];
+        for (stops, tokens, steps, end) in table {
+            assert_eq!(run(&stops, &tokens), (steps, end), "{stops:?} {tokens:?}");
+        }
+    }
+
+    #[test]
+    fn a_stop_string_is_found_in_a_character_spread_over_tokens() {
+        let mut matcher = StopMatcher::new(&["😀".to_string()]);
+        let bytes = "😀".as_bytes();
+        assert_eq!(matcher.push(1, &bytes[..2]), Outcome::Released(vec![]));
+        let outcome = matcher.push(2, &bytes[2..]);
+        let expected =
+            Outcome::Stopped { released: vec![], tail: vec![], stop: "😀".to_string() };
+        assert_eq!(outcome, expected);
     }
 }

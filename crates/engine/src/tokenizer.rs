@@ -73,9 +73,7 @@ impl Tokenizer {
             found.sort_by(|a, b| b.0.len().cmp(&a.0.len()).then(a.0.cmp(&b.0)));
             found
         };
-        let bos = gguf
-            .integer("tokenizer.ggml.bos_token_id")
-            .map(|id| id as u32);
+        let bos = gguf.integer("tokenizer.ggml.bos_token_id").map(|id| id as u32);
         let add_bos = gguf.flag("tokenizer.ggml.add_bos_token").unwrap_or(false);
         Ok(Tokenizer {
             bpe: bpe(&tokens, &merges, pre)?,
@@ -196,20 +194,12 @@ fn split(digits: &str) -> Result<Split, LoadError> {
     let pattern = format!(
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     );
-    Split::new(
-        SplitPattern::Regex(pattern),
-        SplitDelimiterBehavior::Isolated,
-        false,
-    )
-    .map_err(|e| LoadError::Tokenizer(e.to_string()))
+    Split::new(SplitPattern::Regex(pattern), SplitDelimiterBehavior::Isolated, false)
+        .map_err(|e| LoadError::Tokenizer(e.to_string()))
 }
 
 fn bpe(tokens: &[&str], merges: &[&str], pre: PreTokenizer) -> Result<BpeTokenizer, LoadError> {
-    let vocab: Vocab = tokens
-        .iter()
-        .map(|text| text.to_string())
-        .zip(0u32..)
-        .collect();
+    let vocab: Vocab = tokens.iter().map(|text| text.to_string()).zip(0u32..).collect();
     let pair = |merge: &&str| {
         let (left, right) = merge.split_once(' ')?;
         Some((left.to_string(), right.to_string()))
@@ -229,12 +219,9 @@ fn bpe(tokens: &[&str], merges: &[&str], pre: PreTokenizer) -> Result<BpeTokeniz
 
 /// The leftmost of `tokens` in `text`, the longest of those that begin there.
 fn find_first<'a>(text: &str, tokens: &'a [(String, u32)]) -> Option<(usize, &'a str, u32)> {
-    let hits = tokens
-        .iter()
-        .filter_map(|(token, id)| Some((text.find(token)?, token, *id)));
+    let hits = tokens.iter().filter_map(|(token, id)| Some((text.find(token)?, token, *id)));
     // `tokens` are longest first and `min_by_key` keeps the first of equals.
-    hits.min_by_key(|(at, _, _)| *at)
-        .map(|(at, token, id)| (at, token.as_str(), id))
+    hits.min_by_key(|(at, _, _)| *at).map(|(at, token, id)| (at, token.as_str(), id))
 }
 
 /// End-of-text ids: the keys that GGUF has for them, and control tokens that models of these
@@ -245,19 +232,10 @@ fn end_ids(gguf: &Gguf, tokens: &[&str], types: &[u64]) -> Vec<u32> {
         "tokenizer.ggml.eot_token_id",
         "tokenizer.ggml.eom_token_id",
     ];
-    const TEXTS: [&str; 6] = [
-        "<|endoftext|>",
-        "<|im_end|>",
-        "<|eot_id|>",
-        "<|eom_id|>",
-        "<|end_of_text|>",
-        "<|end|>",
-    ];
-    let mut ids: Vec<u32> = KEYS
-        .iter()
-        .filter_map(|key| gguf.integer(key))
-        .map(|id| id as u32)
-        .collect();
+    const TEXTS: [&str; 6] =
+        ["<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|end|>"];
+    let mut ids: Vec<u32> =
+        KEYS.iter().filter_map(|key| gguf.integer(key)).map(|id| id as u32).collect();
     for ((id, text), kind) in (0u32..).zip(tokens).zip(types) {
         if *kind == TYPE_CONTROL && TEXTS.contains(text) {
             ids.push(id);

@@ -60,12 +60,15 @@ pub(super) fn open_writer(path: &Path, ours: LedgerBinding) -> Result<Connection
     let mut connection = at(path, Connection::open_with_flags(path, flags))?;
     at(path, connection.busy_timeout(BUSY_WAIT))?;
     check_pages(path, &connection)?;
+    let is_new = at(path, is_empty(&connection))?;
+    if !is_new {
+        // Before any pragma that writes: a stranger's database stays as it is.
+        refuse_stranger(path, ours, read_binding(path, &connection)?)?;
+    }
     at(path, set_pragmas(&connection))?;
-    if at(path, is_empty(&connection))? {
+    if is_new {
         at(path, create(&mut connection, ours))?;
     }
-    let theirs = read_binding(path, &connection)?;
-    refuse_stranger(path, ours, theirs)?;
     Ok(connection)
 }
 

@@ -6,8 +6,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use rusqlite::Connection;
+use tally::ledger::LedgerError;
 use tally::ledger::sqlite::{LedgerBinding, SqliteLedger, SqliteOptions, SqliteReader};
-use tally::ledger::{Ledger, LedgerError};
 use tally::units::Address;
 
 use super::{append, binding, delivered, job, open, replayed};

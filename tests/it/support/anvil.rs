@@ -4,8 +4,10 @@
 //! so. Nothing here uses the code under test, except its units and settings.
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use alloy::primitives::{Address as EvmAddress, B256, Bytes, U256};
@@ -158,7 +160,7 @@ pub struct TrustedModel<'a> {
 
 /// A running chain. Dropping it ends the process.
 pub struct Devnet {
-    anvil: Child,
+    anvil: Anvil,
     http: reqwest::Client,
     /// Its JSON-RPC endpoint.
     pub url: String,
@@ -172,6 +174,13 @@ impl Drop for Devnet {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// The process group of one anvil.
+struct Anvil {
+    supervisor: Child,
+    /// Reads its log, which names every request, to its end; a full pipe would stop it.
+    log: Option<JoinHandle<()>>,
 }
 
 impl Devnet {
@@ -202,8 +211,12 @@ impl Devnet {
 
     /// Ends the process: from now on nobody answers.
     pub fn stop(&mut self) {
-        let _ = self.anvil.kill();
-        let _ = self.anvil.wait();
+        drop(self.anvil.supervisor.stdin.take());
+        let _ = self.anvil.supervisor.wait();
+        // The log ends when the last process of the group is gone.
+        if let Some(log) = self.anvil.log.take() {
+            let _ = log.join();
+        }
     }
 
     /// One JSON-RPC request; the test fails on an error.
@@ -324,7 +337,8 @@ impl Devnet {
         self.rpc("evm_increaseTime", json!([seconds])).await;
     }
 
-    /// Whether every transaction gets its block at once.
+    /// Whether every transaction gets its own block, a moment after it was accepted. Without, blocks
+    /// come from [`Self::mine`] and from the methods here that send.
     pub async fn set_automine(&self, on: bool) {
         self.rpc("evm_setAutomine", json!([on])).await;
     }
@@ -413,27 +427,31 @@ impl Devnet {
     }
 }
 
+/// Ends the whole group when its input closes, however the test process ended, and when anvil
+/// itself ends. npm's `anvil` is a wrapper: killing it alone would leave the real one behind.
+const SUPERVISOR: &str = r#"("$@"; kill -9 0) & read -r _; kill -9 0"#;
+
 /// Starts anvil on a port that the system chooses, and waits for the line that names it.
-fn spawn(arguments: &[&str]) -> (Child, u16) {
+fn spawn(arguments: &[&str]) -> (Anvil, u16) {
     let program = std::env::var("TALLY_TEST_ANVIL").unwrap_or_else(|_| "anvil".into());
-    let spawned = Command::new(&program)
+    let mut supervisor = Command::new("sh")
+        .args(["-c", SUPERVISOR, "sh", &program])
         .args(["--host", "127.0.0.1", "--port", "0", "--slots-in-an-epoch", "1"])
         .args(["--chain-id", &CHAIN_ID.to_string()])
         .args(arguments)
-        .stdin(Stdio::null())
+        .process_group(0)
+        .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        .stderr(Stdio::inherit())
-        .spawn();
-    let mut anvil = spawned.unwrap_or_else(|error| {
-        panic!("this test needs anvil: set TALLY_TEST_ANVIL to its path ({program}: {error})")
-    });
-    let mut lines = BufReader::new(anvil.stdout.take().unwrap()).lines();
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(supervisor.stdout.take().unwrap()).lines();
     let port = lines.by_ref().find_map(|line| {
         let line = line.ok()?;
         line.strip_prefix("Listening on ")?.rsplit_once(':')?.1.trim().parse().ok()
     });
-    let port = port.unwrap_or_else(|| panic!("{program} ended without listening"));
-    // It logs every request; a full pipe would stop it.
-    std::thread::spawn(move || lines.for_each(drop));
-    (anvil, port)
+    let port = port.unwrap_or_else(|| {
+        panic!("this test needs anvil: set TALLY_TEST_ANVIL to its path ({program} did not start)")
+    });
+    let log = Some(std::thread::spawn(move || lines.for_each(drop)));
+    (Anvil { supervisor, log }, port)
 }

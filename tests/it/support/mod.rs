@@ -2,4 +2,8 @@
 #![allow(dead_code)]
 
 pub mod anvil;
+pub mod http;
+pub mod ledger;
+pub mod node;
 pub mod proxy;
+pub mod ws;

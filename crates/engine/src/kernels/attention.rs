@@ -89,11 +89,7 @@ pub(crate) fn store_rows(
             // SAFETY: each row of `qkv` belongs to one task.
             let qkv = unsafe { qkv.part(row * cols, cols) };
             let angles = row * half..(row + 1) * half;
-            rotate(
-                &mut qkv[..rotated],
-                &rows.cos[angles.clone()],
-                &rows.sin[angles],
-            );
+            rotate(&mut qkv[..rotated], &rows.cos[angles.clone()], &rows.sin[angles]);
             let base = rows.bases[place.sequence][place.position / LANES];
             let kv = &qkv[heads.query * heads.dim..];
             // SAFETY: no two rows share a slot, by the promise at `Rows::places`.

@@ -76,8 +76,7 @@ pub(crate) fn tree_sum<V: Lanes>(lanes: V) -> f32 {
 pub(crate) fn lane_max<V: Lanes>(lanes: V) -> f32 {
     let mut a = [0.0; LANES];
     lanes.store(&mut a);
-    a.into_iter()
-        .fold(f32::NEG_INFINITY, |m, x| if x > m { x } else { m })
+    a.into_iter().fold(f32::NEG_INFINITY, |m, x| if x > m { x } else { m })
 }
 
 /// 1.5·2²³: adding it rounds an f32 below 2²² to the nearest integer, ties to even.
@@ -97,15 +96,7 @@ pub(crate) fn exp<V: Lanes>(x: V) -> V {
     let r = n.fma(V::splat(-LN2_HI), clamped);
     let r = n.fma(V::splat(-LN2_LO), r);
     let mut p = V::splat(1.0 / 5040.0);
-    for c in [
-        1.0 / 720.0,
-        1.0 / 120.0,
-        1.0 / 24.0,
-        1.0 / 6.0,
-        0.5,
-        1.0,
-        1.0,
-    ] {
+    for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
         p = p.fma(r, V::splat(c));
     }
     p.shift_exponent(biased).where_ge(x, V::splat(-87.0))
@@ -171,15 +162,11 @@ impl Lanes for Scalar {
     }
     #[inline(always)]
     fn where_ge(self, x: Self, limit: Self) -> Self {
-        Scalar(std::array::from_fn(|i| {
-            if x.0[i] >= limit.0[i] { self.0[i] } else { 0.0 }
-        }))
+        Scalar(std::array::from_fn(|i| if x.0[i] >= limit.0[i] { self.0[i] } else { 0.0 }))
     }
     #[inline(always)]
     fn shift_exponent(self, biased: Self) -> Self {
-        self.zip(biased, |p, b| {
-            f32::from_bits(p.to_bits().wrapping_add(b.to_bits() << 23))
-        })
+        self.zip(biased, |p, b| f32::from_bits(p.to_bits().wrapping_add(b.to_bits() << 23)))
     }
 
     fn unpack_nibbles(from: &[Line; 4]) -> Self::Weights {
@@ -203,19 +190,13 @@ impl Lanes for Scalar {
     }
     fn dot_nibbles(weights: &Self::Weights, x: &[i8; 32], start: i32) -> Self {
         Scalar(weights.map(|row| {
-            let products = row
-                .iter()
-                .zip(x)
-                .map(|(w, x)| i32::from(*w) * i32::from(*x));
+            let products = row.iter().zip(x).map(|(w, x)| i32::from(*w) * i32::from(*x));
             (start + products.sum::<i32>()) as f32
         }))
     }
     fn dot_octets(weights: &Self::Weights, x: &[i8; 32], _sum: i32) -> Self {
         Scalar(weights.map(|row| {
-            let products = row
-                .iter()
-                .zip(x)
-                .map(|(w, x)| (i32::from(*w) - 128) * i32::from(*x));
+            let products = row.iter().zip(x).map(|(w, x)| (i32::from(*w) - 128) * i32::from(*x));
             products.sum::<i32>() as f32
         }))
     }

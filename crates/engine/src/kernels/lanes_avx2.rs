@@ -75,12 +75,7 @@ impl Lanes for Avx2 {
     #[inline(always)]
     fn load(from: &[f32; LANES]) -> Self {
         // SAFETY: see the impl.
-        unsafe {
-            Avx2(
-                _mm256_loadu_ps(from.as_ptr()),
-                _mm256_loadu_ps(from[8..].as_ptr()),
-            )
-        }
+        unsafe { Avx2(_mm256_loadu_ps(from.as_ptr()), _mm256_loadu_ps(from[8..].as_ptr())) }
     }
     #[inline(always)]
     fn store(self, to: &mut [f32; LANES]) {
@@ -123,12 +118,7 @@ impl Lanes for Avx2 {
     #[inline(always)]
     fn fma(self, b: Self, c: Self) -> Self {
         // SAFETY: see the impl.
-        unsafe {
-            Avx2(
-                _mm256_fmadd_ps(self.0, b.0, c.0),
-                _mm256_fmadd_ps(self.1, b.1, c.1),
-            )
-        }
+        unsafe { Avx2(_mm256_fmadd_ps(self.0, b.0, c.0), _mm256_fmadd_ps(self.1, b.1, c.1)) }
     }
     #[inline(always)]
     fn max(self, b: Self) -> Self {
@@ -197,10 +187,7 @@ impl Lanes for Avx2 {
     #[inline(always)]
     fn dot_nibbles(weights: &Self::Weights, x: &[i8; 32], start: i32) -> Self {
         let (low, high) = weights.split_at(8);
-        Avx2(
-            dot_nibbles_half(low, x, start),
-            dot_nibbles_half(high, x, start),
-        )
+        Avx2(dot_nibbles_half(low, x, start), dot_nibbles_half(high, x, start))
     }
     #[inline(always)]
     fn dot_octets(weights: &Self::Weights, x: &[i8; 32], _sum: i32) -> Self {

@@ -118,10 +118,7 @@ impl Lanes for Avx512 {
         // SAFETY: see the impl.
         unsafe {
             let n = _mm512_slli_epi32::<23>(_mm512_castps_si512(biased.0));
-            Avx512(_mm512_castsi512_ps(_mm512_add_epi32(
-                _mm512_castps_si512(self.0),
-                n,
-            )))
+            Avx512(_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(self.0), n)))
         }
     }
 

@@ -50,28 +50,14 @@ pub(crate) fn product(
     out: &mut [f32],
 ) {
     let (tiles, out_cols) = match then {
-        Then::Store => (
-            weights.iter().map(PackedMatrix::tiles).sum(),
-            weights.iter().map(|w| w.rows).sum(),
-        ),
+        Then::Store => {
+            (weights.iter().map(PackedMatrix::tiles).sum(), weights.iter().map(|w| w.rows).sum())
+        }
         Then::Add(_) | Then::SwiGlu => (weights[0].tiles(), weights[0].rows),
     };
-    assert_eq!(
-        out.len(),
-        x.rows * out_cols,
-        "a product's output has rows × columns"
-    );
-    assert!(
-        weights.iter().all(|w| w.cols == x.cols),
-        "a product's inner sizes agree"
-    );
-    let job = Product {
-        weights,
-        x,
-        then,
-        out: Disjoint::new(out),
-        out_cols,
-    };
+    assert_eq!(out.len(), x.rows * out_cols, "a product's output has rows × columns");
+    assert!(weights.iter().all(|w| w.cols == x.cols), "a product's inner sizes agree");
+    let job = Product { weights, x, then, out: Disjoint::new(out), out_cols };
     threads.run_ranges(tiles, &|tiles| product_tiles(cpu, &job, tiles));
 }
 

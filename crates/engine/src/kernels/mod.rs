@@ -21,6 +21,8 @@ pub(crate) mod matmul;
 pub(crate) mod pack;
 pub(crate) mod quantise;
 pub(crate) mod rows;
+#[cfg(test)]
+mod tests;
 pub(crate) mod threads;
 
 /// An instruction set that the kernels are written for. All of them give the same bits.

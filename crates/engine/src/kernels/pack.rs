@@ -84,11 +84,7 @@ impl PackedMatrix {
         if cols == 0 || !cols.is_multiple_of(BLOCK) {
             return None;
         }
-        if raw.len()
-            != rows
-                .checked_mul(blocks)?
-                .checked_mul(format.block_bytes())?
-        {
+        if raw.len() != rows.checked_mul(blocks)?.checked_mul(format.block_bytes())? {
             return None;
         }
         let tiles = rows.div_ceil(LANES);

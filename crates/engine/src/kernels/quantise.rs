@@ -102,20 +102,11 @@ fn quantise_row_body<V: Lanes>(x: &[f32], q: &mut [[i8; BLOCK]], scales: &mut [B
 #[inline(always)]
 fn quantise_block(x: &[f32; BLOCK]) -> ([i8; BLOCK], BlockScale) {
     // As integers: the order is that of the magnitudes, and NaN is above infinity.
-    let max_bits = x
-        .iter()
-        .fold(0, |m: u32, x| m.max(x.to_bits() & 0x7fff_ffff));
+    let max_bits = x.iter().fold(0, |m: u32, x| m.max(x.to_bits() & 0x7fff_ffff));
     let max = f32::from_bits(max_bits);
     if max_bits >= 0x7f80_0000 {
         let scale = f32::NAN;
-        return (
-            [0; BLOCK],
-            BlockScale {
-                scale,
-                scaled_sum: scale,
-                sum: 0,
-            },
-        );
+        return ([0; BLOCK], BlockScale { scale, scaled_sum: scale, sum: 0 });
     }
     if max < TINY {
         return ([0; BLOCK], BlockScale::default());
@@ -131,12 +122,5 @@ fn quantise_block(x: &[f32; BLOCK]) -> ([i8; BLOCK], BlockScale) {
         sum += n;
     }
     let scale = max / 127.0;
-    (
-        q,
-        BlockScale {
-            scale,
-            scaled_sum: scale * sum as f32,
-            sum,
-        },
-    )
+    (q, BlockScale { scale, scaled_sum: scale * sum as f32, sum })
 }

@@ -62,19 +62,10 @@ impl Threads {
         for i in 1..count.max(1) {
             let shared = Arc::clone(&shared);
             let name = format!("tally-kernel-{i}");
-            workers.push(
-                std::thread::Builder::new()
-                    .name(name)
-                    .spawn(move || shared.work())?,
-            );
+            workers.push(std::thread::Builder::new().name(name).spawn(move || shared.work())?);
         }
         let wakers = workers.iter().map(|w| w.thread().clone()).collect();
-        Ok(Threads {
-            shared,
-            wakers,
-            workers,
-            turn: Mutex::new(()),
-        })
+        Ok(Threads { shared, wakers, workers, turn: Mutex::new(()) })
     }
 
     /// Threads that take part, at least 1.
@@ -105,12 +96,7 @@ impl Threads {
         while self.shared.ended.load(Ordering::Acquire) < tasks {
             spin_or_yield(&mut rounds);
         }
-        let panic = self
-            .shared
-            .panic
-            .lock()
-            .unwrap_or_else(|e| e.into_inner())
-            .take();
+        let panic = self.shared.panic.lock().unwrap_or_else(|e| e.into_inner()).take();
         if let Some(panic) = panic {
             resume_unwind(panic);
         }
@@ -123,9 +109,7 @@ impl Threads {
             1 => 1,
             n => (n * 4).min(total),
         };
-        self.run(pieces, &|i| {
-            job(total * i / pieces..total * (i + 1) / pieces)
-        });
+        self.run(pieces, &|i| job(total * i / pieces..total * (i + 1) / pieces));
     }
 }
 
@@ -175,10 +159,7 @@ impl Shared {
             }
             let claim = (left, left - 1);
             let orders = (Ordering::AcqRel, Ordering::Acquire);
-            match self
-                .unclaimed
-                .compare_exchange_weak(claim.0, claim.1, orders.0, orders.1)
-            {
+            match self.unclaimed.compare_exchange_weak(claim.0, claim.1, orders.0, orders.1) {
                 Ok(_) => break,
                 Err(now) => left = now,
             }
@@ -220,11 +201,7 @@ unsafe impl<T: Send> Sync for Disjoint<'_, T> {}
 
 impl<'a, T> Disjoint<'a, T> {
     pub(crate) fn new(slice: &'a mut [T]) -> Self {
-        Disjoint {
-            start: slice.as_mut_ptr(),
-            len: slice.len(),
-            slice: PhantomData,
-        }
+        Disjoint { start: slice.as_mut_ptr(), len: slice.len(), slice: PhantomData }
     }
 
     /// The elements `at..at + len`.
@@ -234,10 +211,7 @@ impl<'a, T> Disjoint<'a, T> {
     #[allow(clippy::mut_from_ref)]
     #[inline(always)]
     pub(crate) unsafe fn part(&self, at: usize, len: usize) -> &mut [T] {
-        assert!(
-            at <= self.len && len <= self.len - at,
-            "part of a slice beyond its end"
-        );
+        assert!(at <= self.len && len <= self.len - at, "part of a slice beyond its end");
         // SAFETY: in bounds by the line above; exclusive by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(at), len) }
     }

@@ -1,0 +1,337 @@
+//! Every kernel on every instruction set of this machine: the bits are the scalar form's, and
+//! the scalar form's are those of an oracle written from the definitions alone.
+#![allow(clippy::unwrap_used)]
+
+use proptest::prelude::*;
+
+use super::attention::{Heads, RowPlace, Rows, attend_rows, store_rows};
+use super::lanes::{LANES, Lanes, Scalar, exp};
+use super::matmul::{Then, product};
+use super::pack::{BLOCK, Format, PackedMatrix};
+use super::quantise::Activations;
+use super::rows::rms_norm;
+use super::threads::Threads;
+use super::{Cpu, Isa};
+
+const FORMATS: [Format; 5] = [Format::Q4_0, Format::Q4_1, Format::Q5_0, Format::Q5_1, Format::Q8_0];
+
+fn cpus() -> Vec<Cpu> {
+    Isa::ALL.into_iter().filter_map(Cpu::new).collect()
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    // One NaN is as good as another: IEEE leaves its payload open.
+    values.iter().map(|x| if x.is_nan() { u32::MAX } else { x.to_bits() }).collect()
+}
+
+/// A small generator for bulk data; proptest gives the seed and the shapes.
+struct Bytes(u64);
+
+impl Bytes {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+    /// In −1..1.
+    fn float(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1 << 23) as f32 - 1.0
+    }
+    fn floats(&mut self, count: usize, scale: f32) -> Vec<f32> {
+        (0..count).map(|_| self.float() * scale).collect()
+    }
+    /// GGUF blocks: random weights, scales and minima of ordinary size.
+    fn blocks(&mut self, format: Format, count: usize) -> Vec<u8> {
+        let mut raw: Vec<u8> =
+            (0..count * format.block_bytes()).map(|_| self.next() as u8).collect();
+        for block in raw.chunks_exact_mut(format.block_bytes()) {
+            let halves = if format.has_minimum() { 2 } else { 1 };
+            for i in 0..halves {
+                let half = half::f16::from_f32(self.float() * 0.1).to_bits();
+                block[2 * i..2 * i + 2].copy_from_slice(&half.to_le_bytes());
+            }
+        }
+        raw
+    }
+}
+
+/// (d, m, q) of a GGUF block, from the format's description.
+fn block_parts(format: Format, raw: &[u8]) -> (f32, f32, [i32; BLOCK]) {
+    let half = |at: usize| half::f16::from_le_bytes([raw[at], raw[at + 1]]).to_f32();
+    let (minimum, header) = match format {
+        Format::Q4_0 | Format::Q8_0 => (0.0, 2),
+        Format::Q4_1 => (half(2), 4),
+        Format::Q5_0 => (0.0, 6),
+        Format::Q5_1 => (half(2), 8),
+    };
+    let nibble = |k: usize| i32::from(raw[header + k % 16] >> (4 * (k / 16))) & 15;
+    let fifth = |k: usize| {
+        let bits = &raw[header - 4..header];
+        (u32::from_le_bytes(bits.try_into().unwrap()) >> k & 1) as i32 * 16
+    };
+    let q = std::array::from_fn(|k| match format {
+        Format::Q4_0 => nibble(k) - 8,
+        Format::Q4_1 => nibble(k),
+        Format::Q5_0 => nibble(k) + fifth(k) - 16,
+        Format::Q5_1 => nibble(k) + fifth(k),
+        Format::Q8_0 => i32::from(raw[2 + k] as i8),
+    });
+    (half(0), minimum, q)
+}
+
+/// docs/spec/numerics.md, rule 1, for one output.
+fn oracle_dot(format: Format, raw_row: &[u8], x: &[f32]) -> f32 {
+    let mut acc = 0.0f32;
+    for (raw, x) in raw_row.chunks_exact(format.block_bytes()).zip(x.chunks_exact(BLOCK)) {
+        let (d, m, q) = block_parts(format, raw);
+        let max = x.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+        if max < 1e-30 {
+            // All zero: nothing is added but +0.
+            acc = 0.0f32.mul_add(d * 0.0, acc);
+            continue;
+        }
+        let (s, inverse) = (max / 127.0, 127.0 / max);
+        let xq: Vec<i32> = x.iter().map(|x| (x * inverse).round_ties_even() as i32).collect();
+        let dot: i32 = q.iter().zip(&xq).map(|(q, x)| q * x).sum();
+        acc = (dot as f32).mul_add(d * s, acc);
+        if format.has_minimum() {
+            acc = m.mul_add(s * xq.iter().sum::<i32>() as f32, acc);
+        }
+    }
+    acc
+}
+
+fn check_product(format: Format, (rows, outputs, cols): (usize, usize, usize), seed: u64) {
+    let mut bytes = Bytes(seed);
+    let raw = bytes.blocks(format, outputs * cols / BLOCK);
+    let mut x = bytes.floats(rows * cols, 3.0);
+    x[..BLOCK].fill(0.0);
+    let matrix = [PackedMatrix::pack(format, outputs, cols, &raw).unwrap()];
+    let residual = bytes.floats(rows * outputs, 1.0);
+    let row_bytes = cols / BLOCK * format.block_bytes();
+    let mut expected = residual.clone();
+    for (at, out) in expected.iter_mut().enumerate() {
+        let (row, output) = (at / outputs, at % outputs);
+        let raw = &raw[output * row_bytes..(output + 1) * row_bytes];
+        *out += oracle_dot(format, raw, &x[row * cols..(row + 1) * cols]);
+    }
+    for cpu in cpus() {
+        for threads in [1, 3] {
+            let run = (cpu, &Threads::new(threads).unwrap());
+            let x = Activations::quantise(run, &x, cols, None);
+            let mut out = vec![0.0; rows * outputs];
+            product(run, &matrix, &x, Then::Add(&residual), &mut out);
+            assert_eq!(bits(&out), bits(&expected), "{format:?} {cpu:?} {threads} threads");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn products_have_the_defined_bits_on_every_instruction_set(
+        seed: u64, format in 0..5usize, rows in 1..20usize, outputs in 1..50usize, blocks in 1..8usize,
+    ) {
+        check_product(FORMATS[format], (rows, outputs, blocks * BLOCK), seed);
+    }
+
+    #[test]
+    fn attention_has_one_result_on_every_instruction_set(
+        seed: u64, keys in 1..70usize, group in 1..6usize, kv in 1..3usize, dim in 1..6usize,
+    ) {
+        check_attention(Heads { query: kv * group, kv, dim: dim * 16 }, keys, seed);
+    }
+}
+
+#[test]
+fn products_have_the_defined_bits_at_the_models_own_sizes() {
+    for format in FORMATS {
+        check_product(format, (1, 64, 576), 1);
+        check_product(format, (9, 32, 1536), 2);
+    }
+}
+
+/// Weights and activations at their extremes: the products where narrower sums would overflow.
+#[test]
+fn block_dots_are_exact_at_the_extremes() {
+    for format in FORMATS {
+        for byte in [0x00, 0xff, 0x80, 0x7f] {
+            for x in [1.0, -1.0] {
+                let mut raw = vec![byte; 16 * format.block_bytes()];
+                for block in raw.chunks_exact_mut(format.block_bytes()) {
+                    block[..2].copy_from_slice(&half::f16::ONE.to_le_bytes());
+                    if format.has_minimum() {
+                        block[2..4].copy_from_slice(&half::f16::NEG_ONE.to_le_bytes());
+                    }
+                }
+                let matrix = [PackedMatrix::pack(format, 16, BLOCK, &raw).unwrap()];
+                let x = [x; BLOCK];
+                let expected = oracle_dot(format, &raw[..format.block_bytes()], &x);
+                for cpu in cpus() {
+                    let run = (cpu, &Threads::new(1).unwrap());
+                    let x = Activations::quantise(run, &x, BLOCK, None);
+                    let mut out = [0.0; 16];
+                    product(run, &matrix, &x, Then::Store, &mut out);
+                    assert_eq!(out, [expected; 16], "{format:?} {byte:#x} {cpu:?}");
+                }
+            }
+        }
+    }
+}
+
+/// Attention in f64 with libm: independent of lanes, pages and half precision.
+fn oracle_attention(heads: Heads, qkv: &[f32], keys: usize) -> Vec<f64> {
+    let (cols, dim) = (heads.qkv_cols(), heads.dim);
+    let half = |x: f32| f64::from(half::f16::from_f32(x).to_f32());
+    let last = &qkv[(keys - 1) * cols..];
+    let mut out = Vec::new();
+    for head in 0..heads.query {
+        let kv_head = head / (heads.query / heads.kv);
+        let part = |row: usize, first: usize, d: usize| half(qkv[row * cols + first * dim + d]);
+        let score = |key: usize| -> f64 {
+            let q = &last[head * dim..(head + 1) * dim];
+            let dot = |(d, q): (usize, &f32)| f64::from(*q) * part(key, heads.query + kv_head, d);
+            q.iter().enumerate().map(dot).sum::<f64>() / (dim as f64).sqrt()
+        };
+        let scores: Vec<f64> = (0..keys).map(score).collect();
+        let max = scores.iter().fold(f64::MIN, |m, s| m.max(*s));
+        let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
+        let total: f64 = weights.iter().sum();
+        for d in 0..dim {
+            let value = |key: usize| part(key, heads.query + heads.kv + kv_head, d);
+            out.push((0..keys).map(|key| weights[key] * value(key)).sum::<f64>() / total);
+        }
+    }
+    out
+}
+
+fn check_attention(heads: Heads, keys: usize, seed: u64) {
+    let mut bytes = Bytes(seed);
+    let qkv = bytes.floats(keys * heads.qkv_cols(), 2.0);
+    // No rotation: that is tested by itself, and the oracle knows none.
+    let (cos, sin) = (vec![1.0; keys * heads.dim / 2], vec![0.0; keys * heads.dim / 2]);
+    let places: Vec<_> = (0..keys).map(|position| RowPlace { position, sequence: 0 }).collect();
+    let blocks = keys.div_ceil(LANES);
+    // Blocks in reverse order of memory: paging must not matter.
+    let bases = vec![(0..blocks).rev().map(|b| b * heads.block_values()).collect::<Vec<_>>()];
+    let oracle = oracle_attention(heads, &qkv, keys);
+    let mut first: Option<Vec<u32>> = None;
+    for cpu in cpus() {
+        for threads in [1, 2] {
+            let threads = Threads::new(threads).unwrap();
+            let rows = Rows { heads, places: &places, bases: &bases, cos: &cos, sin: &sin };
+            let mut cells = vec![0; blocks * heads.block_values()];
+            let mut qkv = qkv.clone();
+            assert_eq!(store_rows(&threads, &rows, &mut qkv, &mut cells), 0);
+            let mut out = vec![0.0; keys * heads.query * heads.dim];
+            attend_rows((cpu, &threads), &rows, &qkv, &cells, &mut out);
+            let last = &out[(keys - 1) * heads.query * heads.dim..];
+            for (ours, oracle) in last.iter().zip(&oracle) {
+                assert!((f64::from(*ours) - oracle).abs() < 2e-5, "{ours} {oracle} {cpu:?}");
+            }
+            assert_eq!(*first.get_or_insert_with(|| bits(&out)), bits(&out), "{cpu:?}");
+        }
+    }
+}
+
+#[test]
+fn keys_and_values_beyond_half_precision_are_held_and_counted() {
+    let heads = Heads { query: 1, kv: 1, dim: 16 };
+    let mut qkv = vec![0.0; heads.qkv_cols()];
+    (qkv[16], qkv[17], qkv[32]) = (1e6, 65504.0, -70000.0);
+    let (cos, sin) = (vec![1.0; 8], vec![0.0; 8]);
+    let places = [RowPlace { position: 0, sequence: 0 }];
+    let bases = vec![vec![0]];
+    let rows = Rows { heads, places: &places, bases: &bases, cos: &cos, sin: &sin };
+    let mut cells = vec![0; heads.block_values()];
+    let held = store_rows(&Threads::new(1).unwrap(), &rows, &mut qkv, &mut cells);
+    assert_eq!(held, 2);
+    let value = |at: usize| half::f16::from_bits(cells[at]).to_f32();
+    assert_eq!([value(0), value(LANES), value(16 * LANES)], [65504.0, 65504.0, -65504.0]);
+}
+
+#[test]
+fn norms_have_one_result_and_follow_the_formula() {
+    for (width, scale) in [(32, 1.0), (576, 1e-3), (1536, 1e3)] {
+        let mut bytes = Bytes(width as u64);
+        let (x, weight) = (bytes.floats(width, scale), bytes.floats(width, 2.0));
+        let mean = x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / width as f64;
+        let mut first: Option<Vec<u32>> = None;
+        for cpu in cpus() {
+            let mut out = vec![0.0; width];
+            rms_norm(cpu, &x, &weight, 1e-5, &mut out);
+            for ((x, weight), out) in x.iter().zip(&weight).zip(&out) {
+                let expected = f64::from(*x) / (mean + 1e-5).sqrt() * f64::from(*weight);
+                assert!((f64::from(*out) - expected).abs() < 1e-5 * expected.abs().max(1e-3));
+            }
+            assert_eq!(*first.get_or_insert_with(|| bits(&out)), bits(&out), "{cpu:?}");
+        }
+    }
+}
+
+#[test]
+fn exp_is_within_its_stated_error() {
+    for i in -9000..9000 {
+        let x = i as f32 * 0.01;
+        let mut out = [0.0; LANES];
+        exp(Scalar::splat(x)).store(&mut out);
+        let expected = f64::from(x.min(88.0)).exp();
+        match x >= -87.0 {
+            true => assert!((f64::from(out[0]) / expected - 1.0).abs() < 2.4e-7, "e^{x}"),
+            false => assert_eq!(out[0], 0.0),
+        }
+    }
+}
+
+#[test]
+fn a_block_that_is_not_finite_stays_visible() {
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let matrix = PackedMatrix::pack(Format::Q8_0, 16, BLOCK, &[1; 16 * 34]).unwrap();
+        let mut x = [1.0; BLOCK];
+        x[7] = bad;
+        for cpu in cpus() {
+            let run = (cpu, &Threads::new(1).unwrap());
+            let x = Activations::quantise(run, &x, BLOCK, None);
+            let mut out = [0.0; 16];
+            product(run, std::slice::from_ref(&matrix), &x, Then::Store, &mut out);
+            assert!(out.iter().all(|y| y.is_nan()), "{bad} {cpu:?}");
+        }
+    }
+}
+
+#[test]
+fn a_packed_row_reads_back_as_it_was() {
+    for format in FORMATS {
+        let raw = Bytes(5).blocks(format, 20 * 3);
+        let matrix = PackedMatrix::pack(format, 20, 96, &raw).unwrap();
+        for row in 0..20 {
+            let mut out = [0.0; 96];
+            matrix.row(row, &mut out);
+            let blocks = raw[row * 3 * format.block_bytes()..].chunks_exact(format.block_bytes());
+            for (out, raw) in out.chunks_exact(BLOCK).zip(blocks) {
+                let (d, m, q) = block_parts(format, raw);
+                assert_eq!(out, q.map(|q| d * q as f32 + m), "{format:?} row {row}");
+            }
+        }
+        assert!(PackedMatrix::pack(format, 20, 96, &raw[1..]).is_none());
+        assert!(PackedMatrix::pack(format, 20, 95, &raw).is_none());
+    }
+}
+
+#[test]
+fn a_panicking_task_reaches_the_caller_and_the_threads_live_on() {
+    let threads = Threads::new(3).unwrap();
+    for round in 0..20 {
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            threads.run(8, &|task| assert_ne!(task, round % 8, "on purpose"));
+        }));
+        assert!(result.is_err());
+        let count = std::sync::atomic::AtomicUsize::new(0);
+        threads.run(100, &|_| {
+            count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        });
+        assert_eq!(count.into_inner(), 100);
+    }
+}

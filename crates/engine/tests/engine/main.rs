@@ -1,0 +1,10 @@
+//! The engine through its public face, on the real model that `TALLY_TEST_MODEL` names.
+#![allow(missing_docs)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod kit;
+mod lifecycle;
+mod reference;
+mod sameness;
+mod stream;
+mod text;

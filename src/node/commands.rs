@@ -1,0 +1,137 @@
+//! What each command does, in order; results to stdout, the rest to stderr.
+//!
+//! Never decides anything about money: commands read, or make files. `serve` is the node itself.
+
+use super::cli::{Cli, Flags, KeystoreTask, ModelTask, Pull, Report, Task};
+use super::model_pull::{self, CHUNK_BYTES, PullError, PullSpec};
+use super::preflight::Findings;
+use super::settings::{Inputs, InspectSettings, Settings, SettingsError};
+use super::{console, doctor, keystore, logging, serve, status};
+use crate::units::Hash32;
+
+/// A command failed; its words are for the operator.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// The settings do not hold.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// The log.
+    #[error(transparent)]
+    Log(#[from] logging::LogError),
+    /// Serving.
+    #[error(transparent)]
+    Serve(#[from] serve::ServeError),
+    /// Something the doctor looked at makes pay impossible. All was printed.
+    #[error("the node cannot be paid like this; see the failures above")]
+    Unfit,
+    /// The status could not be told.
+    #[error(transparent)]
+    Status(#[from] status::StatusError),
+    /// A hash on the command line is none.
+    #[error("--sha256: found \"{0}\", wanted 64 hex digits")]
+    Hash(String),
+    /// The download.
+    #[error(transparent)]
+    Pull(#[from] PullError),
+    /// The key file.
+    #[error(transparent)]
+    Keystore(#[from] keystore::KeystoreError),
+    /// No command, and no launcher either.
+    #[error("no command; see `tally --help`")]
+    NoCommand,
+}
+
+/// Carries out a command.
+///
+/// # Errors
+/// [`CommandError`].
+pub async fn run(cli: Cli) -> Result<(), CommandError> {
+    let inputs = |flags: Flags| flags.into_inputs(cli.config.clone());
+    match cli.command {
+        Some(Task::Serve(flags)) => serve_node(&inputs(flags)).await,
+        Some(Task::Doctor(report)) => examine(&inputs(report.flags.clone()), &report).await,
+        Some(Task::Status(report)) => show_status(&inputs(report.flags.clone()), &report).await,
+        Some(Task::Model(ModelTask::Pull(pull))) => pull_model(pull).await,
+        Some(Task::Keystore(KeystoreTask::New(task))) => Ok(say_made(&keystore::new(&task)?)),
+        Some(Task::Keystore(KeystoreTask::Import(task))) => Ok(say_made(&keystore::import(&task)?)),
+        None => {
+            // A host launcher starts the node by environment alone.
+            let inputs = inputs(Flags::default());
+            if inputs.is_launcher() {
+                serve_node(&inputs).await
+            } else {
+                Err(CommandError::NoCommand)
+            }
+        }
+    }
+}
+
+async fn serve_node(inputs: &Inputs) -> Result<(), CommandError> {
+    let settings = Settings::load(inputs)?;
+    logging::install(&settings.log)?;
+    for note in &settings.notes {
+        tracing::warn!("{note}");
+    }
+    // Boxed: the node's future is large, and this one would carry it on the stack.
+    Ok(Box::pin(serve::run(settings)).await?)
+}
+
+async fn examine(inputs: &Inputs, report: &Report) -> Result<(), CommandError> {
+    let settings = match Settings::load(inputs) {
+        Ok(settings) => settings,
+        Err(error) => {
+            let mut findings = Findings::default();
+            for problem in &error.0 {
+                findings.fail("settings", problem.to_string(), "docs/config.md lists all settings");
+            }
+            return say_findings(&findings, report);
+        }
+    };
+    say_findings(&doctor::examine_all(&settings).await, report)
+}
+
+fn say_findings(findings: &Findings, report: &Report) -> Result<(), CommandError> {
+    if report.json {
+        console::line(doctor::to_json(findings));
+    } else {
+        doctor::lines(findings).iter().for_each(console::line);
+    }
+    if findings.has_failure() { Err(CommandError::Unfit) } else { Ok(()) }
+}
+
+async fn show_status(inputs: &Inputs, report: &Report) -> Result<(), CommandError> {
+    let status = status::look(&InspectSettings::load(inputs)?).await?;
+    if report.json {
+        console::line(status::to_json(&status));
+    } else {
+        status::lines(&status).iter().for_each(console::line);
+    }
+    Ok(())
+}
+
+async fn pull_model(pull: Pull) -> Result<(), CommandError> {
+    let sha256 = match pull.sha256 {
+        Some(text) => Some(Hash32::parse(&text).ok_or(CommandError::Hash(text))?),
+        None => None,
+    };
+    let spec = PullSpec {
+        repo: pull.repo,
+        file: pull.file,
+        revision: pull.revision,
+        dir: pull.dir,
+        sha256,
+        endpoint: None,
+        chunk_bytes: CHUNK_BYTES,
+    };
+    let pulled = Box::pin(model_pull::pull(&spec)).await?;
+    let verdict = if sha256.is_some() { "as wanted" } else { "not compared" };
+    let here = if pulled.was_here { ", was here already" } else { "" };
+    console::line(format!("SHA-256 {} ({verdict}{here})", model_pull::plain(pulled.sha256)));
+    console::line(pulled.path.display());
+    Ok(())
+}
+
+fn say_made(made: &keystore::MadeKeystore) {
+    console::line(format!("address {}", made.address));
+    console::line(made.path.display());
+}

@@ -1,0 +1,367 @@
+//! `tally serve`: from settings to an orderly end.
+//!
+//! Never opens its port before everything behind it stands, and never exits with a delivered
+//! token unrecorded: streams end first, then the ledger is flushed, then settlement finishes the
+//! append it is at. Relies on `wiring` for the parts and on `Tasks` for whatever runs.
+
+use std::fmt::Write as _;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::broadcast;
+use tokio_util::sync::CancellationToken;
+
+use super::access::{self, WalletError};
+use super::lock::{self, LockError, WalletLock};
+use super::metrics::{Metrics, MetricsError};
+use super::preflight::{self, Finding, Grade, Subject};
+use super::settings::{ChainSettings, Cors, Settings};
+use super::tasks::{Task, Tasks};
+use super::wiring::{self, Paid, WiringError};
+use crate::api::{self, ApiSettings, AppState, Hooks, HostSignature, Stops, VersionInfo};
+use crate::chain::evm::{EvmChain, EvmWallet};
+use crate::chain::{Chain, Wallet};
+use crate::clock::{Clock, SystemClock, within};
+use crate::engine::Engine;
+use crate::engine::local::LocalEngine;
+use crate::ledger::{Ledger, LedgerError};
+use crate::session::{Notice, Sessions};
+use crate::settlement::{Observer, Settlement, SettlementError};
+use crate::units::{Hash32, JobId, TokenCount, TxHash};
+
+/// News a slow WebSocket client may lag behind before it misses some.
+const NOTICES_MAX: usize = 256;
+/// Pause between two looks at the ledger's health.
+const WATCH_EVERY: Duration = Duration::from_millis(200);
+
+/// The node could not start, or had to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// A part could not be made.
+    #[error(transparent)]
+    Wiring(#[from] WiringError),
+    /// Another node holds the wallet or the data folder.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The host's key cannot be read.
+    #[error(transparent)]
+    Wallet(#[from] WalletError),
+    /// The chain, the registry or the wallet does not allow a paid node; the log says the remedy.
+    #[error("the node cannot be paid like this: {0}; `tally doctor` says more")]
+    Unfit(String),
+    /// The metrics.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
+    /// The port.
+    #[error("cannot listen on {address}: {error}")]
+    Listen {
+        /// The configured address.
+        address: std::net::SocketAddr,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// A part that must not fail has failed.
+    #[error("the node stopped: {0}")]
+    Task(String),
+}
+
+/// Serves until a stop signal, or until a part fails.
+///
+/// # Errors
+/// [`ServeError`].
+pub async fn run(settings: Settings) -> Result<(), ServeError> {
+    let clock = SystemClock::shared();
+    let metrics = Metrics::install()?;
+    for note in &settings.notes {
+        tracing::warn!("{note}");
+    }
+    let wallet = settings.key.as_ref().map(access::open_wallet).transpose()?;
+    let address = wallet.as_ref().map(|wallet| wallet.address());
+    let _lock = WalletLock::take(address, &lock::user_dir(), &settings.data_dir)?;
+    let engine = load_engine(&settings).await?;
+    let paid = match (&settings.chain, wallet) {
+        (Some(chain), Some(wallet)) => Some(
+            prepare(Parts { settings: &settings, engine: &engine, clock: &clock }, chain, wallet)
+                .await?,
+        ),
+        (Some(_) | None, _) => None,
+    };
+    let paid = paid.as_ref();
+    let listener = listen(&settings).await?;
+    let tasks = Tasks::default();
+    let stops = Stops::default();
+    let sessions = Arc::new(Sessions::new(
+        Arc::clone(&engine) as Arc<dyn Engine>,
+        paid.map(|paid| paid.for_sessions()),
+        wiring::session_rules(&settings),
+        Arc::clone(&clock),
+    ));
+    let (notices, _) = broadcast::channel(NOTICES_MAX);
+    let settle_stop = CancellationToken::new();
+    let mut background = Vec::new();
+    if let Some(paid) = paid {
+        let settlement = paid.settlement(&settings, Arc::new(News(notices.clone())));
+        let poll = settings.settlement.poll;
+        let work = settle(settlement, Arc::clone(&clock), poll, settle_stop.clone());
+        background.push(tasks.spawn("settlement", work));
+        let watch = watch_ledger(Arc::clone(paid), Arc::clone(&clock), settle_stop.clone());
+        background.push(tasks.spawn("ledger", watch));
+    }
+    let app = Arc::new(AppState {
+        sessions: Arc::clone(&sessions),
+        clock: Arc::clone(&clock),
+        settings: api_settings(&settings),
+        hooks: hooks(paid, metrics),
+        version: version_info(paid),
+        notices,
+        stops: stops.clone(),
+    });
+    let serving = tasks.spawn("api", api::serve(listener, app));
+    announce(&settings);
+    wait_for_stop(&tasks).await;
+    sessions.close();
+    finish(Finish { settings: &settings, clock: &*clock, stops, serving }).await;
+    if let Some(paid) = paid {
+        flush(paid).await;
+    }
+    settle_stop.cancel();
+    for task in background {
+        task.join().await;
+    }
+    engine.shutdown();
+    tracing::info!("stopped");
+    tasks.failure().map_or(Ok(()), |why| Err(ServeError::Task(why)))
+}
+
+async fn load_engine(settings: &Settings) -> Result<Arc<LocalEngine>, ServeError> {
+    let copy = settings.clone();
+    let loading = tokio::task::spawn_blocking(move || wiring::load_engine(&copy));
+    let engine = loading.await.map_err(|error| ServeError::Task(error.to_string()))??;
+    for card in engine.catalog() {
+        tracing::info!(
+            model = card.name,
+            quantisation = card.quantisation,
+            context = card.context_length,
+            sha256 = %card.weights_sha256,
+            "model loaded"
+        );
+    }
+    Ok(Arc::new(engine))
+}
+
+/// What stands before the chain is asked.
+struct Parts<'a> {
+    settings: &'a Settings,
+    engine: &'a LocalEngine,
+    clock: &'a Arc<dyn Clock>,
+}
+
+/// What `tally doctor` prints, to the log; a failure stops the start.
+async fn check(
+    settings: &Settings,
+    chain: &EvmChain,
+    weights_sha256: Hash32,
+) -> Result<(), ServeError> {
+    let subject = Subject { chain, registry: chain, settings, weights_sha256 };
+    let findings = preflight::examine(&subject).await;
+    for finding in &findings.0 {
+        let Finding { check, found, remedy, .. } = finding;
+        match finding.grade {
+            Grade::Ok => tracing::info!(check, found, "preflight"),
+            Grade::Warning => tracing::warn!(check, found, remedy, "preflight"),
+            Grade::Failure => tracing::error!(check, found, remedy, "preflight"),
+        }
+    }
+    let failed = |finding: &&Finding| finding.grade == Grade::Failure;
+    match findings.0.iter().find(failed) {
+        Some(finding) => Err(ServeError::Unfit(format!("{}: {}", finding.check, finding.found))),
+        None => Ok(()),
+    }
+}
+
+async fn prepare(
+    parts: Parts<'_>,
+    chain: &ChainSettings,
+    wallet: Arc<EvmWallet>,
+) -> Result<Arc<Paid>, ServeError> {
+    let Parts { settings, engine, clock } = parts;
+    let weights_sha256 = engine.catalog().first().map_or(Hash32::ZERO, |card| card.weights_sha256);
+    let connected = access::connect(chain, Arc::clone(&wallet)).await;
+    let chain = Arc::new(connected.map_err(WiringError::from)?);
+    check(settings, &chain, weights_sha256).await?;
+    let limits = chain.limits().await.map_err(WiringError::from)?;
+    let ledger = wiring::open_ledger(settings, &*chain, &*wallet)?;
+    let tracker = wiring::restore(&*ledger, &**clock).await?;
+    let clock = Arc::clone(clock);
+    Ok(Arc::new(Paid { chain, wallet, limits, ledger, tracker, clock }))
+}
+
+async fn listen(settings: &Settings) -> Result<TcpListener, ServeError> {
+    let address = settings.listen;
+    let fail = |error| ServeError::Listen { address, error };
+    let listener = TcpListener::bind(address).await.map_err(fail)?;
+    let bound = listener.local_addr().map_err(fail)?;
+    tracing::info!(address = %bound, "listening");
+    Ok(listener)
+}
+
+/// Says that the node is up, to the log and to a launcher that waits for its line.
+fn announce(settings: &Settings) {
+    tracing::info!("ready");
+    if settings.launcher_compat {
+        super::console::line(super::console::LAUNCHER_LINE);
+    }
+}
+
+async fn wait_for_stop(tasks: &Tasks) {
+    let stop = tasks.stop();
+    let mut terminate =
+        tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).ok();
+    let terminated = async {
+        match &mut terminate {
+            Some(signal) => signal.recv().await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => {}
+        _ = terminated => tracing::info!("SIGTERM: stopping"),
+        _ = tokio::signal::ctrl_c() => tracing::info!("interrupt: stopping"),
+    }
+    stop.cancel();
+}
+
+/// What ends the front-ends.
+struct Finish<'a> {
+    settings: &'a Settings,
+    clock: &'a dyn Clock,
+    stops: Stops,
+    serving: Task,
+}
+
+/// Running answers may finish within the grace period; what still runs then is cut.
+async fn finish(end: Finish<'_>) {
+    let Finish { settings, clock, stops, serving } = end;
+    stops.drain.cancel();
+    let mut joined = std::pin::pin!(serving.join());
+    let grace = settings.shutdown_grace;
+    if within(clock, grace, joined.as_mut()).await.is_none() {
+        tracing::warn!(seconds = grace.as_secs(), "grace period over: cutting streams");
+        stops.cut.cancel();
+        joined.await;
+    }
+}
+
+/// Groups become durable in order, so an empty one at the end says that all are.
+async fn flush(paid: &Paid) {
+    if let Err(error) = paid.ledger.append(Vec::new()).await {
+        tracing::error!(%error, "ledger not flushed");
+    }
+}
+
+/// Settlement's loop. A stop is heard between ticks: the append of a tick is never cut.
+async fn settle(
+    mut settlement: Settlement,
+    clock: Arc<dyn Clock>,
+    poll: Duration,
+    stop: CancellationToken,
+) -> Result<(), SettlementError> {
+    while within_stop(&stop, clock.sleep(poll)).await {
+        settlement.tick().await?;
+    }
+    Ok(())
+}
+
+/// A ledger that cannot be written stops the node: nothing may be delivered unrecorded.
+async fn watch_ledger(
+    paid: Arc<Paid>,
+    clock: Arc<dyn Clock>,
+    stop: CancellationToken,
+) -> Result<(), LedgerError> {
+    while within_stop(&stop, clock.sleep(WATCH_EVERY)).await {
+        if !paid.ledger.is_healthy() {
+            return Err(LedgerError::Store("it takes no entries any more".into()));
+        }
+    }
+    Ok(())
+}
+
+/// Waits; false when the stop came first.
+async fn within_stop(stop: &CancellationToken, wait: impl Future<Output = ()>) -> bool {
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => false,
+        () = wait => true,
+    }
+}
+
+/// Passes settlement's news on to WebSocket clients; nobody listening is fine.
+struct News(broadcast::Sender<Notice>);
+
+impl Observer for News {
+    fn claim_included(&self, job: JobId, tokens: TokenCount, tx: TxHash) {
+        drop(self.0.send(Notice::ClaimIncluded { job, tokens, tx }));
+    }
+
+    fn session_closed(&self, job: JobId, _forfeited: TokenCount) {
+        drop(self.0.send(Notice::Completed { job }));
+    }
+}
+
+fn api_settings(settings: &Settings) -> ApiSettings {
+    let api = &settings.api;
+    ApiSettings {
+        cors: match &api.cors {
+            Cors::Any => vec!["*".into()],
+            Cors::Listed(origins) => origins.clone(),
+        },
+        body_bytes_max: api.body_max_bytes,
+        heartbeat: api.ping,
+        ..ApiSettings::default()
+    }
+}
+
+fn hooks(paid: Option<&Arc<Paid>>, metrics: Metrics) -> Hooks {
+    Hooks {
+        metrics: Arc::new(move || metrics.render()),
+        signer: paid.map(|paid| signer(&paid.wallet)),
+        troubles: Arc::new(Vec::new),
+    }
+}
+
+fn signer(wallet: &Arc<EvmWallet>) -> api::HostSigner {
+    let wallet = Arc::clone(wallet);
+    Arc::new(move |digest| {
+        let signature = wallet.sign_digest(Hash32::new(digest)).ok()?;
+        let (rs, v) = signature.bytes().split_first_chunk::<64>()?;
+        let recid = v.first()?.checked_sub(27)?;
+        Some(HostSignature { rs: *rs, recid })
+    })
+}
+
+fn version_info(paid: Option<&Arc<Paid>>) -> VersionInfo {
+    let mut build = String::new();
+    // Writing to a String cannot fail.
+    let _ = write!(build, "{} {}", super::version::COMMIT, super::version::BUILD_DATE);
+    VersionInfo {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        build,
+        features: ["rest", "sse", "websocket", "session-tokens"].map(str::to_owned).to_vec(),
+        chain_name: paid.map(|paid| chain_name(paid.chain.chain_id())),
+    }
+}
+
+/// Names people know, for `GET /v1/models`. Source: the public eip155 chain list.
+fn chain_name(chain_id: u64) -> String {
+    match chain_id {
+        1 => "Ethereum".into(),
+        8_453 => "Base".into(),
+        84_532 => "Base Sepolia".into(),
+        5_611 => "opBNB Testnet".into(),
+        31_337 => "Development chain".into(),
+        other => format!("eip155:{other}"),
+    }
+}

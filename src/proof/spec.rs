@@ -1,0 +1,172 @@
+//! The digests in a turn's header, and the header's own hash.
+//!
+//! Never hashes variable-length fields without their lengths. Layouts: docs/spec/proof.md.
+
+use super::preimage::{Preimage, count, keccak256};
+use crate::billing::TurnHeader;
+use crate::units::{Hash32, JobId, TurnNo};
+
+const TAG_TURN: u8 = 0x01;
+
+/// Version of [`decode_spec`]'s encoding, its first byte.
+const DECODE_VERSION: u8 = 1;
+
+/// How a turn's tokens were chosen, as hashed into `decodeSpec`.
+#[derive(Debug, Clone, Copy)]
+pub struct DecodeSpec<'a> {
+    /// Temperature; below 1e-6 the most likely token is taken.
+    pub temperature: f32,
+    /// Candidates kept by rank; 0 keeps all.
+    pub top_k: u32,
+    /// Candidates kept by cumulated probability; 1 keeps all.
+    pub top_p: f32,
+    /// Candidates kept relative to the best; 0 keeps all.
+    pub min_p: f32,
+    /// Penalty on tokens already seen; 1 is none.
+    pub repetition_penalty: f32,
+    /// The client's bound on generated tokens.
+    pub max_tokens: u32,
+    /// Stop strings, in the client's order.
+    pub stop: &'a [String],
+}
+
+/// Hash of a turn's header; `prev` is that of the turn before it in the ledger, zero for none.
+#[must_use]
+pub fn turn_hash(job: JobId, header: &TurnHeader, prev: Hash32) -> Hash32 {
+    Preimage::tagged(TAG_TURN)
+        .job(job)
+        .u32(header.turn.get())
+        .hash(header.model_spec)
+        .hash(header.tokenizer_spec)
+        .hash(header.decode_spec)
+        .u32(header.engine_spec)
+        .hash(header.seed)
+        .u32(count(header.prompt_ids.len()))
+        .hash(Preimage::new().ids(&header.prompt_ids).finish())
+        .hash(prev)
+        .finish()
+}
+
+/// `decodeSpec`: version byte, then fields in the order of [`DecodeSpec`]; floats by their bits
+/// (a negative zero as zero), stop strings counted and each preceded by its length in bytes.
+#[must_use]
+pub fn decode_spec(spec: &DecodeSpec<'_>) -> Hash32 {
+    let preimage = Preimage::tagged(DECODE_VERSION)
+        .u32(float_bits(spec.temperature))
+        .u32(spec.top_k)
+        .u32(float_bits(spec.top_p))
+        .u32(float_bits(spec.min_p))
+        .u32(float_bits(spec.repetition_penalty))
+        .u32(spec.max_tokens)
+        .u32(count(spec.stop.len()));
+    spec.stop.iter().fold(preimage, |preimage, stop| preimage.text(stop)).finish()
+}
+
+/// `modelSpec`: SHA-256 of the weight file, then its quantisation and architecture as text, each
+/// preceded by its length in bytes.
+#[must_use]
+pub fn model_spec(weights_sha256: Hash32, quantisation: &str, architecture: &str) -> Hash32 {
+    Preimage::new().hash(weights_sha256).text(quantisation).text(architecture).finish()
+}
+
+/// `tokenizerSpec` where the tokenizer stands in the weight file: keccak256 of the file's SHA-256,
+/// which fixes every byte of the tokenizer's definition.
+#[must_use]
+pub fn tokenizer_spec(weights_sha256: Hash32) -> Hash32 {
+    keccak256(weights_sha256.bytes())
+}
+
+/// The seed derived from both sides' nonces, which neither side can choose alone.
+#[must_use]
+pub fn seed(host_nonce: Hash32, user_nonce: Hash32, turn: TurnNo) -> Hash32 {
+    Preimage::new().hash(host_nonce).hash(user_nonce).u32(turn.get()).finish()
+}
+
+/// A client's own number as a seed: 32 bytes, big-endian.
+#[must_use]
+pub fn seed_from_client(number: u64) -> Hash32 {
+    let mut word = [0; 32];
+    for (to, from) in word.iter_mut().rev().zip(number.to_be_bytes().iter().rev()) {
+        *to = *from;
+    }
+    Hash32::new(word)
+}
+
+fn float_bits(value: f32) -> u32 {
+    if value == 0.0 { 0 } else { value.to_bits() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clients_seed_is_its_number_big_endian() {
+        let text = seed_from_client(0x0102_0304_0506_0708).to_string();
+        assert_eq!(text, format!("0x{}0102030405060708", "0".repeat(48)));
+    }
+
+    #[test]
+    fn no_two_ways_to_choose_tokens_share_a_digest() {
+        let strings = |texts: &[&str]| texts.iter().map(|t| (*t).to_owned()).collect::<Vec<_>>();
+        let (none, split, joined) = (strings(&[]), strings(&["a", "b"]), strings(&["ab"]));
+        let base = DecodeSpec {
+            temperature: 0.7,
+            top_k: 40,
+            top_p: 0.9,
+            min_p: 0.05,
+            repetition_penalty: 1.1,
+            max_tokens: 100,
+            stop: &none,
+        };
+        let variants = [
+            base,
+            DecodeSpec { temperature: 0.8, ..base },
+            DecodeSpec { top_k: 41, ..base },
+            DecodeSpec { top_p: 0.05, min_p: 0.9, ..base },
+            DecodeSpec { repetition_penalty: 1.0, ..base },
+            DecodeSpec { max_tokens: 101, ..base },
+            DecodeSpec { stop: &split, ..base },
+            DecodeSpec { stop: &joined, ..base },
+        ];
+        let digests: std::collections::HashSet<_> = variants.iter().map(decode_spec).collect();
+        assert_eq!(digests.len(), variants.len());
+        let zero = DecodeSpec { temperature: 0.0, ..base };
+        let negative = DecodeSpec { temperature: -0.0, ..base };
+        assert_eq!(decode_spec(&zero), decode_spec(&negative));
+    }
+
+    #[test]
+    fn every_field_of_a_header_changes_its_hash() {
+        let job = JobId::new(7).unwrap();
+        let base = TurnHeader {
+            turn: TurnNo::new(1),
+            model_spec: Hash32::new([1; 32]),
+            tokenizer_spec: Hash32::new([2; 32]),
+            decode_spec: Hash32::new([3; 32]),
+            engine_spec: 4,
+            seed: Hash32::new([5; 32]),
+            seed_origin: crate::billing::SeedOrigin::Client,
+            prompt_ids: vec![6, 7],
+        };
+        let zero = Hash32::ZERO;
+        let changed = [
+            TurnHeader { turn: TurnNo::new(2), ..base.clone() },
+            TurnHeader { model_spec: zero, ..base.clone() },
+            TurnHeader { tokenizer_spec: zero, ..base.clone() },
+            TurnHeader { decode_spec: zero, ..base.clone() },
+            TurnHeader { engine_spec: 5, ..base.clone() },
+            TurnHeader { seed: zero, ..base.clone() },
+            TurnHeader { prompt_ids: vec![7, 6], ..base.clone() },
+        ];
+        let hash = turn_hash(job, &base, zero);
+        for other in &changed {
+            assert_ne!(turn_hash(job, other, zero), hash, "{other:?}");
+        }
+        assert_ne!(turn_hash(job, &base, Hash32::new([1; 32])), hash);
+        assert_ne!(turn_hash(JobId::new(8).unwrap(), &base, zero), hash);
+        // Blob field, not hashed.
+        let derived = TurnHeader { seed_origin: crate::billing::SeedOrigin::Derived, ..base };
+        assert_eq!(turn_hash(job, &derived, zero), hash);
+    }
+}
