@@ -59,7 +59,7 @@ class FetchModel(ScriptCase):
     def fetch(self, *options):
         """Runs it with its cache in the test's folder."""
         return self.run_script("scripts/fetch-model.sh", *options,
-                               TALLY_MODEL_DIR=str(self.home / "models"),
+                               TALLY_SCRIPT_MODEL_DIR=str(self.home / "models"),
                                TALLY_SCRIPT_BINARY=str(self.path / "tally"))
 
     def test_a_download_with_another_hash_is_refused_and_leaves_nothing(self):
