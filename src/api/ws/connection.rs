@@ -299,14 +299,14 @@ impl Connection {
             }
             Event::End(end) => {
                 if end.reason == TurnEnd::Error {
-                    self.send_failure(&running).await?;
+                    self.send(failure(&running)).await?;
                 }
                 for message in running.end(&end) {
                     self.send(message).await?;
                 }
             }
             Event::Whole(_, end) if end.reason == TurnEnd::Error => {
-                self.send_failure(&running).await?;
+                self.send(failure(&running)).await?;
                 // Nothing of a failed whole answer was sent: nothing is paid.
                 let mut end = end;
                 end.usage.completion_tokens = 0;
@@ -323,13 +323,6 @@ impl Connection {
         }
         drop(running);
         self.begin_next().await
-    }
-
-    async fn send_failure(&mut self, running: &Running) -> Result<(), Over> {
-        let mut fault = Fault::internal();
-        fault.message = "the generation failed".to_owned();
-        let error = running.tags().put(message::error(&fault));
-        self.send(error).await
     }
 
     /// Stops what runs and what waits here; each is told so.
@@ -418,4 +411,11 @@ fn with_id(mut map: Map<String, Value>, id: Option<Value>) -> Map<String, Value>
         map.insert("id".into(), id);
     }
     map
+}
+
+/// What a client hears when its generation failed; the log says more.
+fn failure(running: &Running) -> Map<String, Value> {
+    let mut fault = Fault::internal();
+    fault.message = "the generation failed".to_owned();
+    running.tags().put(message::error(&fault))
 }
