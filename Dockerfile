@@ -67,7 +67,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /tally
 COPY scripts scripts
-ENV TALLY_MODEL_DIR=/models
+ENV TALLY_SCRIPT_MODEL_DIR=/models
 ENTRYPOINT ["scripts/fetch-model.sh"]
 
 FROM runtime AS node

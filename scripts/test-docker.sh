@@ -54,11 +54,11 @@ trap 'exit 143' TERM
 write_node() {
     mkdir -p "$STATE/node-$1"
     cat >"$STATE/node-$1.env" <<EOF
-TALLY_WALLET_PRIVATE_KEY=$(jq -er ".accounts.$2.private_key" "$STATE/chain.json")
+TALLY_HOST_PRIVATE_KEY=$(jq -er ".accounts.$2.private_key" "$STATE/chain.json")
 TALLY_PUBLIC_URL=http://127.0.0.1:$3
 TALLY_SESSION_LEGACY=on
 TALLY_SESSION_LEGACY_CAP_TOKENS=100000
-TALLY_SETTLEMENT_POLL_MS=500
+TALLY_SETTLEMENT_POLL_MILLISECONDS=500
 EOF
 }
 

@@ -144,6 +144,21 @@ class Compose(unittest.TestCase):
             self.assertIsNone(re.search(r"\b(0x)?[0-9a-fA-F]{64}\b", file.read_text()), file)
 
 
+class Settings(unittest.TestCase):
+    """What the containers are told."""
+
+    def test_every_variable_is_one_that_the_node_or_our_scripts_know(self):
+        known = set(re.findall(r"TALLY_[A-Z_]+[A-Z]", (ROOT / "docs/config.md").read_text()))
+        ours = ("TALLY_SCRIPT_", "TALLY_BUILD_", "TALLY_ROOT")
+        files = [ROOT / "Dockerfile", ROOT / "docker-compose.yml", ROOT / "scripts/test-docker.sh",
+                 *(ROOT / "deploy").glob("*.example")]
+        self.assertGreater(len(known), 20)
+        for file in files:
+            for name in re.findall(r"TALLY_[A-Z_]+[A-Z]", file.read_text()):
+                with self.subTest(file=file.name, name=name):
+                    self.assertTrue(name in known or name.startswith(ours))
+
+
 class Image(unittest.TestCase):
     """Dockerfile and .dockerignore."""
 

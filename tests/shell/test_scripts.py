@@ -59,7 +59,7 @@ class FetchModel(ScriptCase):
     def fetch(self, *options):
         """Runs it with its cache in the test's folder."""
         return self.run_script("scripts/fetch-model.sh", *options,
-                               TALLY_MODEL_DIR=str(self.home / "models"),
+                               TALLY_SCRIPT_MODEL_DIR=str(self.home / "models"),
                                TALLY_SCRIPT_BINARY=str(self.path / "tally"))
 
     def test_a_download_with_another_hash_is_refused_and_leaves_nothing(self):
@@ -141,6 +141,42 @@ class CheckDeps(ScriptCase):
             with self.subTest(changes):
                 done = self.check(**changes)
                 self.assertEqual(done.returncode, 0, done.stderr)
+
+
+class LintShell(ScriptCase):
+    """scripts/lint-shell.sh, in a small repository of its own."""
+
+    def setUp(self):
+        super().setUp()
+        self.repo = self.home / "repo"
+        (self.repo / "scripts/lib").mkdir(parents=True)
+        for name in ("scripts/lint-shell.sh", "scripts/lib/tools.sh", "scripts/lib/system.sh",
+                     ".gitattributes"):
+            shutil.copy(ROOT / name, self.repo / name)
+        subprocess.run(["git", "init", "--quiet", str(self.repo)], check=True)
+        self.program("shellcheck", "exit 0")
+        self.script = self.repo / "a.sh"
+        self.script.write_text("#!/bin/sh\necho a\n")
+        self.script.chmod(0o755)
+
+    def lint(self):
+        """Runs the copy."""
+        return self.run_script(self.repo / "scripts/lint-shell.sh")
+
+    def test_each_fault_is_found_by_name(self):
+        done = self.lint()
+        self.assertEqual(done.returncode, 0, done.stderr)
+        faults = [
+            (lambda: self.script.write_bytes(b"#!/bin/sh\r\n"), "a.sh: CRLF line endings"),
+            (lambda: self.script.chmod(0o644), "a.sh: is not executable"),
+            (lambda: (self.repo / ".gitattributes").write_text("* text=auto\n"), "wanted lf"),
+            (lambda: self.program("shellcheck", "exit 1"), "shellcheck found faults"),
+        ]
+        for make, message in faults:
+            make()
+            done = self.lint()
+            self.assertEqual(done.returncode, 1)
+            self.assertIn(message, done.stderr)
 
 
 class TokenTracking(ScriptCase):

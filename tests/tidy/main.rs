@@ -128,10 +128,10 @@ fn every_dependency_says_why() {
 
 #[test]
 fn links_lead_somewhere() {
-    report(documents::broken_links(&Tree::of_this_repository()));
+    report(documents::broken_links(Tree::of_this_repository()));
 }
 
 #[test]
 fn every_document_is_reached_from_the_readme() {
-    report(documents::unreached(&Tree::of_this_repository()));
+    report(documents::unreached(Tree::of_this_repository()));
 }

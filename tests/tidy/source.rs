@@ -6,12 +6,13 @@
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// Folders that hold nothing of ours.
 const SKIPPED: &[&str] = &["target", "node_modules", ".git", ".venv", ".tally", ".demo", "models"];
 
-/// The machine's limits, measured by hand-laid instructions: one file that `rustc` builds alone, part
-/// of no crate, dense on purpose. No rule here would make its figures truer.
+/// The machine's limits, measured by hand-laid instructions: one file that `rustc` builds alone,
+/// part of no crate, dense on purpose. No rule here would make its figures truer.
 const EXEMPT: &[&str] = &["scripts/bench/limits.rs"];
 
 /// Ends of the names of text files whose lines are checked.
@@ -82,6 +83,20 @@ impl Source {
         lines.filter(|(at, _)| !self.is_test[*at]).map(|(at, line)| (at, line.as_str()))
     }
 
+    /// Paths that the files of `#[cfg(test)] mod name;` can have.
+    pub fn test_modules(&self) -> Vec<String> {
+        let stem = self.path.trim_end_matches(".rs");
+        let folder = match stem.rsplit_once('/') {
+            Some((folder, "mod" | "lib" | "main")) => folder,
+            _ => stem,
+        };
+        let declared = self.code.iter().enumerate().filter(|(at, _)| self.is_test[*at]);
+        declared
+            .filter_map(|(_, line)| line.rsplit_once("mod ")?.1.strip_suffix(';'))
+            .flat_map(|name| [format!("{folder}/{name}.rs"), format!("{folder}/{name}/mod.rs")])
+            .collect()
+    }
+
     /// The code as one text, test lines empty; line numbers stay.
     pub fn live_code(&self) -> String {
         let line =
@@ -104,8 +119,13 @@ pub struct Tree {
 }
 
 impl Tree {
-    /// The repository this test was compiled in.
-    pub fn of_this_repository() -> Self {
+    /// The repository this test was compiled in, read once for all rules.
+    pub fn of_this_repository() -> &'static Self {
+        static TREE: OnceLock<Tree> = OnceLock::new();
+        TREE.get_or_init(Self::read_all)
+    }
+
+    fn read_all() -> Self {
         let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
         let mut paths = Vec::new();
         walk(&root, &root, &mut paths);
@@ -117,7 +137,11 @@ impl Tree {
                 .map(|path| Source::new(path, &fs::read_to_string(root.join(path)).unwrap()))
                 .collect()
         };
-        let (rust, text) = (load(&[".rs"]), load(TEXT));
+        let (mut rust, mut text) = (load(&[".rs"]), load(TEXT));
+        let of_tests: Vec<String> = rust.iter().flat_map(Source::test_modules).collect();
+        for source in rust.iter_mut().chain(&mut text).filter(|s| of_tests.contains(&s.path)) {
+            source.is_test.fill(true);
+        }
         let markdown = paths.iter().filter(|path| path.ends_with(".md")).cloned().collect();
         Self { root, rust, text, markdown }
     }
@@ -323,6 +347,15 @@ mod tests {
         let source = Source::new("src/a.rs", text);
         let live: Vec<&str> = source.live().map(|(_, line)| line).collect();
         assert_eq!(live, ["fn a() {}", "fn c() {}", "fn d() {}"]);
+    }
+
+    #[test]
+    fn files_of_test_modules_are_named() {
+        let text = "#[cfg(test)]\nmod vectors;\nmod live;";
+        let of = |path: &str| Source::new(path, text).test_modules();
+        assert_eq!(of("src/proof/mod.rs"), ["src/proof/vectors.rs", "src/proof/vectors/mod.rs"]);
+        assert_eq!(of("src/a.rs")[0], "src/a/vectors.rs");
+        assert_eq!(of("src/lib.rs")[0], "src/vectors.rs");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! candle's own quantised Llama on a GGUF: prefill and decode in tokens per second, as one JSON line.
+//! candle's own quantised Llama on a GGUF: prefill and decode in tokens per second, one JSON line.
 //!
 //! `candle-peer MODEL.gguf [prefill=512] [decode=128] [reps=3]`, with CANDLE_NUM_THREADS and
 //! RAYON_NUM_THREADS set. A peer to compare with: it uses candle as its authors ship it.
