@@ -110,9 +110,9 @@ fn main() {
     let mut ours = Ours::load(&path, threads);
     let mut theirs = Theirs::load(&path);
     println!("{:?}, {threads} threads, {rounds} rounds, medians", ours.model.isa());
-    let tables: Vec<BlockTable> =
-        (0..8).map(|_| ours.kv.allocate(PROMPT * 2).unwrap()).collect();
-    let (mut prefill, mut decode, mut deep) = (Samples::default(), Samples::default(), Samples::default());
+    let tables: Vec<BlockTable> = (0..8).map(|_| ours.kv.allocate(PROMPT * 2).unwrap()).collect();
+    let (mut prefill, mut decode, mut deep) =
+        (Samples::default(), Samples::default(), Samples::default());
     let (mut four, mut eight) = (Samples::default(), Samples::default());
     let steps = 32;
     for _ in 0..rounds {

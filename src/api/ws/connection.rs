@@ -291,7 +291,7 @@ impl Connection {
         match event {
             Event::Frame(frame) => {
                 let chunk = running.chunk(&frame.text, frame.token_count());
-                running.pace.frame(frame.token_count());
+                running.pace.frame();
                 self.running = Some(running);
                 self.send(chunk).await?;
                 frame.delivered();
@@ -299,14 +299,14 @@ impl Connection {
             }
             Event::End(end) => {
                 if end.reason == TurnEnd::Error {
-                    self.send_failure(&running).await?;
+                    self.send_failure(running.tags().clone()).await?;
                 }
                 for message in running.end(&end) {
                     self.send(message).await?;
                 }
             }
             Event::Whole(_, end) if end.reason == TurnEnd::Error => {
-                self.send_failure(&running).await?;
+                self.send_failure(running.tags().clone()).await?;
                 // Nothing of a failed whole answer was sent: nothing is paid.
                 let mut end = end;
                 end.usage.completion_tokens = 0;
@@ -316,7 +316,7 @@ impl Connection {
             }
             Event::Whole(frame, end) => {
                 let response = running.whole(&frame, &end);
-                running.pace.frame(frame.token_count());
+                running.pace.frame();
                 self.send(response).await?;
                 frame.delivered();
             }
@@ -325,10 +325,10 @@ impl Connection {
         self.begin_next().await
     }
 
-    async fn send_failure(&mut self, running: &Running) -> Result<(), Over> {
+    async fn send_failure(&mut self, tags: Tags) -> Result<(), Over> {
         let mut fault = Fault::internal();
         fault.message = "the generation failed".to_owned();
-        let error = running.tags().put(message::error(&fault));
+        let error = tags.put(message::error(&fault));
         self.send(error).await
     }
 
