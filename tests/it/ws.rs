@@ -301,6 +301,7 @@ async fn a_drained_node_lets_an_answer_finish_and_then_says_goodbye() {
     let messages = socket.recv_until(&["stream_end"]).await;
     assert_eq!(tokens(&messages), 5);
     assert_eq!(socket.recv_close().await, Some(1001));
+    drop(socket);
     node.served.await.unwrap().unwrap();
     assert_eq!(node.ledger.recorded(job(139)), 5);
 }
