@@ -65,8 +65,8 @@ impl Pace {
         Self { api, clock, started, last: None, outcome: None }
     }
 
-    /// A frame of this many tokens is on its way.
-    pub fn frame(&mut self, tokens: u32) {
+    /// A frame is on its way.
+    pub fn frame(&mut self) {
         let now = self.clock.now();
         match self.last.replace(now) {
             None => {
@@ -74,7 +74,7 @@ impl Pace {
                 histogram!("ttft_seconds", "api" => self.api).record(ttft);
             }
             Some(last) => {
-                let gap = seconds(now.saturating_sub(last)) / f64::from(tokens.max(1));
+                let gap = seconds(now.saturating_sub(last));
                 histogram!("inter_token_seconds", "api" => self.api).record(gap);
             }
         }

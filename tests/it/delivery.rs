@@ -11,9 +11,9 @@ use crate::support::http::{Client, text};
 use crate::support::node::{ManualClock, Setup, TestNode, eventually, job, prompt};
 use crate::support::ws::{Socket, tokens};
 
-/// Tokens of 64 KiB each: a few of them fill every buffer on the way.
-const TOKEN_BYTES: usize = 64 * 1024;
-const TOKEN_COUNT: u32 = 200;
+/// Tokens of 32 KiB each: a few of them fill every buffer on the way.
+const TOKEN_BYTES: usize = 32 * 1024;
+const TOKEN_COUNT: u32 = 64;
 
 fn heavy() -> Setup {
     let piece = "x".repeat(TOKEN_BYTES);
@@ -113,10 +113,12 @@ async fn a_client_that_leaves_before_a_whole_answer_stops_the_model_and_pays_not
 #[tokio::test]
 async fn a_peer_that_does_not_read_is_cut_off_and_pays_for_what_was_written() {
     let clock = Arc::new(ManualClock::default());
-    let node = TestNode::start(Setup { clock: clock.clone(), ..heavy() }).await;
+    let mut setup = Setup { clock: clock.clone(), ..heavy() };
+    let patience = Duration::from_secs(31); // No other wait lasts as long.
+    setup.settings.stream.stall_max = patience;
+    let node = TestNode::start(setup).await;
     let mut client = Client::connect_narrow(node.addr).await;
     client.send(&post(true)).await;
-    let patience = Duration::from_secs(30);
     eventually(|| clock.is_awaited(patience)).await;
     while node.ledger.turns_ended(job(139)) == 0 {
         clock.advance(patience);

@@ -3,14 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use secrecy::ExposeSecret;
 use serde_json::{Value, json};
+use tally::chain::fixed::{DEPOSITOR, FixedWallet};
 use tally::engine::EngineFinish;
 use tally::engine::scripted::Script;
-use tally::session::{Grace, Notice, Phase};
+use tally::session::{Grace, LegacyAccess, Notice, Phase};
 use tally::units::{Millis, TokenCount, TxHash};
 use tokio::net::TcpStream;
 
-use crate::support::http::get;
+use crate::support::http::{call, get};
 use crate::support::node::{ManualClock, Setup, TestNode, eventually, job, prompt};
 use crate::support::ws::{Socket, text, tokens};
 
@@ -299,6 +301,42 @@ async fn a_drained_node_lets_an_answer_finish_and_then_says_goodbye() {
     let messages = socket.recv_until(&["stream_end"]).await;
     assert_eq!(tokens(&messages), 5);
     assert_eq!(socket.recv_close().await, Some(1001));
+    drop(socket);
     node.served.await.unwrap().unwrap();
     assert_eq!(node.ledger.recorded(job(139)), 5);
+}
+
+#[tokio::test]
+async fn a_token_in_session_init_opens_what_a_number_alone_does_not() {
+    let node = TestNode::start(Setup { legacy: LegacyAccess::Off, ..Setup::default() }).await;
+    let challenge = node.sessions.challenge(job(139)).await.unwrap().text;
+    let signature = FixedWallet::signature_of(DEPOSITOR);
+    let issued = node.sessions.issue_token(job(139), &challenge, &signature).await.unwrap();
+    let mut socket = Socket::connect(node.addr).await;
+    assert_eq!(socket.init(139).await["code"], "UNAUTHORIZED");
+    socket.send(say("p", json!({"job_id": 139}))).await;
+    assert_eq!(socket.recv().await["code"], "UNAUTHORIZED");
+    let token = issued.token.expose_secret();
+    socket.send(json!({"type": "session_init", "session_id": 139, "token": token})).await;
+    assert_eq!(socket.recv().await["type"], "session_init_ack");
+    // The 2026 client inits before every prompt; the token it gave once still holds.
+    assert_eq!(socket.init(139).await["type"], "session_init_ack");
+    socket.send(say("p", json!({}))).await;
+    assert_eq!(tokens(&socket.recv_until(&["stream_end"]).await), 5);
+}
+
+#[tokio::test]
+async fn a_web_page_of_an_unlisted_origin_opens_no_socket() {
+    let mut setup = Setup::default();
+    setup.settings.cors = vec!["https://app.example".to_owned()];
+    let node = TestNode::start(setup).await;
+    let headers = [
+        ("origin", "https://evil.example"),
+        ("connection", "upgrade"),
+        ("upgrade", "websocket"),
+        ("sec-websocket-version", "13"),
+        ("sec-websocket-key", "AAAAAAAAAAAAAAAAAAAAAA=="),
+    ];
+    let answer = call(node.addr, ("GET", "/v1/ws"), &headers, "").await;
+    assert_eq!((answer.status, answer.json()["error_type"].clone()), (403, json!("forbidden")));
 }

@@ -85,7 +85,7 @@ async fn whole(
     if end.reason == TurnEnd::Error {
         return Err(Fault::internal());
     }
-    pace.frame(frame.token_count());
+    pace.frame();
     pace.ended(finish_reason(end.reason));
     let content = format!("{}{}", frame.text, end.tail_text);
     let mut map = summary(&info, (end.reason, end.usage), app.sessions.chain_id());

@@ -93,7 +93,7 @@ impl Writer {
     }
 
     fn frame(&mut self, frame: Frame, counts: &Value) -> Bytes {
-        self.pace.frame(frame.token_count());
+        self.pace.frame();
         let text = data(&self.chunk(&frame.text, frame.token_count(), counts));
         let bytes = self.take(text);
         self.slot.post(self.offset, frame);

@@ -291,7 +291,7 @@ impl Connection {
         match event {
             Event::Frame(frame) => {
                 let chunk = running.chunk(&frame.text, frame.token_count());
-                running.pace.frame(frame.token_count());
+                running.pace.frame();
                 self.running = Some(running);
                 self.send(chunk).await?;
                 frame.delivered();
@@ -299,14 +299,14 @@ impl Connection {
             }
             Event::End(end) => {
                 if end.reason == TurnEnd::Error {
-                    self.send(failure(&running)).await?;
+                    self.send_failure(running.tags().clone()).await?;
                 }
                 for message in running.end(&end) {
                     self.send(message).await?;
                 }
             }
             Event::Whole(_, end) if end.reason == TurnEnd::Error => {
-                self.send(failure(&running)).await?;
+                self.send_failure(running.tags().clone()).await?;
                 // Nothing of a failed whole answer was sent: nothing is paid.
                 let mut end = end;
                 end.usage.completion_tokens = 0;
@@ -316,13 +316,20 @@ impl Connection {
             }
             Event::Whole(frame, end) => {
                 let response = running.whole(&frame, &end);
-                running.pace.frame(frame.token_count());
+                running.pace.frame();
                 self.send(response).await?;
                 frame.delivered();
             }
         }
         drop(running);
         self.begin_next().await
+    }
+
+    async fn send_failure(&mut self, tags: Tags) -> Result<(), Over> {
+        let mut fault = Fault::internal();
+        fault.message = "the generation failed".to_owned();
+        let error = tags.put(message::error(&fault));
+        self.send(error).await
     }
 
     /// Stops what runs and what waits here; each is told so.
@@ -411,11 +418,4 @@ fn with_id(mut map: Map<String, Value>, id: Option<Value>) -> Map<String, Value>
         map.insert("id".into(), id);
     }
     map
-}
-
-/// What a client hears when its generation failed; the log says more.
-fn failure(running: &Running) -> Map<String, Value> {
-    let mut fault = Fault::internal();
-    fault.message = "the generation failed".to_owned();
-    running.tags().put(message::error(&fault))
 }

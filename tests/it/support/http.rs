@@ -73,7 +73,7 @@ impl Client {
 
     /// Reads what comes next; false at the end.
     pub async fn read(&mut self) -> bool {
-        let mut piece = [0; 2048];
+        let mut piece = vec![0; 64 * 1024];
         let count = self.stream.read(&mut piece).await.unwrap_or(0);
         self.raw.extend_from_slice(&piece[..count]);
         count > 0
