@@ -78,6 +78,7 @@ TALLY_HOST_PRIVATE_KEY=$(chain .accounts.host.private_key) \
 NODE_PID=$!
 
 "$PYTHON" "$TALLY_ROOT/scripts/demo/paid_session.py" --url "$URL" --node-pid "$NODE_PID" \
+    --node-log "$STATE/node.log" --chain "$CHAIN" --started "$STARTED"
 
 if [ "$KEEP" = yes ]; then
     disown "$NODE_PID"
