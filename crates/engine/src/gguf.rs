@@ -73,11 +73,11 @@ impl Gguf {
         let Some(Value::Array(items)) = self.value(key) else {
             return Err(bad("a list of strings is needed"));
         };
-        let text = |value| match value {
+        let texts = items.iter().map(|value| match value {
             Value::String(text) => Ok(text.as_str()),
             _ => Err(bad("holds something else than strings")),
-        };
-        items.iter().map(text).collect()
+        });
+        texts.collect()
     }
 
     /// A list of integers that need not be there.
