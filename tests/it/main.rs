@@ -14,4 +14,5 @@ mod ledger;
 mod model_pull;
 mod rest;
 mod settings;
+mod settlement;
 mod ws;
