@@ -272,6 +272,27 @@ impl World {
         }
     }
 
+    /// The client reads an answer until nothing more comes, then the process may die. Returns
+    /// what it saw.
+    pub async fn read_until_credit_is_used(&mut self, job: JobId) -> u64 {
+        self.engine.set_script(tokens(100));
+        let mut reply = self.sessions().begin(request(job, 100)).await.unwrap();
+        let mut seen = 0;
+        loop {
+            tokio::select! {
+                biased;
+                event = reply.next() => {
+                    let ReplyEvent::Frame(frame) = event else { panic!("the answer ended") };
+                    seen += u64::from(frame.token_count());
+                    frame.delivered();
+                }
+                () = tokio::task::yield_now() => break,
+            }
+        }
+        self.seen.get_mut(&job).unwrap().0 += seen;
+        seen
+    }
+
     pub async fn refusal(&self, job: JobId) -> Refusal {
         let refused = self.sessions().begin(request(job, 10)).await;
         refused.map(|_| ()).expect_err("the prompt must be refused")

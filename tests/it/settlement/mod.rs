@@ -1,6 +1,9 @@
 //! The money, end to end: sessions, ledger and settlement on a real EVM, under an auditor.
 
 mod auditor;
+mod claims;
+mod completion;
+mod crashes;
 mod harness;
 mod mistakes;
 mod tap;

@@ -51,6 +51,7 @@ struct State {
     silence: Silence,
     sent: Vec<TxHash>,
     tokens_shown: Option<u64>,
+    hidden: Option<JobId>,
 }
 
 /// The chain as settlement sees it.
@@ -105,6 +106,11 @@ impl Tap {
         self.state.lock().unwrap().tokens_shown = tokens;
     }
 
+    /// From now on the contract seems not to know this job.
+    pub fn hide(&self, job: Option<JobId>) {
+        self.state.lock().unwrap().hidden = job;
+    }
+
     /// Hashes of all that was broadcast, repeats included.
     pub fn sent(&self) -> Vec<TxHash> {
         self.state.lock().unwrap().sent.clone()
@@ -154,6 +160,9 @@ impl Chain for Tap {
 
     async fn job(&self, job: JobId) -> Result<Option<ChainJob>, ChainError> {
         self.reach().await?;
+        if self.state.lock().unwrap().hidden == Some(job) {
+            return Ok(None);
+        }
         let known = match self.old() {
             Some(old) => old.job,
             None => self.real.job(job).await?,
