@@ -6,4 +6,5 @@ mod completion;
 mod crashes;
 mod harness;
 mod mistakes;
+mod session;
 mod tap;
