@@ -32,7 +32,9 @@ pub struct Metric {
 
 /// Declares one constant a metric and the list of all.
 macro_rules! metrics {
-    ($($constant:ident = $name:literal, $kind:ident, $unit:literal, $labels:expr, $about:literal;)*) => {
+    ($(
+        $constant:ident = $name:literal, $kind:ident, $unit:literal, $labels:expr, $about:literal;
+    )*) => {
         $(#[doc = $about] pub const $constant: &str = $name;)*
 
         /// All metrics.

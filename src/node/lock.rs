@@ -20,7 +20,11 @@ pub struct WalletLock {
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     /// Another node runs.
-    #[error("another node (process {pid}) holds {}: one node a wallet and a data folder; stop it, or give this one another key and another data_dir", path.display())]
+    #[error(
+        "another node (process {pid}) holds {}: one node a wallet and a data folder; stop it, or \
+         give this one another key and another data_dir",
+        path.display()
+    )]
     Held {
         /// The lock file.
         path: PathBuf,

@@ -74,7 +74,10 @@ pub enum PullError {
         wanted: String,
     },
     /// A file of this name is here with another hash. It was left alone.
-    #[error("{} is here already with SHA-256 {found}, wanted {wanted}; move it away", path.display())]
+    #[error(
+        "{} is here already with SHA-256 {found}, wanted {wanted}; move it away",
+        path.display()
+    )]
     InTheWay {
         /// The file.
         path: PathBuf,

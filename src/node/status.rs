@@ -160,11 +160,11 @@ pub fn to_json(status: &Status) -> Value {
     let sessions: Vec<_> = status.accounts.values().map(account_json).collect();
     let earnings = match &status.earnings {
         Earnings::Known(amounts) => {
-            let amounts = amounts.iter();
             let by_token = |(token, amount): (&Address, &Amount)| {
                 (token.to_string(), Value::from(amount.to_string()))
             };
-            json!({"known": true, "wei_by_token": amounts.map(by_token).collect::<serde_json::Map<_, _>>()})
+            let by_token: serde_json::Map<_, _> = amounts.iter().map(by_token).collect();
+            json!({"known": true, "amount_by_token": by_token})
         }
         Earnings::Unknown(why) => json!({"known": false, "why": why}),
     };

@@ -7,6 +7,7 @@ use tally::engine::scripted::Script;
 use tally::units::{Address, TokenCount};
 
 use crate::support::http::{Answer, Client, call, text};
+use crate::support::ledger::Tallied;
 use crate::support::node::{Setup, TestNode, eventually, job, prompt};
 use crate::support::ws::{self, Socket};
 

@@ -8,6 +8,7 @@ use tally::engine::EngineFinish;
 use tally::engine::scripted::Script;
 
 use crate::support::http::{Client, text};
+use crate::support::ledger::Tallied;
 use crate::support::node::{ManualClock, Setup, TestNode, eventually, job, prompt};
 use crate::support::ws::{Socket, tokens};
 
@@ -138,7 +139,7 @@ async fn no_more_than_the_credit_is_written_while_the_ledger_is_slow() {
     client.send(&post(true)).await;
     client.answer().await;
     eventually(|| node.ledger.recorded(job(139)) == 20).await;
-    node.ledger.withhold();
+    node.ledger.hold();
     client.send(&post(true)).await;
     while seen(&client.events()) < 8 {
         assert!(client.read().await);
@@ -148,9 +149,12 @@ async fn no_more_than_the_credit_is_written_while_the_ledger_is_slow() {
     }
     assert_eq!(seen(&client.events()), 8);
     assert_eq!(node.ledger.recorded(job(139)), 20);
-    node.ledger.sync();
-    assert_eq!(seen(&client.answer().await.events()), 20);
-    eventually(|| node.ledger.recorded(job(139)) == 40).await;
+    let all_recorded = eventually(|| {
+        node.ledger.release();
+        node.ledger.recorded(job(139)) == 40
+    });
+    let (answer, ()) = tokio::join!(client.answer(), all_recorded);
+    assert_eq!(seen(&answer.events()), 20);
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ use tally::session::LegacyAccess;
 use tally::units::Address;
 
 use crate::support::http::{Client, call, get, post, text};
+use crate::support::ledger::Tallied;
 use crate::support::node::{Setup, TestNode, eventually, job, prompt};
 
 /// The error shape, checked, as (status, error_type).
@@ -158,7 +159,9 @@ async fn the_node_tells_who_it_is() {
     assert_eq!(models["chain_name"], "devchain");
     let metrics = get(node.addr, "/metrics").await;
     assert_eq!(metrics.body, b"tally_up 1\n");
-    node.ledger.break_down();
+    node.ledger.fail_next();
+    let unrecorded = post(node.addr, "/v1/inference", &prompt(json!({}))).await;
+    assert_eq!(refused(&unrecorded), (503, "service_unavailable".into()));
     let health = get(node.addr, "/health").await;
     assert_eq!((health.status, health.json()["status"].as_str()), (503, Some("unhealthy")));
 }

@@ -13,6 +13,7 @@ use tally::units::{Millis, TokenCount, TxHash};
 use tokio::net::TcpStream;
 
 use crate::support::http::{call, get};
+use crate::support::ledger::Tallied;
 use crate::support::node::{ManualClock, Setup, TestNode, eventually, job, prompt};
 use crate::support::ws::{Socket, text, tokens};
 

@@ -73,11 +73,14 @@ impl Gguf {
         let Some(Value::Array(items)) = self.value(key) else {
             return Err(bad("a list of strings is needed"));
         };
-        let texts = items.iter().map(|value| match value {
-            Value::String(text) => Ok(text.as_str()),
-            _ => Err(bad("holds something else than strings")),
-        });
-        texts.collect()
+        let mut texts = Vec::with_capacity(items.len());
+        for item in items {
+            match item {
+                Value::String(text) => texts.push(text.as_str()),
+                _ => return Err(bad("holds something else than strings")),
+            }
+        }
+        Ok(texts)
     }
 
     /// A list of integers that need not be there.

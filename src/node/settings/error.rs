@@ -86,7 +86,10 @@ pub enum Problem {
         how: String,
     },
     /// `free` beside settings of a chain.
-    #[error("--free serves without pay, yet the chain is set: {}; drop one or the other", .names.join(", "))]
+    #[error(
+        "--free serves without pay, yet the chain is set: {}; drop one or the other",
+        .names.join(", ")
+    )]
     FreeWithChain {
         /// The chain settings and where each stands.
         names: Vec<String>,

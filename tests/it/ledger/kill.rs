@@ -66,7 +66,7 @@ fn kill_after(path: &Path, wanted: usize) -> u32 {
     child.wait().unwrap();
     let mut rest = String::new();
     lines.read_to_string(&mut rest).unwrap();
-    let later = rest.split_inclusive('\n').filter_map(number).last();
+    let later = rest.split_inclusive('\n').filter_map(number).next_back();
     later.or(last).unwrap()
 }
 

@@ -10,12 +10,11 @@ use tally::api::{ApiSettings, AppState, Hooks, HostSignature, Stops, VersionInfo
 use tally::chain::fixed::{FixedChain, FixedWallet};
 use tally::clock::{Clock, Sleep, SystemClock};
 use tally::engine::scripted::{Script, ScriptedEngine};
+use tally::ledger::memory::MemoryLedger;
 use tally::session::{BooksParts, LegacyAccess, Notice, PaidBy, SessionRules, Sessions, Tracker};
 use tally::units::{JobId, Millis};
 use tokio::net::TcpSocket;
 use tokio::sync::{broadcast, oneshot};
-
-use super::ledger::BookLedger;
 
 pub const CHAIN_ID: u64 = 31_337;
 
@@ -52,7 +51,7 @@ pub struct TestNode {
     pub addr: SocketAddr,
     pub engine: Arc<ScriptedEngine>,
     pub chain: Arc<FixedChain>,
-    pub ledger: Arc<BookLedger>,
+    pub ledger: Arc<MemoryLedger>,
     pub tracker: Arc<Tracker>,
     pub sessions: Arc<Sessions>,
     pub notices: broadcast::Sender<Notice>,
@@ -67,7 +66,7 @@ impl TestNode {
         let chain = FixedChain::new(CHAIN_ID);
         chain.open(job(139), 1000);
         chain.open(job(140), 3);
-        let ledger = Arc::new(BookLedger::default());
+        let ledger = Arc::new(MemoryLedger::new());
         let tracker = Arc::new(Tracker::default());
         let parts = BooksParts {
             ledger: ledger.clone(),
