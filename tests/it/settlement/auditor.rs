@@ -4,8 +4,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::json;
-use tally::billing::Fact;
-use tally::ledger::Ledger;
+use tally::billing::{Entry, Fact};
 use tally::units::JobId;
 
 use crate::support::anvil::Devnet;
@@ -30,19 +29,17 @@ pub async fn claims_on_chain(devnet: &Devnet, job: JobId) -> Vec<u64> {
 }
 
 /// Tokens that the ledger holds for each job, each position of each turn counted once.
-pub fn recorded(ledger: &dyn Ledger) -> BTreeMap<JobId, u64> {
+pub fn recorded(replay: &mut dyn FnMut(&mut dyn FnMut(Entry))) -> BTreeMap<JobId, u64> {
     let mut positions = BTreeMap::new();
-    ledger
-        .replay(&mut |entry| {
-            if let Fact::Delivered { turn, position, ids } = entry.fact {
-                for offset in 0..u32::try_from(ids.len()).unwrap() {
-                    let place = (entry.job, turn.get(), position + offset);
-                    let earlier = positions.insert(place, ids[offset as usize]);
-                    assert_eq!(earlier, None, "recorded twice: {place:?}");
-                }
+    replay(&mut |entry| {
+        if let Fact::Delivered { turn, position, ids } = entry.fact {
+            for offset in 0..u32::try_from(ids.len()).unwrap() {
+                let place = (entry.job, turn.get(), position + offset);
+                let earlier = positions.insert(place, ids[offset as usize]);
+                assert_eq!(earlier, None, "recorded twice: {place:?}");
             }
-        })
-        .unwrap();
+        }
+    });
     let mut sums = BTreeMap::new();
     for (job, _, _) in positions.into_keys() {
         *sums.entry(job).or_insert(0) += 1;

@@ -348,7 +348,8 @@ impl World {
 
     /// The sentence, from three independent sources.
     pub async fn audit(&self) {
-        let recorded = auditor::recorded(&*self.process().ledger);
+        let ledger = &self.process().ledger;
+        let recorded = auditor::recorded(&mut |each| ledger.replay(each).unwrap());
         for (job, (delivered, affordable)) in &self.seen {
             let claims = self.claims(*job).await;
             assert!(claims.iter().all(|tokens| *tokens >= 100), "job {job}: {claims:?}");

@@ -1,6 +1,6 @@
 //! The money, end to end: sessions, ledger and settlement on a real EVM, under an auditor.
 
-mod auditor;
+pub mod auditor;
 mod claims;
 mod completion;
 mod crashes;
