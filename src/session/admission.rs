@@ -3,7 +3,7 @@
 //! Never lets a request through on a guess: an unknown job, another host's, a closed one, a spent
 //! deposit and an unproven caller each end here, with nothing generated and nothing charged.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use tokio::sync::Semaphore;
 
@@ -60,7 +60,7 @@ impl Sessions {
         let generation = self.start(&checked, sampling, hold)?;
         let credit = Arc::new(Semaphore::new(CREDIT_TOKENS));
         let meter = TurnMeter::free();
-        Ok(Reply::new(ReplyParts { info, generation, meter, credit, hold_is_short: false }))
+        Ok(Reply::new(ReplyParts { info, generation, meter, credit, hold: None }))
     }
 
     async fn begin_paid(
@@ -79,19 +79,46 @@ impl Sessions {
             if is_conversation { paid.books.tracker.conversation(job) } else { Vec::new() };
         let checked = self.check_prompt(request, &history)?;
         self.open_account(paid, &known).await?;
-        let reservation = self.reserve(paid, &known, &checked, &request.credential)?;
-        self.run_paid(paid, job, PaidRun { request, checked, reservation, is_conversation })
+        self.run_paid(paid, &known, PaidRun { request, checked, is_conversation })
     }
 
-    /// From here on the reservation is owned by the turn's meter: whatever happens gives it back.
-    fn run_paid(&self, paid: &PaidBy, job: JobId, run: PaidRun<'_>) -> Result<Reply, Refusal> {
-        let PaidRun { request, checked, reservation, is_conversation } = run;
-        let Reservation { hold, turn, credit } = reservation;
+    fn run_paid(
+        &self,
+        paid: &PaidBy,
+        known: &ChainJob,
+        run: PaidRun<'_>,
+    ) -> Result<Reply, Refusal> {
+        let begun = {
+            // A turn gets its number and its place in the ledger in one go: an account refuses
+            // turns that come out of order, also when it is rebuilt at the next start.
+            let _in_order = self.turn_order.lock().unwrap_or_else(PoisonError::into_inner);
+            self.begin_turn(paid, known, &run)?
+        };
+        let BegunTurn { meter, sampling, hold, credit } = begun;
+        let generation = self.start(&run.checked, sampling, hold).inspect_err(|_| {
+            meter.ended(crate::billing::TurnEnd::Error);
+        })?;
+        let info = reply_info(Some(known.id), &run.checked);
+        Ok(Reply::new(ReplyParts { info, generation, meter, credit, hold: Some(hold) }))
+    }
+
+    /// Reserves, and hands the turn's start to the ledger. From then on the reservation is owned
+    /// by the turn's meter: whatever happens gives it back.
+    fn begin_turn(
+        &self,
+        paid: &PaidBy,
+        known: &ChainJob,
+        run: &PaidRun<'_>,
+    ) -> Result<BegunTurn, Refusal> {
+        let PaidRun { request, checked, is_conversation } = run;
+        let job = known.id;
+        let reserved = self.reserve(paid, known, checked, &request.credential)?;
+        let Reservation { hold, turn, credit } = reserved;
         let (sampling, origin) = self.sampling(&request.sampling, turn);
-        let header = turn_header(&checked, turn, (&sampling, origin));
+        let header = turn_header(checked, turn, (&sampling, origin));
         let started = Fact::TurnStarted(header);
         let mut paid_turn = PaidTurn::new(paid.books.clone(), job, turn, hold.tokens);
-        if is_conversation {
+        if *is_conversation {
             paid_turn.conversation = Some(checked.prompt_ids.clone());
         }
         if let Err(error) = paid.books.submit(job, vec![started], TokenCount::ZERO, || {}) {
@@ -100,12 +127,7 @@ impl Sessions {
             return Err(Refusal::Unavailable("the ledger cannot be written"));
         }
         let meter = TurnMeter::paid(paid_turn);
-        let generation = self.start(&checked, sampling, hold).inspect_err(|_| {
-            meter.ended(crate::billing::TurnEnd::Error);
-        })?;
-        let info = reply_info(Some(job), &checked);
-        let hold_is_short = hold.is_short;
-        Ok(Reply::new(ReplyParts { info, generation, meter, credit, hold_is_short }))
+        Ok(BegunTurn { meter, sampling, hold, credit })
     }
 
     fn reserve(
@@ -318,8 +340,15 @@ impl Sessions {
 struct PaidRun<'a> {
     request: &'a PromptRequest,
     checked: Checked,
-    reservation: Reservation,
     is_conversation: bool,
+}
+
+/// A turn whose start is with the ledger.
+struct BegunTurn {
+    meter: Arc<TurnMeter>,
+    sampling: Sampling,
+    hold: Hold,
+    credit: Arc<Semaphore>,
 }
 
 fn reply_info(job: Option<JobId>, checked: &Checked) -> ReplyInfo {

@@ -111,6 +111,8 @@ pub struct Sessions {
     rules: SessionRules,
     clock: Arc<dyn crate::clock::Clock>,
     auth: auth::AuthDesk,
+    /// Held while a turn is numbered and handed to the ledger; never across an await.
+    turn_order: std::sync::Mutex<()>,
     is_closed: std::sync::atomic::AtomicBool,
 }
 
@@ -125,7 +127,8 @@ impl Sessions {
     ) -> Self {
         let auth = auth::AuthDesk::default();
         let is_closed = std::sync::atomic::AtomicBool::new(false);
-        Self { engine, paid_by, rules, clock, auth, is_closed }
+        let turn_order = std::sync::Mutex::new(());
+        Self { engine, paid_by, rules, clock, auth, turn_order, is_closed }
     }
 
     /// The models that are served.

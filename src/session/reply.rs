@@ -99,8 +99,8 @@ pub struct Reply {
     credit: Arc<Semaphore>,
     pending: Option<EngineEvent>,
     completion_tokens: u32,
-    /// The hold was shorter than what the client asked for.
-    hold_is_short: bool,
+    /// What the request may make; `None` in free mode.
+    hold: Option<Hold>,
 }
 
 impl Reply {
@@ -112,7 +112,7 @@ impl Reply {
             credit: parts.credit,
             pending: None,
             completion_tokens: 0,
-            hold_is_short: parts.hold_is_short,
+            hold: parts.hold,
         }
     }
 
@@ -215,10 +215,17 @@ impl Reply {
         Frame { text, ids, meter: Arc::clone(&self.meter), credit: Some(credit) }
     }
 
+    /// Whether the answer ended because the deposit buys no more: a short hold, all of it made.
+    /// An answer may also end before that, at the context's end.
+    fn is_hold_used_up(&self) -> bool {
+        let made = TokenCount::new(u64::from(self.completion_tokens));
+        self.hold.is_some_and(|hold| hold.is_short && made >= hold.tokens)
+    }
+
     fn end(&self, finish: &EngineFinish, tail_text: String) -> ReplyEnd {
         let reason = match finish {
             EngineFinish::Stop => TurnEnd::Stop,
-            EngineFinish::Length if self.hold_is_short => TurnEnd::DepositExhausted,
+            EngineFinish::Length if self.is_hold_used_up() => TurnEnd::DepositExhausted,
             EngineFinish::Length => TurnEnd::Length,
             EngineFinish::Cancelled => TurnEnd::Cancelled,
             EngineFinish::Failed(why) => {
@@ -237,7 +244,8 @@ pub(super) struct ReplyParts {
     pub generation: Generation,
     pub meter: Arc<TurnMeter>,
     pub credit: Arc<Semaphore>,
-    pub hold_is_short: bool,
+    /// `None` in free mode.
+    pub hold: Option<Hold>,
 }
 
 /// Tokens a request may make, and whether that is fewer than asked.

@@ -276,16 +276,22 @@ impl Tracker {
         }
     }
 
-    /// A group is durable: the account moves, and `tokens` are no longer in flight.
+    /// A group is durable at `now`: the account moves, and `tokens` are no longer in flight. A job
+    /// that becomes known by it has been quiet since then, not since the node's start.
     ///
     /// # Errors
     /// [`AccountFault`] where an entry does not fit; the job is halted then by the caller.
-    pub fn record(&self, entries: &[Entry], tokens: TokenCount) -> Result<(), AccountFault> {
+    pub fn record(
+        &self,
+        entries: &[Entry],
+        tokens: TokenCount,
+        now: Millis,
+    ) -> Result<(), AccountFault> {
         for entry in entries {
             let mut live = self
                 .live
                 .entry(entry.job)
-                .or_insert_with(|| Live::new(Account::new(entry.job), Millis::ZERO));
+                .or_insert_with(|| Live::new(Account::new(entry.job), now));
             live.account.apply(entry)?;
             live.turn_next = live.turn_next.max(live.account.turn_next().get());
         }
@@ -295,6 +301,13 @@ impl Tracker {
             live.in_flight = live.in_flight.saturating_sub(tokens);
         }
         Ok(())
+    }
+
+    /// Tokens of the job could not be recorded: no answer of it says more, and none begins.
+    pub(super) fn ledger_lost(&self, job: JobId) {
+        if let Some(live) = self.live.get(&job) {
+            live.credit.close();
+        }
     }
 
     /// A request is over: what it held and did not deliver is free again.

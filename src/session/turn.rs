@@ -7,7 +7,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use metrics::counter;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::tracker::Tracker;
 use crate::billing::{Entry, Fact, TurnEnd};
@@ -33,25 +33,42 @@ impl Books {
         tokens: TokenCount,
         then: impl FnOnce() + Send + 'static,
     ) -> Result<(), LedgerError> {
-        let entries = self.entries(job, facts);
-        let tracker = Arc::clone(&self.tracker);
-        let durable = entries.clone();
-        let on_durable = move |result: Result<(), LedgerError>| {
-            match result {
-                Ok(()) => settle(&tracker, &durable, tokens),
-                Err(error) => tracing::error!(%job, %error, "ledger group lost"),
+        self.submit_entries(self.entries(job, facts), tokens, move |result| {
+            if let Err(error) = result {
+                tracing::error!(%job, %error, "ledger group lost");
             }
             then();
-        };
-        self.ledger.submit(entries, Box::new(on_durable))
+        })
     }
 
-    /// Appends facts of a job and waits until they are durable and the tracker knows them.
+    /// Appends facts of a job and waits until they are durable and the tracker knows them. Where
+    /// the caller is cancelled, the tracker follows all the same.
     pub async fn append(&self, job: JobId, facts: Vec<Fact>) -> Result<(), LedgerError> {
-        let entries = self.entries(job, facts);
-        self.ledger.append(entries.clone()).await?;
-        settle(&self.tracker, &entries, TokenCount::ZERO);
-        Ok(())
+        let (done, wait) = oneshot::channel();
+        self.submit_entries(self.entries(job, facts), TokenCount::ZERO, move |result| {
+            // Nobody waits any more where the caller was cancelled.
+            drop(done.send(result));
+        })?;
+        wait.await.unwrap_or_else(|_| Err(LedgerError::Store("the writer is gone".into())))
+    }
+
+    fn submit_entries(
+        &self,
+        entries: Vec<Entry>,
+        tokens: TokenCount,
+        then: impl FnOnce(Result<(), LedgerError>) + Send + 'static,
+    ) -> Result<(), LedgerError> {
+        let (tracker, clock) = (Arc::clone(&self.tracker), Arc::clone(&self.clock));
+        let durable = entries.clone();
+        let on_durable = move |result: Result<(), LedgerError>| {
+            match &result {
+                Ok(()) => settle(&tracker, &durable, tokens, clock.now()),
+                Err(LedgerError::Conflict { .. }) if tokens == TokenCount::ZERO => {}
+                Err(_) => durable.iter().for_each(|entry| tracker.ledger_lost(entry.job)),
+            }
+            then(result);
+        };
+        self.ledger.submit(entries, Box::new(on_durable))
     }
 
     fn entries(&self, job: JobId, facts: Vec<Fact>) -> Vec<Entry> {
@@ -60,9 +77,9 @@ impl Books {
     }
 }
 
-fn settle(tracker: &Tracker, entries: &[Entry], tokens: TokenCount) {
+fn settle(tracker: &Tracker, entries: &[Entry], tokens: TokenCount, now: Millis) {
     counter!("tokens_recorded_total").increment(tokens.get());
-    if let Err(fault) = tracker.record(entries, tokens) {
+    if let Err(fault) = tracker.record(entries, tokens, now) {
         tracing::error!(%fault, "ledger entry does not fit its account");
     }
 }
@@ -129,19 +146,22 @@ impl TurnMeter {
         let position = progress.position;
         let delivered = Fact::Delivered { turn: paid.turn, position, ids: ids.clone() };
         paid.books.tracker.deliver(paid.job, count);
+        progress.hold_left = progress.hold_left.saturating_sub(count);
         let queued = paid.books.submit(paid.job, vec![delivered], count, move || drop(credit));
         match queued {
             Ok(()) => {
                 progress.position =
                     position.saturating_add(u32::try_from(ids.len()).unwrap_or(u32::MAX));
-                progress.hold_left = progress.hold_left.saturating_sub(count);
                 if paid.conversation.is_some() {
                     progress.spoken.extend(ids);
                 }
             }
             // The queue is bounded above all credits, so this means a broken store: the node
             // stops. These tokens are the host's loss, never the client's.
-            Err(error) => tracing::error!(job = %paid.job, %error, "delivered tokens are lost"),
+            Err(error) => {
+                paid.books.tracker.ledger_lost(paid.job);
+                tracing::error!(job = %paid.job, %error, "delivered tokens are lost");
+            }
         }
     }
 

@@ -178,10 +178,11 @@ impl Settlement {
         let mut due = Vec::new();
         for job in tracker.jobs() {
             let Some(account) = tracker.account(job) else { continue };
-            if account.is_closed() || account.halted().is_some() {
+            let has_open_tx = account.txs_open().next().is_some();
+            if account.is_closed() || (account.halted().is_some() && !has_open_tx) {
                 continue;
             }
-            let has_work = account.txs_open().next().is_some()
+            let has_work = has_open_tx
                 || account.unclaimed() >= self.limits.claim_min
                 || tracker.is_quiet(job, view.now, self.rules.grace);
             if sweep || has_work || spoken_of.contains(&job) {
@@ -213,6 +214,11 @@ impl Settlement {
 
     /// One job: reconcile what is out, then close, claim or complete.
     async fn step(&mut self, job: JobId, view: &View) -> Result<(), StepError> {
+        if self.books.tracker.phase(job) == Some(Phase::Halted) {
+            // Nothing new is signed for it, but a nonce of its that is never mined would hold up
+            // every later claim of the wallet.
+            return self.reconcile(job, view).await;
+        }
         let Some(known) = self.chain.job(job).await? else {
             let why = "the chain no longer knows this job".to_owned();
             return self.suspect(job, view, why).await;

@@ -10,6 +10,7 @@ use metrics::counter;
 use super::{Settlement, StepError, View, precise};
 use crate::billing::{Fact, RejectReason, Tx, TxState};
 use crate::chain::{Broadcast, Inclusion, SignedTx};
+use crate::session::Phase;
 use crate::units::{Amount, BlockHash, BlockNumber, JobId, TokenCount, TxHash};
 
 /// Where a mined attempt was found.
@@ -200,6 +201,10 @@ impl Settlement {
 
     /// Stops a job until a human looked.
     pub(super) async fn halt(&self, job: JobId, why: String) -> Result<(), StepError> {
+        if self.books.tracker.phase(job) == Some(Phase::Halted) {
+            tracing::error!(%job, why, "halted job has one more fault");
+            return Ok(());
+        }
         tracing::error!(%job, why, "job halted: compare `tally status` with the chain");
         self.books.append(job, vec![Fact::JobHalted { why }]).await?;
         Ok(())

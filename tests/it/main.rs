@@ -12,6 +12,8 @@ mod conformance;
 mod delivery;
 mod ledger;
 mod model_pull;
+mod node;
 mod rest;
 mod settings;
+mod settlement;
 mod ws;

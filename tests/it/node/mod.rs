@@ -1,0 +1,4 @@
+//! The program itself, with a real model and a real chain, as a process that can be killed.
+
+mod kill;
+mod process;

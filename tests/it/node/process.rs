@@ -1,0 +1,224 @@
+//! A running `tally serve` in a folder of its own, and what its client saw.
+
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
+
+use serde_json::{Value, json};
+use tally::ledger::sqlite::SqliteReader;
+use tally::units::JobId;
+use tempfile::TempDir;
+
+use crate::settlement::auditor;
+use crate::support::anvil::{Devnet, HOST, OpenSession};
+use crate::support::http::{Client, post, text};
+
+/// A word that no log may hold.
+pub const SECRET_WORD: &str = "zanzibarberry";
+
+fn model() -> String {
+    std::env::var("TALLY_TEST_MODEL")
+        .expect("this test needs a model: set TALLY_TEST_MODEL to SmolLM2-135M-Instruct.Q4_1.gguf")
+}
+
+/// A chain with one session, and a folder that outlives the node.
+pub struct Site {
+    pub devnet: Devnet,
+    pub job: JobId,
+    home: TempDir,
+}
+
+impl Site {
+    pub async fn new() -> Self {
+        let devnet = Devnet::start().await;
+        // A claim is worth more than its fee, and silence ends nothing here.
+        let job = devnet
+            .open_session(OpenSession {
+                host: HOST,
+                deposit: 100_000_000_000_000_000_000,
+                price: 100_000_000_000_000,
+                duration_max: 31_536_000,
+                proof_interval: 1_000_000,
+            })
+            .await;
+        // Allowance for every claim of the test (docs/spec/contract.md section 2, rule 5).
+        devnet.increase_time(1000).await;
+        Self { devnet, job, home: tempfile::tempdir().unwrap() }
+    }
+
+    fn data_dir(&self) -> PathBuf {
+        self.home.path().join("data")
+    }
+
+    /// Starts the node; returns when it listens.
+    pub fn start(&self, grace_seconds: u64) -> Node {
+        let child = Command::new(env!("CARGO_BIN_EXE_tally"))
+            .arg("serve")
+            .env_clear()
+            .env("HOME", self.home.path())
+            .env("TALLY_DATA_DIR", self.data_dir())
+            .env("TALLY_LISTEN", "127.0.0.1:0")
+            .env("TALLY_MODEL_PATH", model())
+            .env("TALLY_MODEL_NAME", "smol")
+            .env("TALLY_CHAIN_RPC_URLS", &self.devnet.url)
+            .env("TALLY_CHAIN_ID", "31337")
+            .env("TALLY_CHAIN_MARKETPLACE", self.devnet.contracts.marketplace.to_string())
+            .env("TALLY_HOST_PRIVATE_KEY", HOST.key)
+            .env("TALLY_SETTLEMENT_POLL_MILLISECONDS", "20")
+            .env("TALLY_SETTLEMENT_CONFIRMATIONS", "1")
+            .env("TALLY_SHUTDOWN_GRACE_SECONDS", grace_seconds.to_string())
+            .env("TALLY_LOG_FORMAT", "json")
+            .env("TALLY_LOG_FILTER", "info,tally=trace,tally_engine=trace")
+            .current_dir(self.home.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        Node::listening(child)
+    }
+
+    /// Tokens in the ledger's file, by the auditor's arithmetic.
+    pub fn recorded(&self) -> u64 {
+        let reader = SqliteReader::open(&ledger_in(&self.data_dir())).unwrap();
+        let sums = auditor::recorded(&mut |each| reader.replay(each).unwrap());
+        sums.get(&self.job).copied().unwrap_or(0)
+    }
+
+    pub async fn claims(&self) -> Vec<u64> {
+        auditor::claims_on_chain(&self.devnet, self.job).await
+    }
+
+    /// Waits until less than a claim's minimum is left of `recorded`; a test that hangs here has
+    /// failed.
+    pub async fn all_claimed(&self, recorded: u64) -> Vec<u64> {
+        loop {
+            let claims = self.claims().await;
+            let claimed: u64 = claims.iter().sum();
+            assert!(claimed <= recorded, "{claims:?} of {recorded}");
+            if recorded - claimed < 100 {
+                return claims;
+            }
+            self.devnet.mine(1).await;
+        }
+    }
+
+    /// A prompt whose answer comes at once; what the client saw of it.
+    pub async fn ask(&self, node: &Node, max_tokens: u64) -> u64 {
+        let answer = post(node.address, "/v1/inference", &self.prompt(max_tokens, false)).await;
+        assert_eq!(answer.status, 200, "{}", String::from_utf8_lossy(&answer.body));
+        answer.json()["tokens_used"].as_u64().unwrap()
+    }
+
+    /// Asks for a stream.
+    pub async fn stream(&self, node: &Node, max_tokens: u64) -> Client {
+        let mut client = Client::connect(node.address).await;
+        let body = self.prompt(max_tokens, true).to_string();
+        client.send(&text("POST", "/v1/inference", &[], &body)).await;
+        client
+    }
+
+    fn prompt(&self, max_tokens: u64, stream: bool) -> Value {
+        json!({
+            "model": "smol",
+            "prompt": format!("Write a long story about a {SECRET_WORD}. Once upon a time"),
+            "max_tokens": max_tokens,
+            "temperature": 0.7,
+            "seed": 7,
+            "stream": stream,
+            "job_id": self.job.get(),
+        })
+    }
+}
+
+fn ledger_in(folder: &Path) -> PathBuf {
+    let mut found = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for item in std::fs::read_dir(folder).unwrap() {
+            let path = item.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|end| end == "sqlite3") {
+                found.push(path);
+            }
+        }
+    }
+    assert_eq!(found.len(), 1, "one ledger: {found:?}");
+    found.remove(0)
+}
+
+/// Tokens in the events a client read.
+pub fn tokens_in(events: &[String]) -> u64 {
+    let parsed = events.iter().filter_map(|event| serde_json::from_str::<Value>(event).ok());
+    let frames = parsed.filter(|event| event["finish_reason"].is_null());
+    frames.map(|event| event["tokens"].as_u64().unwrap()).sum()
+}
+
+/// A running node. Dropping it kills the process.
+pub struct Node {
+    child: Child,
+    pub address: SocketAddr,
+    log: Arc<Mutex<Vec<String>>>,
+    ended: Receiver<()>,
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Node {
+    fn listening(mut child: Child) -> Self {
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let shared = log.clone();
+        let (found, address) = channel();
+        let (end, ended) = channel();
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                let event: Value = serde_json::from_str(&line).unwrap_or_default();
+                if event["message"] == "listening" {
+                    let address: SocketAddr = event["address"].as_str().unwrap().parse().unwrap();
+                    let _ = found.send(address);
+                }
+                shared.lock().unwrap().push(line);
+            }
+            drop((found, end));
+        });
+        let address = address.recv();
+        let address = address.unwrap_or_else(|_| panic!("{}", log.lock().unwrap().join("\n")));
+        Self { child, address, log, ended }
+    }
+
+    /// `kill -9`.
+    pub fn kill(mut self) -> Vec<String> {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        self.log()
+    }
+
+    /// `kill -15`.
+    pub fn terminate(&self) {
+        let id = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
+    }
+
+    /// Waits for the process to end by itself.
+    pub fn wait(mut self) -> (ExitStatus, Vec<String>) {
+        let status = self.child.wait().unwrap();
+        (status, self.log())
+    }
+
+    /// Everything it logged, once the process is gone.
+    fn log(&self) -> Vec<String> {
+        // The channel closes when the last line was read.
+        let _ = self.ended.recv();
+        self.log.lock().unwrap().clone()
+    }
+}

@@ -1,0 +1,238 @@
+//! A hand between settlement and the real chain: crashes it, deafens it, shows it old answers.
+
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use tally::chain::evm::EvmChain;
+use tally::chain::{
+    Broadcast, Call, Chain, ChainError, ChainEvent, ChainJob, DryRun, Fees, Head, Inclusion,
+    Limits, PrepareError, SignedTx, TxSpec, WalletState,
+};
+use tally::units::{Address, Amount, BlockNumber, JobId, TxHash};
+use tokio::sync::Notify;
+
+/// Where the process dies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Death {
+    /// The signed bytes are durable and were not sent.
+    BeforeBroadcast,
+    /// They were sent, and nobody heard the answer.
+    AfterBroadcast,
+}
+
+/// What an endpoint that stopped following the chain goes on saying.
+#[derive(Debug, Clone)]
+pub struct Old {
+    head: Head,
+    wallet: WalletState,
+    job: Option<ChainJob>,
+}
+
+/// How an endpoint says nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Silence {
+    /// It answers.
+    #[default]
+    None,
+    /// It refuses connections.
+    Down,
+    /// It takes requests and never answers.
+    Hung,
+    /// It answers reads and loses what is broadcast, before anyone else sees it.
+    LosesBroadcasts,
+}
+
+#[derive(Default)]
+struct State {
+    death: Option<Death>,
+    /// The moment to go back to.
+    kept: Option<Old>,
+    old: Option<Old>,
+    silence: Silence,
+    sent: Vec<TxHash>,
+    tokens_shown: Option<u64>,
+    hidden: Option<JobId>,
+}
+
+/// The chain as settlement sees it.
+pub struct Tap {
+    real: EvmChain,
+    state: Mutex<State>,
+    died: Notify,
+}
+
+impl Tap {
+    pub fn new(real: EvmChain) -> Arc<Self> {
+        Arc::new(Self { real, state: Mutex::default(), died: Notify::new() })
+    }
+
+    /// The next broadcast is the last thing that happens.
+    pub fn die(&self, death: Death) {
+        self.state.lock().unwrap().death = Some(death);
+    }
+
+    /// Completes when it has happened.
+    pub async fn died(&self) {
+        self.died.notified().await;
+    }
+
+    pub fn set(&self, silence: Silence) {
+        self.state.lock().unwrap().silence = silence;
+    }
+
+    /// Keeps this moment, to go back to.
+    pub async fn keep(&self, job: JobId) {
+        let old = Old {
+            head: self.real.head().await.unwrap(),
+            wallet: self.real.wallet().await.unwrap(),
+            job: self.real.job(job).await.unwrap(),
+        };
+        self.state.lock().unwrap().kept = Some(old);
+    }
+
+    /// From now on the endpoint lives in the moment kept, and knows no transaction at all.
+    pub fn go_back(&self) {
+        let mut state = self.state.lock().unwrap();
+        state.old = state.kept.clone();
+    }
+
+    /// It follows the chain again.
+    pub fn catch_up(&self) {
+        self.state.lock().unwrap().old = None;
+    }
+
+    /// From now on the contract seems to count this many tokens used.
+    pub fn show_tokens_used(&self, tokens: Option<u64>) {
+        self.state.lock().unwrap().tokens_shown = tokens;
+    }
+
+    /// From now on the contract seems not to know this job.
+    pub fn hide(&self, job: Option<JobId>) {
+        self.state.lock().unwrap().hidden = job;
+    }
+
+    /// Hashes of all that was broadcast, repeats included.
+    pub fn sent(&self) -> Vec<TxHash> {
+        self.state.lock().unwrap().sent.clone()
+    }
+
+    async fn reach(&self) -> Result<(), ChainError> {
+        let silence = self.state.lock().unwrap().silence;
+        match silence {
+            Silence::None | Silence::LosesBroadcasts => Ok(()),
+            Silence::Down => Err(ChainError::Unreachable("down for the test".into())),
+            Silence::Hung => std::future::pending().await,
+        }
+    }
+
+    fn old(&self) -> Option<Old> {
+        self.state.lock().unwrap().old.clone()
+    }
+
+    async fn end(&self) -> ! {
+        self.died.notify_one();
+        std::future::pending().await
+    }
+}
+
+#[async_trait]
+impl Chain for Tap {
+    fn chain_id(&self) -> u64 {
+        self.real.chain_id()
+    }
+
+    fn marketplace(&self) -> Address {
+        self.real.marketplace()
+    }
+
+    async fn head(&self) -> Result<Head, ChainError> {
+        self.reach().await?;
+        match self.old() {
+            Some(old) => Ok(old.head),
+            None => self.real.head().await,
+        }
+    }
+
+    async fn limits(&self) -> Result<Limits, ChainError> {
+        self.reach().await?;
+        self.real.limits().await
+    }
+
+    async fn job(&self, job: JobId) -> Result<Option<ChainJob>, ChainError> {
+        self.reach().await?;
+        if self.state.lock().unwrap().hidden == Some(job) {
+            return Ok(None);
+        }
+        let known = match self.old() {
+            Some(old) => old.job,
+            None => self.real.job(job).await?,
+        };
+        let shown = self.state.lock().unwrap().tokens_shown;
+        Ok(known.map(|mut known| {
+            let tokens = shown.map(tally::units::TokenCount::new);
+            known.tokens_used = tokens.unwrap_or(known.tokens_used);
+            known
+        }))
+    }
+
+    async fn events(
+        &self,
+        from: BlockNumber,
+        to: BlockNumber,
+    ) -> Result<Vec<ChainEvent>, ChainError> {
+        self.reach().await?;
+        self.real.events(from, to).await
+    }
+
+    async fn wallet(&self) -> Result<WalletState, ChainError> {
+        self.reach().await?;
+        match self.old() {
+            Some(old) => Ok(old.wallet),
+            None => self.real.wallet().await,
+        }
+    }
+
+    async fn fees(&self) -> Result<Fees, ChainError> {
+        self.reach().await?;
+        self.real.fees().await
+    }
+
+    async fn dry_run(&self, call: &Call) -> Result<DryRun, ChainError> {
+        self.reach().await?;
+        self.real.dry_run(call).await
+    }
+
+    fn prepare(&self, call: &Call, spec: TxSpec) -> Result<SignedTx, PrepareError> {
+        self.real.prepare(call, spec)
+    }
+
+    async fn broadcast(&self, tx: &SignedTx) -> Broadcast {
+        let death = self.state.lock().unwrap().death.take();
+        if death == Some(Death::BeforeBroadcast) {
+            self.end().await;
+        }
+        self.state.lock().unwrap().sent.push(tx.hash);
+        let is_lost = self.state.lock().unwrap().silence == Silence::LosesBroadcasts;
+        if is_lost || self.reach().await.is_err() {
+            return Broadcast::Unknown("lost for the test".into());
+        }
+        let answer = self.real.broadcast(tx).await;
+        if death == Some(Death::AfterBroadcast) {
+            self.end().await;
+        }
+        answer
+    }
+
+    async fn inclusion(&self, tx: TxHash) -> Result<Inclusion, ChainError> {
+        self.reach().await?;
+        match self.old() {
+            Some(_) => Ok(Inclusion::Absent),
+            None => self.real.inclusion(tx).await,
+        }
+    }
+
+    async fn earnings(&self, token: Address) -> Result<Amount, ChainError> {
+        self.reach().await?;
+        self.real.earnings(token).await
+    }
+}
