@@ -96,8 +96,6 @@ pub enum RejectReason {
     Reverted,
     /// Its nonce was taken by a transaction that is not ours.
     NonceTaken,
-    /// The node refused the bytes before they could be mined.
-    Refused,
 }
 
 /// One fact.

@@ -202,7 +202,7 @@ macro_rules! mirror {
 }
 mirror!(StoredOrigin of SeedOrigin { Client, Derived });
 mirror!(StoredEnd of TurnEnd { Stop, Length, Cancelled, DepositExhausted, Error });
-mirror!(StoredReason of RejectReason { Reverted, NonceTaken, Refused });
+mirror!(StoredReason of RejectReason { Reverted, NonceTaken });
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -608,7 +608,6 @@ mod tests {
         let reason = prop_oneof![
             Just(RejectReason::Reverted),
             Just(RejectReason::NonceTaken),
-            Just(RejectReason::Refused),
         ];
         let block = (any::<u64>(), any::<[u8; 32]>());
         prop_oneof![

@@ -85,7 +85,7 @@ async fn paid(
 }
 
 /// Asks our registered address for its health, as a client would.
-async fn reach(url: &str, findings: &mut Findings) {
+pub(super) async fn reach(url: &str, findings: &mut Findings) {
     const CHECK: &str = "reachability";
     let remedy = "start the node, open the port, or correct the registered address";
     let health = format!("{}/health", url.trim_end_matches('/'));

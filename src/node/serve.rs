@@ -10,19 +10,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use metrics::gauge;
 use tokio::net::TcpListener;
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
 use super::access::{self, WalletError};
+use super::doctor;
 use super::lock::{self, LockError, WalletLock};
 use super::metrics::{Metrics, MetricsError};
-use super::preflight::{self, Finding, Grade, Subject};
+use super::preflight::{self, Finding, Findings, Grade, Subject};
 use super::settings::{ChainSettings, Cors, Settings};
 use super::tasks::{Task, Tasks};
 use super::wiring::{self, Paid, WiringError};
 use crate::api::{self, ApiSettings, AppState, Hooks, HostSignature, Stops, VersionInfo};
 use crate::chain::evm::{EvmChain, EvmWallet};
+use crate::chain::registry::Registry;
 use crate::chain::{Chain, Wallet};
 use crate::clock::{Clock, SystemClock, within};
 use crate::engine::Engine;
@@ -30,6 +33,7 @@ use crate::engine::local::LocalEngine;
 use crate::ledger::{Ledger, LedgerError};
 use crate::session::{Notice, Sessions};
 use crate::settlement::{Observer, Settlement, SettlementError};
+use crate::telemetry::{ENGINE_SEQUENCES_QUEUED, ENGINE_SEQUENCES_RUNNING, KV_BLOCK_COUNT_FREE};
 use crate::units::{Hash32, JobId, TokenCount, TxHash};
 
 /// News a slow WebSocket client may lag behind before it misses some.
@@ -37,8 +41,8 @@ const NOTICES_MAX: usize = 256;
 /// Pause between two looks at the ledger's health.
 const WATCH_EVERY: Duration = Duration::from_millis(200);
 
-/// Pause between two drains of the metrics' buffers.
-const UPKEEP_EVERY: Duration = Duration::from_secs(5);
+/// Pause between two looks at the engine's load and drains of the metrics' buffers.
+const UPKEEP_EVERY: Duration = Duration::from_secs(1);
 
 /// The node could not start, or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -78,9 +82,6 @@ pub enum ServeError {
 pub async fn run(settings: Settings) -> Result<(), ServeError> {
     let clock = SystemClock::shared();
     let metrics = Metrics::install()?;
-    for note in &settings.notes {
-        tracing::warn!("{note}");
-    }
     let wallet = settings.key.as_ref().map(access::open_wallet).transpose()?;
     let address = wallet.as_ref().map(|wallet| wallet.address());
     let _lock = WalletLock::take(address, &lock::user_dir(), &settings.data_dir)?;
@@ -124,9 +125,14 @@ pub async fn run(settings: Settings) -> Result<(), ServeError> {
         notices,
         stops: stops.clone(),
     });
-    let upkeep = upkeep_metrics(metrics, Arc::clone(&clock), settle_stop.clone());
+    let watched = (metrics, Arc::clone(&sessions));
+    let upkeep = upkeep_metrics(watched, Arc::clone(&clock), settle_stop.clone());
     background.push(tasks.spawn("metrics", upkeep));
     let serving = tasks.spawn("api", api::serve(listener, app));
+    if let Some(paid) = paid {
+        let reach = say_reachability(Arc::clone(paid), tasks.stop());
+        background.push(tasks.spawn("reachability", reach));
+    }
     announce(&settings);
     wait_for_stop(&tasks).await;
     sessions.close();
@@ -166,6 +172,15 @@ struct Parts<'a> {
     clock: &'a Arc<dyn Clock>,
 }
 
+fn log_finding(finding: &Finding) {
+    let Finding { check, found, remedy, grade } = finding;
+    match grade {
+        Grade::Ok => tracing::info!(check, found, "preflight"),
+        Grade::Warning => tracing::warn!(check, found, remedy, "preflight"),
+        Grade::Failure => tracing::error!(check, found, remedy, "preflight"),
+    }
+}
+
 /// What `tally doctor` prints, to the log; a failure stops the start.
 async fn check(
     settings: &Settings,
@@ -174,14 +189,7 @@ async fn check(
 ) -> Result<(), ServeError> {
     let subject = Subject { chain, registry: chain, settings, weights_sha256 };
     let findings = preflight::examine(&subject).await;
-    for finding in &findings.0 {
-        let Finding { check, found, remedy, .. } = finding;
-        match finding.grade {
-            Grade::Ok => tracing::info!(check, found, "preflight"),
-            Grade::Warning => tracing::warn!(check, found, remedy, "preflight"),
-            Grade::Failure => tracing::error!(check, found, remedy, "preflight"),
-        }
-    }
+    findings.0.iter().for_each(log_finding);
     let failed = |finding: &&Finding| finding.grade == Grade::Failure;
     match findings.0.iter().find(failed) {
         Some(finding) => Err(ServeError::Unfit(format!("{}: {}", finding.check, finding.found))),
@@ -297,15 +305,42 @@ async fn watch_ledger(
     Ok(())
 }
 
-/// Drains the recorder's buffers, which grow until someone does.
+/// Reads how busy the engine is, and drains the recorder's buffers, which grow until someone does.
 async fn upkeep_metrics(
-    metrics: Metrics,
+    (metrics, sessions): (Metrics, Arc<Sessions>),
     clock: Arc<dyn Clock>,
     stop: CancellationToken,
 ) -> Result<(), std::convert::Infallible> {
     while within_stop(&stop, clock.sleep(UPKEEP_EVERY)).await {
+        let load = sessions.load();
+        gauge!(ENGINE_SEQUENCES_RUNNING).set(f64::from(load.running));
+        gauge!(ENGINE_SEQUENCES_QUEUED).set(f64::from(load.queued));
+        gauge!(KV_BLOCK_COUNT_FREE).set(f64::from(load.kv_block_count_free));
         metrics.upkeep();
     }
+    Ok(())
+}
+
+/// Asks the registered address once, as a client would: it may lead elsewhere, or nowhere.
+async fn say_reachability(
+    paid: Arc<Paid>,
+    stop: CancellationToken,
+) -> Result<(), std::convert::Infallible> {
+    let asked = async {
+        let standing = paid.chain.host_standing().await.ok()?;
+        let mut findings = Findings::default();
+        if !standing.api_url.is_empty() {
+            doctor::reach(&standing.api_url, &mut findings).await;
+        }
+        findings.0.iter().for_each(log_finding);
+        Some(())
+    };
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => return Ok(()),
+        _ = asked => {}
+    }
+    stop.cancelled().await;
     Ok(())
 }
 

@@ -6,13 +6,14 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use metrics::counter;
+use metrics::{counter, histogram};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::tracker::Tracker;
 use crate::billing::{Entry, Fact, TurnEnd};
 use crate::clock::Clock;
 use crate::ledger::{Ledger, LedgerError};
+use crate::telemetry::LEDGER_APPEND;
 use crate::units::{JobId, Millis, TokenCount, TurnNo};
 
 /// Where metered tokens go.
@@ -60,7 +61,9 @@ impl Books {
     ) -> Result<(), LedgerError> {
         let (tracker, clock) = (Arc::clone(&self.tracker), Arc::clone(&self.clock));
         let durable = entries.clone();
+        let submitted_at = clock.now();
         let on_durable = move |result: Result<(), LedgerError>| {
+            histogram!(LEDGER_APPEND).record(seconds_since(submitted_at, clock.now()));
             match &result {
                 Ok(()) => settle(&tracker, &durable, tokens, clock.now()),
                 Err(LedgerError::Conflict { .. }) if tokens == TokenCount::ZERO => {}
@@ -82,6 +85,12 @@ fn settle(tracker: &Tracker, entries: &[Entry], tokens: TokenCount, now: Millis)
     if let Err(fault) = tracker.record(entries, tokens, now) {
         tracing::error!(%fault, "ledger entry does not fit its account");
     }
+}
+
+/// A histogram's value; spans are far below 2^53 milliseconds.
+#[allow(clippy::cast_precision_loss)]
+fn seconds_since(earlier: Millis, now: Millis) -> f64 {
+    now.saturating_sub(earlier).get() as f64 / 1_000.0
 }
 
 /// What a turn may still do.

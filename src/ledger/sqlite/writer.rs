@@ -14,6 +14,7 @@ use super::turns::{DELIVERED_IN_RANGE, Span, TurnEnds};
 use super::{LedgerCounts, stored};
 use crate::billing::{Entry, Fact};
 use crate::ledger::{LedgerError, OnDurable};
+use crate::telemetry::LEDGER_GROUPS;
 
 /// One submitted group.
 pub(super) struct Group {
@@ -157,6 +158,7 @@ impl Writer {
     fn acknowledge(&self, groups: Vec<Group>, fates: Vec<Fate>) {
         self.shared.commits.fetch_add(1, Ordering::Relaxed);
         self.shared.groups.fetch_add(fates.len() as u64, Ordering::Relaxed);
+        metrics::counter!(LEDGER_GROUPS).increment(fates.len() as u64);
         for (group, fate) in groups.into_iter().zip(fates) {
             match fate {
                 Fate::Written { new } => {
