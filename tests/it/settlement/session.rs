@@ -333,7 +333,7 @@ async fn a_session_that_just_became_known_is_not_quiet() {
 }
 
 #[tokio::test]
-async fn tokens_that_cannot_be_queued_end_the_answer_and_free_no_others_hold() {
+async fn tokens_that_cannot_be_queued_free_no_others_hold() {
     let desk =
         Desk::on(MemoryLedger::new().queue_capacity(1), LegacyAccess::On { cap: None }).await;
     let mut one = desk.begin(2, 4).await;
