@@ -176,7 +176,7 @@ def run(args):
         report = call(f"{args.url}/v1/sessions/{job}")
         for claim in report["claims"]:
             line = f"  claim {claim['seq']}: {claim['tokens']} tokens, {claim['tx']}, " \
-                   f"{claim['state']}"
+                   f"{claim['status']}"
             if line not in shown:
                 shown.add(line)
                 print(line, flush=True)
@@ -191,7 +191,7 @@ def run(args):
     result = {
         "ok": True, "job": job, "tokens_client": tokens,
         "tokens_ledger": report["tokens_recorded"], "tokens_chain": on_chain,
-        "claims": [{"tokens": claim["tokens"], "tx": claim["tx"], "status": claim["state"]}
+        "claims": [{"tokens": claim["tokens"], "tx": claim["tx"], "status": claim["status"]}
                    for claim in report["claims"]],
         "unclaimable_tail": tail, "earned_wei": str(earned), "model": model,
         "seconds": int(time.time()) - args.started,

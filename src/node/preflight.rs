@@ -270,7 +270,8 @@ fn unread(check: &'static str, error: &RegistryError, findings: &mut Findings) {
     findings.warn(check, error.to_string(), remedy);
 }
 
-#[cfg(all(test, feature = "test-support"))]
+#[cfg(test)]
+#[cfg(feature = "test-support")]
 mod tests {
     use std::collections::BTreeMap;
 

@@ -7,6 +7,7 @@
 use std::fmt::Write as _;
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::net::TcpListener;
@@ -35,6 +36,9 @@ use crate::units::{Hash32, JobId, TokenCount, TxHash};
 const NOTICES_MAX: usize = 256;
 /// Pause between two looks at the ledger's health.
 const WATCH_EVERY: Duration = Duration::from_millis(200);
+
+/// Pause between two drains of the metrics' buffers.
+const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 
 /// The node could not start, or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -99,10 +103,12 @@ pub async fn run(settings: Settings) -> Result<(), ServeError> {
         Arc::clone(&clock),
     ));
     let (notices, _) = broadcast::channel(NOTICES_MAX);
+    let is_chain_silent = AtomicBool::new(false);
+    let news = Arc::new(News { notices: notices.clone(), is_chain_silent });
     let settle_stop = CancellationToken::new();
     let mut background = Vec::new();
     if let Some(paid) = paid {
-        let settlement = paid.settlement(&settings, Arc::new(News(notices.clone())));
+        let settlement = paid.settlement(&settings, Arc::clone(&news) as Arc<dyn Observer>);
         let poll = settings.settlement.poll;
         let work = settle(settlement, Arc::clone(&clock), poll, settle_stop.clone());
         background.push(tasks.spawn("settlement", work));
@@ -113,11 +119,13 @@ pub async fn run(settings: Settings) -> Result<(), ServeError> {
         sessions: Arc::clone(&sessions),
         clock: Arc::clone(&clock),
         settings: api_settings(&settings),
-        hooks: hooks(paid, metrics),
+        hooks: hooks(paid, metrics.clone(), news),
         version: version_info(paid),
         notices,
         stops: stops.clone(),
     });
+    let upkeep = upkeep_metrics(metrics, Arc::clone(&clock), settle_stop.clone());
+    background.push(tasks.spawn("metrics", upkeep));
     let serving = tasks.spawn("api", api::serve(listener, app));
     announce(&settings);
     wait_for_stop(&tasks).await;
@@ -289,6 +297,18 @@ async fn watch_ledger(
     Ok(())
 }
 
+/// Drains the recorder's buffers, which grow until someone does.
+async fn upkeep_metrics(
+    metrics: Metrics,
+    clock: Arc<dyn Clock>,
+    stop: CancellationToken,
+) -> Result<(), std::convert::Infallible> {
+    while within_stop(&stop, clock.sleep(UPKEEP_EVERY)).await {
+        metrics.upkeep();
+    }
+    Ok(())
+}
+
 /// Waits; false when the stop came first.
 async fn within_stop(stop: &CancellationToken, wait: impl Future<Output = ()>) -> bool {
     tokio::select! {
@@ -298,16 +318,30 @@ async fn within_stop(stop: &CancellationToken, wait: impl Future<Output = ()>) -
     }
 }
 
-/// Passes settlement's news on to WebSocket clients; nobody listening is fine.
-struct News(broadcast::Sender<Notice>);
+/// Passes settlement's news on to WebSocket clients (nobody listening is fine) and to `/health`.
+struct News {
+    notices: broadcast::Sender<Notice>,
+    is_chain_silent: AtomicBool,
+}
+
+impl News {
+    fn troubles(&self) -> Vec<String> {
+        let is_silent = self.is_chain_silent.load(Ordering::Acquire);
+        is_silent.then(|| "the chain does not answer".to_owned()).into_iter().collect()
+    }
+}
 
 impl Observer for News {
     fn claim_included(&self, job: JobId, tokens: TokenCount, tx: TxHash) {
-        drop(self.0.send(Notice::ClaimIncluded { job, tokens, tx }));
+        drop(self.notices.send(Notice::ClaimIncluded { job, tokens, tx }));
+    }
+
+    fn chain_answers(&self, answers: bool) {
+        self.is_chain_silent.store(!answers, Ordering::Release);
     }
 
     fn session_closed(&self, job: JobId, _forfeited: TokenCount) {
-        drop(self.0.send(Notice::Completed { job }));
+        drop(self.notices.send(Notice::Completed { job }));
     }
 }
 
@@ -324,11 +358,11 @@ fn api_settings(settings: &Settings) -> ApiSettings {
     }
 }
 
-fn hooks(paid: Option<&Arc<Paid>>, metrics: Metrics) -> Hooks {
+fn hooks(paid: Option<&Arc<Paid>>, metrics: Metrics, news: Arc<News>) -> Hooks {
     Hooks {
         metrics: Arc::new(move || metrics.render()),
         signer: paid.map(|paid| signer(&paid.wallet)),
-        troubles: Arc::new(Vec::new),
+        troubles: Arc::new(move || news.troubles()),
     }
 }
 

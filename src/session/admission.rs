@@ -297,7 +297,7 @@ impl Sessions {
     ) -> Vec<Fact> {
         let account = paid.books.tracker.account(known.id);
         let is_open = account.is_some_and(|account| account.terms().is_some());
-        let opened = (!is_open).then(|| Fact::JobOpened {
+        let opened = (!is_open).then_some(Fact::JobOpened {
             depositor: known.depositor,
             deposit: known.deposit,
             price: known.price,

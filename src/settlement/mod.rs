@@ -50,6 +50,8 @@ pub struct SettlementRules {
 pub trait Observer: Send + Sync {
     /// A claim is in a block.
     fn claim_included(&self, job: JobId, tokens: TokenCount, tx: TxHash);
+    /// Whether the chain answered when it was last looked at.
+    fn chain_answers(&self, answers: bool);
     /// A session is over on chain.
     fn session_closed(&self, job: JobId, forfeited: TokenCount);
 }
@@ -133,7 +135,9 @@ impl Settlement {
     /// # Errors
     /// [`SettlementError`] when the ledger fails.
     pub async fn tick(&mut self) -> Result<(), SettlementError> {
-        let view = match self.look().await {
+        let looked = self.look().await;
+        self.observer.chain_answers(looked.is_ok());
+        let view = match looked {
             Ok(view) => view,
             Err(error) => {
                 chain_failed(&error, "chain not readable");

@@ -35,9 +35,11 @@ impl Settlement {
             let why = format!("{REJECTIONS_MAX} claims in a row were rejected");
             return self.halt(job, why).await;
         }
-        let Some(body) = self.build_claim(account, tokens, is_final).await? else {
-            let why = format!("no proof can be built for {tokens} tokens");
-            return self.halt(job, why).await;
+        let body = match self.build_claim(account, tokens, is_final).await? {
+            Ok(body) => body,
+            Err(why) => {
+                return self.halt(job, format!("no proof for {tokens} tokens: {why}")).await;
+            }
         };
         let call = Call::Claim { job, tokens, proof: body.proof.clone() };
         if self.submit(job, call, Purpose::Claim(body), view).await? {
@@ -152,14 +154,18 @@ impl Settlement {
         account: &Account,
         tokens: TokenCount,
         is_final: bool,
-    ) -> Result<Option<ClaimBody>, StepError> {
+    ) -> Result<Result<ClaimBody, String>, StepError> {
         let job = account.job();
         let entries = self.books.ledger.job_entries(job).await?;
-        let Some(tokens_cumulative) = account.claimed().checked_add(tokens) else {
-            return Ok(None);
-        };
+        let tokens_cumulative = account.claimed().saturating_add(tokens);
         let transcript = proof::Transcript::from_entries(job, &entries);
-        let Some(cut) = transcript.cut_at(tokens_cumulative) else { return Ok(None) };
+        let Some(cut) = transcript.cut_at(tokens_cumulative) else {
+            let why = transcript.fault().map_or_else(
+                || format!("the ledger holds {} tokens", transcript.tokens()),
+                ToString::to_string,
+            );
+            return Ok(Err(why));
+        };
         let (seq, salt) = self.seq_and_salt(account, tokens, tokens_cumulative);
         let root = proof::root(job, seq, &cut);
         let voucher = proof::Voucher { job, tokens_cumulative, seq, root, model: cut.model_spec };
@@ -167,9 +173,9 @@ impl Settlement {
             chain_id: self.chain.chain_id(),
             marketplace: self.chain.marketplace(),
         };
-        let Ok(signature) = self.wallet.sign_digest(proof::voucher_digest(&domain, &voucher))
-        else {
-            return Ok(None);
+        let signature = match self.wallet.sign_digest(proof::voucher_digest(&domain, &voucher)) {
+            Ok(signature) => signature,
+            Err(PrepareError(why)) => return Ok(Err(why)),
         };
         // No nonces are on the wire yet, so each claim says that they were missing.
         let mut flags = proof::FLAG_NONCE_DERIVED;
@@ -177,7 +183,7 @@ impl Settlement {
             flags |= proof::FLAG_FINAL;
         }
         let bytes = proof::ProofBytes { flags, tokens_cumulative, seq, salt, root, signature };
-        Ok(Some(ClaimBody { seq, tokens, tokens_cumulative, proof: bytes.encode().to_vec() }))
+        Ok(Ok(ClaimBody { seq, tokens, tokens_cumulative, proof: bytes.encode().to_vec() }))
     }
 
     /// A claim that is tried again after a rejection keeps its root and changes its salt: a

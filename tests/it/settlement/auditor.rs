@@ -28,8 +28,11 @@ pub async fn claims_on_chain(devnet: &Devnet, job: JobId) -> Vec<u64> {
     logs.as_array().unwrap().iter().map(tokens).collect()
 }
 
+/// Hands every entry of a ledger to a function.
+pub type Replay<'a> = &'a mut dyn FnMut(&mut dyn FnMut(Entry));
+
 /// Tokens that the ledger holds for each job, each position of each turn counted once.
-pub fn recorded(replay: &mut dyn FnMut(&mut dyn FnMut(Entry))) -> BTreeMap<JobId, u64> {
+pub fn recorded(replay: Replay<'_>) -> BTreeMap<JobId, u64> {
     let mut positions = BTreeMap::new();
     replay(&mut |entry| {
         if let Fact::Delivered { turn, position, ids } = entry.fact {

@@ -63,6 +63,8 @@ impl Observer for News {
         self.included.lock().unwrap().push((job, tokens.get()));
     }
 
+    fn chain_answers(&self, _answers: bool) {}
+
     fn session_closed(&self, job: JobId, forfeited: TokenCount) {
         self.closed.lock().unwrap().push((job, forfeited.get()));
     }
