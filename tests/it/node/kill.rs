@@ -7,8 +7,12 @@ use crate::support::anvil::HOST;
 /// Tokens that may be written and not recorded (docs/spec/marketplace-api.md).
 const CREDIT: u64 = 8;
 
-fn assert_discreet(log: &[String]) {
+fn assert_discreet(log: &[String], site: &Site) {
     let whole = log.join("\n");
+    let named = format!("\"job\":{}", site.job);
+    let prompts = log.iter().filter(|line| line.contains("prompt received"));
+    assert!(prompts.clone().count() > 0);
+    assert!(prompts.clone().all(|line| line.contains(&named)), "the log names the job");
     assert!(!whole.contains(SECRET_WORD), "the log holds a prompt");
     assert!(!whole.contains(&HOST.key[2..]), "the log holds the key");
 }
@@ -34,7 +38,7 @@ async fn a_node_killed_in_mid_answer_claims_what_it_recorded_and_nothing_twice()
     let recorded = site.recorded();
     assert!(recorded <= seen, "recorded {recorded}, written {seen}");
     assert!(seen <= recorded + CREDIT, "recorded {recorded}, written {seen}");
-    assert_discreet(&log);
+    assert_discreet(&log, &site);
     let named = format!("\"job\":\"{}\"", site.job);
     assert!(log.iter().any(|line| line.contains("claim included") && line.contains(&named)));
 
@@ -67,7 +71,7 @@ async fn a_node_that_is_stopped_lets_the_answer_end_and_records_all_of_it() {
     let (status, log) = node.wait();
     assert_eq!(status.code(), Some(0), "{}", log.join("\n"));
     assert_eq!(site.recorded(), tokens_in(&events));
-    assert_discreet(&log);
+    assert_discreet(&log, &site);
 }
 
 #[tokio::test]
@@ -84,5 +88,5 @@ async fn a_node_without_grace_cuts_the_answer_and_records_what_was_written() {
     let ends = events.iter().filter(|event| event.contains("\"finish_reason\":\"cancelled\""));
     assert_eq!(ends.count(), 1, "cut");
     assert_eq!(site.recorded(), tokens_in(&events));
-    assert_discreet(&log);
+    assert_discreet(&log, &site);
 }
