@@ -7,8 +7,8 @@ use std::sync::{Arc, PoisonError};
 
 use tokio::sync::Semaphore;
 
-use super::reply::{CREDIT_TOKENS, Hold, Reply, ReplyInfo, ReplyParts, Usage};
-use super::tracker::{Reservation, ReserveError, ReserveLimits, Snapshot};
+use super::reply::{Reply, ReplyInfo, ReplyParts, Usage};
+use super::tracker::{CREDIT_TOKENS, Hold, Reservation, ReserveError, ReserveLimits, Snapshot};
 use super::turn::{PaidTurn, TurnMeter};
 use super::{
     Credential, LegacyAccess, PaidBy, PromptInput, PromptRequest, Refusal, SamplingInput, Sessions,

@@ -22,10 +22,10 @@ use std::time::Duration;
 pub use auth::{Challenge, IssuedToken};
 pub use notice::Notice;
 pub use refusal::Refusal;
-pub use reply::{CREDIT_TOKENS, Frame, Reply, ReplyEnd, ReplyEvent, ReplyInfo, Usage};
-pub use report::{ClaimReport, Phase, SessionReport};
+pub use reply::{Frame, Reply, ReplyEnd, ReplyEvent, ReplyInfo, Usage};
+pub use report::{ClaimReport, SessionReport};
 pub use request::{Credential, PromptInput, PromptRequest, SamplingInput};
-pub use tracker::{Grace, Snapshot, Tracker};
+pub use tracker::{CREDIT_TOKENS, Grace, Phase, Snapshot, Tracker};
 pub(crate) use turn::Books;
 
 pub use crate::billing::{TurnEnd, TxState};

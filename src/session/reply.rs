@@ -9,14 +9,11 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::tracker::{CREDIT_TOKENS, Hold};
 use super::turn::TurnMeter;
 use crate::billing::TurnEnd;
 use crate::engine::{EngineEvent, EngineFinish, Generation};
 use crate::units::{JobId, TokenCount};
-
-/// Tokens of a job that may be delivered but not yet durable
-/// (docs/spec/marketplace-api.md, "What is billed"). Also the most ids a frame may hold.
-pub const CREDIT_TOKENS: usize = 8;
 
 /// Counts of one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -246,11 +243,4 @@ pub(super) struct ReplyParts {
     pub credit: Arc<Semaphore>,
     /// `None` in free mode.
     pub hold: Option<Hold>,
-}
-
-/// Tokens a request may make, and whether that is fewer than asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Hold {
-    pub tokens: TokenCount,
-    pub is_short: bool,
 }

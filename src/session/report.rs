@@ -1,27 +1,12 @@
 //! What the owner of a session may see of it.
 
-use super::tracker::Tracker;
+use super::tracker::{Phase, Tracker};
 use crate::billing::{Account, TxState};
 use crate::chain::{ChainJob, JobStatus, Limits};
 use crate::claim::deadline;
 use crate::units::{
     Address, Amount, ChainTime, ClaimSeq, JobId, PricePerToken, TokenCount, TxHash,
 };
-
-/// Where a session stands in its life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
-    /// Work is accepted.
-    Active,
-    /// The last connection closed; completion follows after the grace period.
-    Draining,
-    /// The completion is signed: no more work.
-    Settling,
-    /// Over on chain.
-    Completed,
-    /// Stopped until a human looked.
-    Halted,
-}
 
 /// A claim, as its owner and the operator see it.
 #[derive(Debug, Clone, PartialEq, Eq)]

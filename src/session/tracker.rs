@@ -9,11 +9,28 @@ use std::sync::Arc;
 use dashmap::DashMap;
 use tokio::sync::Semaphore;
 
-use super::reply::{CREDIT_TOKENS, Hold};
-use super::report::Phase;
 use crate::billing::{Account, AccountFault, Entry};
 use crate::chain::ChainJob;
 use crate::units::{JobId, Millis, TokenCount, TurnNo};
+
+/// Tokens of a job that may be delivered but not yet durable
+/// (docs/spec/marketplace-api.md, "What is billed"). Also the most ids a frame may hold.
+pub const CREDIT_TOKENS: usize = 8;
+
+/// Where a session stands in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Work is accepted.
+    Active,
+    /// The last connection closed; completion follows after the grace period.
+    Draining,
+    /// The completion is signed: no more work.
+    Settling,
+    /// Over on chain.
+    Completed,
+    /// Stopped until a human looked.
+    Halted,
+}
 
 /// How long a session may be quiet before it is completed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +50,13 @@ pub struct Snapshot {
     pub job: ChainJob,
     /// Monotonic time of the reading.
     pub read_at: Millis,
+}
+
+/// Tokens a request may make, and whether that is fewer than asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Hold {
+    pub tokens: TokenCount,
+    pub is_short: bool,
 }
 
 /// What an admitted request was given.
