@@ -101,6 +101,8 @@ struct Live {
     quiet_since: Millis,
     last_close: LastClose,
     settling: bool,
+    /// An entry did not fit the account: what it says is not to be trusted any more.
+    is_faulty: bool,
     turn_next: u32,
     /// Ids of the WebSocket conversation so far; never retokenised.
     conversation: Vec<u32>,
@@ -120,6 +122,7 @@ impl Live {
             quiet_since: now,
             last_close: LastClose::NeverConnected,
             settling: false,
+            is_faulty: false,
             turn_next,
             conversation: Vec::new(),
         }
@@ -134,7 +137,7 @@ impl Live {
     }
 
     fn phase(&self) -> Phase {
-        if self.account.halted().is_some() {
+        if self.is_faulty || self.account.halted().is_some() {
             Phase::Halted
         } else if self.account.is_closed() {
             Phase::Completed
@@ -304,7 +307,8 @@ impl Tracker {
     /// that becomes known by it has been quiet since then, not since the node's start.
     ///
     /// # Errors
-    /// [`AccountFault`] where an entry does not fit; the job is halted then by the caller.
+    /// [`AccountFault`] where an entry does not fit. The job is halted from then on; the next
+    /// start meets the same entry and refuses the ledger.
     pub fn record(
         &self,
         entries: &[Entry],
@@ -316,7 +320,10 @@ impl Tracker {
                 .live
                 .entry(entry.job)
                 .or_insert_with(|| Live::new(Account::new(entry.job), now));
-            live.account.apply(entry)?;
+            if let Err(fault) = live.account.apply(entry) {
+                live.is_faulty = true;
+                return Err(fault);
+            }
             live.turn_next = live.turn_next.max(live.account.turn_next().get());
         }
         if let Some(first) = entries.first()

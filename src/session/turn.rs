@@ -168,7 +168,9 @@ impl TurnMeter {
             // The queue is bounded above all credits, so this means a broken store: the node
             // stops. These tokens are the host's loss, never the client's.
             Err(error) => {
-                paid.books.tracker.ledger_lost(paid.job);
+                if error != LedgerError::Full {
+                    paid.books.tracker.ledger_lost(paid.job);
+                }
                 tracing::error!(job = %paid.job, %error, "delivered tokens are lost");
             }
         }

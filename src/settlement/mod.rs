@@ -151,6 +151,10 @@ impl Settlement {
                     tracing::debug!(%job, "step cut short");
                     chain_failed(&error, "job not settled this time");
                 }
+                // Nothing was taken and nothing was sent: the next tick finds the same work.
+                Err(StepError::Ledger(LedgerError::Full)) => {
+                    tracing::warn!(%job, "the ledger's queue is full: not settled this time");
+                }
                 Err(StepError::Ledger(error)) => return Err(error.into()),
             }
         }

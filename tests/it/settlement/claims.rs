@@ -2,6 +2,8 @@
 
 use serde_json::json;
 use tally::billing::{RejectReason, TxState};
+use tally::ledger::Ledger;
+use tally::ledger::memory::MemoryLedger;
 use tally::proof::{self, ProofBytes, Transcript};
 use tally::session::{Phase, Refusal, TurnEnd};
 use tally::settlement::SettlementError;
@@ -235,6 +237,22 @@ async fn a_ledger_that_fails_stops_settlement_before_anything_is_sent() {
     assert!(matches!(stopped, Err(SettlementError::Ledger(_))), "{stopped:?}");
     assert!(world.tap.sent().is_empty());
     assert!(matches!(world.refusal(job).await, Refusal::Unavailable(_)));
+    world.restart().await;
+    world.settle().await;
+    assert_eq!(world.claims(job).await, vec![150]);
+}
+
+#[tokio::test]
+async fn a_ledger_whose_queue_is_full_is_no_reason_to_stop() {
+    let mut world = World::on(MemoryLedger::new().queue_capacity(1)).await;
+    let job = world.open(1000).await;
+    world.deliver(job, 150).await;
+    let ledger = world.memory();
+    ledger.hold();
+    ledger.submit(Vec::new(), Box::new(drop)).unwrap();
+    world.tick().await;
+    assert!(world.tap.sent().is_empty(), "nothing is sent that is not durable");
+    // A ledger that is not held any more.
     world.restart().await;
     world.settle().await;
     assert_eq!(world.claims(job).await, vec![150]);

@@ -124,7 +124,11 @@ impl World {
 
     /// On a ledger that can be held and broken.
     pub async fn in_memory() -> Self {
-        Self::with(rules(), Store::Memory(Arc::new(MemoryLedger::new()))).await
+        Self::on(MemoryLedger::new()).await
+    }
+
+    pub async fn on(ledger: MemoryLedger) -> Self {
+        Self::with(rules(), Store::Memory(Arc::new(ledger))).await
     }
 
     async fn with(rules: SettlementRules, store: Store) -> Self {

@@ -6,5 +6,7 @@ mod completion;
 mod crashes;
 mod harness;
 mod mistakes;
+mod random;
 mod session;
+mod sim;
 mod tap;

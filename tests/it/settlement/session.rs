@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tally::billing::{Fact, TurnEnd};
+use tally::billing::{Entry, Fact, TurnEnd};
 use tally::chain::fixed::{DEPOSITOR, FixedChain, FixedWallet};
 use tally::engine::scripted::{Script, ScriptedEngine};
 use tally::engine::{Engine, EngineFinish};
@@ -13,10 +13,10 @@ use tally::ledger::Ledger;
 use tally::ledger::memory::MemoryLedger;
 use tally::node::wiring;
 use tally::session::{
-    BooksParts, Credential, Frame, LegacyAccess, PaidBy, PromptInput, PromptRequest, Refusal,
-    Reply, ReplyEvent, SessionRules, Sessions, Tracker,
+    BooksParts, Credential, Frame, LegacyAccess, PaidBy, Phase, PromptInput, PromptRequest,
+    Refusal, Reply, ReplyEvent, SessionRules, Sessions, Tracker,
 };
-use tally::units::{JobId, Millis, TokenCount};
+use tally::units::{JobId, Millis, TokenCount, TurnNo};
 use tokio_util::task::TaskTracker;
 
 use super::harness::{GRACE, request, tokens};
@@ -333,7 +333,7 @@ async fn a_session_that_just_became_known_is_not_quiet() {
 }
 
 #[tokio::test]
-async fn tokens_that_cannot_be_queued_end_the_answer_and_free_no_others_hold() {
+async fn tokens_that_cannot_be_queued_free_no_others_hold() {
     let desk =
         Desk::on(MemoryLedger::new().queue_capacity(1), LegacyAccess::On { cap: None }).await;
     let mut one = desk.begin(2, 4).await;
@@ -375,6 +375,21 @@ async fn what_was_recorded_survives_a_restart_and_what_was_not_is_the_hosts_loss
     assert_eq!(after.left(1, 1000), 980);
     assert_eq!(read(after.begin(1, 30).await).await.0, 30);
     assert_eq!(after.recorded(1), 50);
+}
+
+#[tokio::test]
+async fn a_job_whose_account_does_not_add_up_is_halted() {
+    let desk = Desk::new().await;
+    read(desk.begin(1, 5).await).await;
+    let ids = vec![1, 2, 3];
+    let stray = Fact::Delivered { turn: TurnNo::new(7), position: 0, ids };
+    let entry = Entry { job: job(1), at: Millis::ZERO, fact: stray };
+    let fault = desk.tracker.record(&[entry], TokenCount::ZERO, Millis::ZERO);
+    assert_eq!(fault.unwrap_err().job, job(1));
+    assert_eq!(desk.recorded(1), 5, "nothing of it counts");
+    assert_eq!(desk.tracker.phase(job(1)), Some(Phase::Halted));
+    assert_eq!(desk.refusal(1).await, Refusal::Halted(job(1)));
+    assert_eq!(desk.begin(2, 5).await.info().job, Some(job(2)), "others go on");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
