@@ -605,10 +605,7 @@ mod tests {
     }
 
     fn tx_fact() -> impl Strategy<Value = Fact> {
-        let reason = prop_oneof![
-            Just(RejectReason::Reverted),
-            Just(RejectReason::NonceTaken),
-        ];
+        let reason = prop_oneof![Just(RejectReason::Reverted), Just(RejectReason::NonceTaken),];
         let block = (any::<u64>(), any::<[u8; 32]>());
         prop_oneof![
             (nonce(), purpose(), attempt())

@@ -6,6 +6,7 @@
 use std::sync::{Arc, PoisonError};
 
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 use super::reply::{Reply, ReplyInfo, ReplyParts, Usage};
 use super::tracker::{CREDIT_TOKENS, Hold, Reservation, ReserveError, ReserveLimits, Snapshot};
@@ -16,7 +17,7 @@ use super::{
 use crate::billing::{Fact, SeedOrigin, TurnHeader};
 use crate::chain::{ChainJob, JobStatus};
 use crate::clock::within;
-use crate::engine::{GenerationSpec, ModelCard, Prompt, Sampling, StartError};
+use crate::engine::{Generation, GenerationSpec, ModelCard, Prompt, Sampling, StartError};
 use crate::proof;
 use crate::units::{Hash32, JobId, Millis, TokenCount, TurnNo};
 
@@ -60,7 +61,8 @@ impl Sessions {
         let generation = self.start(&checked, sampling, hold)?;
         let credit = Arc::new(Semaphore::new(CREDIT_TOKENS));
         let meter = TurnMeter::free();
-        Ok(Reply::new(ReplyParts { info, generation, meter, credit, hold: None }))
+        let ended = CancellationToken::new();
+        Ok(Reply::new(ReplyParts { info, generation, meter, credit, hold: None, ended }))
     }
 
     async fn begin_paid(
@@ -94,12 +96,9 @@ impl Sessions {
             let _in_order = self.turn_order.lock().unwrap_or_else(PoisonError::into_inner);
             self.begin_turn(paid, known, &run)?
         };
-        let BegunTurn { meter, sampling, hold, credit } = begun;
-        let generation = self.start(&run.checked, sampling, hold).inspect_err(|_| {
-            meter.ended(crate::billing::TurnEnd::Error);
-        })?;
+        let BegunTurn { meter, generation, hold, credit, ended } = begun;
         let info = reply_info(Some(known.id), &run.checked);
-        Ok(Reply::new(ReplyParts { info, generation, meter, credit, hold: Some(hold) }))
+        Ok(Reply::new(ReplyParts { info, generation, meter, credit, hold: Some(hold), ended }))
     }
 
     /// Reserves, and hands the turn's start to the ledger. From then on the reservation is owned
@@ -113,9 +112,13 @@ impl Sessions {
         let PaidRun { request, checked, is_conversation } = run;
         let job = known.id;
         let reserved = self.reserve(paid, known, checked, &request.credential)?;
-        let Reservation { hold, turn, credit } = reserved;
+        let Reservation { hold, turn, credit, ended } = reserved;
         let (sampling, origin) = self.sampling(&request.sampling, turn);
         let header = turn_header(checked, turn, (&sampling, origin));
+        // The engine's place first: a request that finds none leaves nothing in the ledger.
+        let generation = self.start(checked, sampling, hold).inspect_err(|_| {
+            paid.books.tracker.turn_over(job, hold.tokens, self.clock.now());
+        })?;
         let started = Fact::TurnStarted(header);
         let mut paid_turn = PaidTurn::new(paid.books.clone(), job, turn, hold.tokens);
         if *is_conversation {
@@ -127,7 +130,7 @@ impl Sessions {
             return Err(Refusal::Unavailable("the ledger cannot be written"));
         }
         let meter = TurnMeter::paid(paid_turn);
-        Ok(BegunTurn { meter, sampling, hold, credit })
+        Ok(BegunTurn { meter, generation, hold, credit, ended })
     }
 
     fn reserve(
@@ -197,7 +200,7 @@ impl Sessions {
         checked: &Checked,
         sampling: Sampling,
         hold: Hold,
-    ) -> Result<crate::engine::Generation, Refusal> {
+    ) -> Result<Generation, Refusal> {
         let spec = GenerationSpec {
             model: checked.model.name.clone(),
             prompt_ids: checked.prompt_ids.clone(),
@@ -346,9 +349,10 @@ struct PaidRun<'a> {
 /// A turn whose start is with the ledger.
 struct BegunTurn {
     meter: Arc<TurnMeter>,
-    sampling: Sampling,
+    generation: Generation,
     hold: Hold,
     credit: Arc<Semaphore>,
+    ended: CancellationToken,
 }
 
 fn reply_info(job: Option<JobId>, checked: &Checked) -> ReplyInfo {

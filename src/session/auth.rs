@@ -14,6 +14,8 @@ use crate::units::{Address, JobId, Millis};
 
 /// Unexpired challenges and tokens kept at most, each.
 const KEPT_MAX: usize = 16_384;
+/// The same for one job; one more takes the oldest's place, so that nobody fills the desk alone.
+const KEPT_MAX_PER_JOB: usize = 8;
 
 /// A challenge to be signed as an EIP-191 personal message by the depositor.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,6 +72,7 @@ impl AuthDesk {
         let expires_at = now.saturating_add(lifetime);
         let mut kept = self.kept();
         kept.challenges.retain(|_, (_, expiry)| *expiry > now);
+        make_room(&mut kept.challenges, job);
         if kept.challenges.len() >= KEPT_MAX {
             return None;
         }
@@ -89,6 +92,7 @@ impl AuthDesk {
         let expires_at = now.saturating_add(lifetime);
         let mut kept = self.kept();
         kept.tokens.retain(|_, (_, expiry)| *expiry > now);
+        make_room(&mut kept.tokens, job);
         if kept.tokens.len() >= KEPT_MAX {
             return None;
         }
@@ -104,6 +108,17 @@ impl AuthDesk {
 
     fn kept(&self) -> std::sync::MutexGuard<'_, Kept> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Drops a job's oldest entries until one more fits its share.
+fn make_room<K: Clone + Eq + std::hash::Hash>(kept: &mut HashMap<K, (JobId, Millis)>, job: JobId) {
+    let of_job = kept.iter().filter(|(_, (owner, _))| *owner == job);
+    let mut ages: Vec<(Millis, K)> = of_job.map(|(key, (_, at))| (*at, key.clone())).collect();
+    ages.sort_by_key(|(expiry, _)| *expiry);
+    let surplus = ages.len().saturating_add(1).saturating_sub(KEPT_MAX_PER_JOB);
+    for (_, key) in ages.into_iter().take(surplus) {
+        kept.remove(&key);
     }
 }
 
@@ -149,5 +164,19 @@ mod tests {
         assert!(!desk.admits(job(8), token, Millis::new(9)));
         assert!(!desk.admits(job(7), token, Millis::new(10)));
         assert!(!desk.admits(job(7), "guess", Millis::new(0)));
+    }
+
+    #[test]
+    fn one_job_fills_its_own_share_of_the_desk_only() {
+        let desk = AuthDesk::default();
+        let at = |time: usize| Millis::new(u64::try_from(time).unwrap());
+        let ask = |time| desk.challenge(scope(7), at(time), Millis::new(1_000)).unwrap().text;
+        let texts: Vec<String> = (0..=KEPT_MAX_PER_JOB).map(ask).collect();
+        assert!(!desk.redeem(job(7), &texts[0], at(9)), "the oldest gave way");
+        assert!(desk.redeem(job(7), &texts[1], at(9)));
+        let issue = |time| desk.issue(job(7), at(time), Millis::new(1_000)).unwrap();
+        let tokens: Vec<_> = (0..=KEPT_MAX_PER_JOB).map(issue).collect();
+        let admits = |token: &IssuedToken| desk.admits(job(7), token.token.expose_secret(), at(9));
+        assert!(!admits(&tokens[0]) && admits(&tokens[KEPT_MAX_PER_JOB]));
     }
 }

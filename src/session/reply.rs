@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
 
 use super::tracker::{CREDIT_TOKENS, Hold};
 use super::turn::TurnMeter;
@@ -98,6 +99,8 @@ pub struct Reply {
     completion_tokens: u32,
     /// What the request may make; `None` in free mode.
     hold: Option<Hold>,
+    /// The session is over on chain, or halted: what is made from now on would never be paid.
+    ended: CancellationToken,
 }
 
 impl Reply {
@@ -110,6 +113,7 @@ impl Reply {
             pending: None,
             completion_tokens: 0,
             hold: parts.hold,
+            ended: parts.ended,
         }
     }
 
@@ -131,6 +135,9 @@ impl Reply {
     /// must not be called again. Cancel-safe: what was taken from the engine is kept.
     pub async fn next(&mut self) -> ReplyEvent {
         loop {
+            if self.ended.is_cancelled() {
+                return ReplyEvent::End(self.end(&EngineFinish::Cancelled, String::new()));
+            }
             if self.pending.is_none() {
                 self.pending = Some(self.take_event().await);
             }
@@ -178,10 +185,14 @@ impl Reply {
     }
 
     async fn take_event(&mut self) -> EngineEvent {
-        self.generation.next().await.unwrap_or_else(|| EngineEvent::Finished {
-            reason: EngineFinish::Failed("the engine vanished".into()),
-            tail_text: String::new(),
-        })
+        let finished = |reason| EngineEvent::Finished { reason, tail_text: String::new() };
+        tokio::select! {
+            biased;
+            () = self.ended.cancelled() => finished(EngineFinish::Cancelled),
+            event = self.generation.next() => event.unwrap_or_else(|| {
+                finished(EngineFinish::Failed("the engine vanished".into()))
+            }),
+        }
     }
 
     /// The pending token and those that are there already, as far as the credit reaches.
@@ -243,4 +254,5 @@ pub(super) struct ReplyParts {
     pub credit: Arc<Semaphore>,
     /// `None` in free mode.
     pub hold: Option<Hold>,
+    pub ended: CancellationToken,
 }

@@ -8,9 +8,10 @@ use std::sync::Arc;
 
 use dashmap::DashMap;
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 use crate::billing::{Account, AccountFault, Entry};
-use crate::chain::ChainJob;
+use crate::chain::{ChainJob, JobStatus};
 use crate::units::{JobId, Millis, TokenCount, TurnNo};
 
 /// Tokens of a job that may be delivered but not yet durable
@@ -65,6 +66,7 @@ pub(super) struct Reservation {
     pub hold: Hold,
     pub turn: TurnNo,
     pub credit: Arc<Semaphore>,
+    pub ended: CancellationToken,
 }
 
 /// Why nothing was reserved.
@@ -96,6 +98,8 @@ struct Live {
     /// Reserved by running requests and not yet delivered.
     held: TokenCount,
     credit: Arc<Semaphore>,
+    /// Ends running answers: the session is over on chain, or halted.
+    ended: CancellationToken,
     running: u32,
     connections: u32,
     quiet_since: Millis,
@@ -117,6 +121,7 @@ impl Live {
             in_flight: TokenCount::ZERO,
             held: TokenCount::ZERO,
             credit: Arc::new(Semaphore::new(CREDIT_TOKENS)),
+            ended: CancellationToken::new(),
             running: 0,
             connections: 0,
             quiet_since: now,
@@ -194,6 +199,18 @@ impl Tracker {
     /// Keeps a reading of the chain. Only jobs that are tracked have one.
     pub fn observe(&self, snapshot: Snapshot) {
         if let Some(mut live) = self.live.get_mut(&snapshot.job.id) {
+            match snapshot.job.status {
+                // A reorg may bring a session back to life.
+                JobStatus::Active if live.phase() != Phase::Halted => {
+                    if live.ended.is_cancelled() {
+                        live.ended = CancellationToken::new();
+                    }
+                }
+                JobStatus::Active => {}
+                JobStatus::Completed | JobStatus::TimedOut | JobStatus::Ended(_) => {
+                    live.ended.cancel();
+                }
+            }
             live.snapshot = Some(snapshot);
         }
     }
@@ -275,6 +292,9 @@ impl Tracker {
             Phase::Settling | Phase::Completed => return Err(ReserveError::Closed),
             Phase::Halted => return Err(ReserveError::Halted),
         }
+        if live.ended.is_cancelled() {
+            return Err(ReserveError::Closed);
+        }
         let committed = live.committed();
         let mut left = limits.affordable.saturating_sub(committed);
         if left == TokenCount::ZERO {
@@ -292,7 +312,8 @@ impl Tracker {
         let turn = TurnNo::new(live.turn_next);
         live.turn_next = live.turn_next.saturating_add(1);
         let hold = Hold { tokens, is_short: tokens < wanted };
-        Ok(Reservation { hold, turn, credit: Arc::clone(&live.credit) })
+        let (credit, ended) = (Arc::clone(&live.credit), live.ended.clone());
+        Ok(Reservation { hold, turn, credit, ended })
     }
 
     /// Tokens moved from a request's hold to the client.
@@ -322,7 +343,13 @@ impl Tracker {
                 .or_insert_with(|| Live::new(Account::new(entry.job), now));
             if let Err(fault) = live.account.apply(entry) {
                 live.is_faulty = true;
+                live.in_flight = live.in_flight.saturating_sub(tokens);
+                live.ended.cancel();
                 return Err(fault);
+            }
+            if matches!(live.phase(), Phase::Halted | Phase::Completed) {
+                live.ended.cancel();
+                live.conversation = Vec::new();
             }
             live.turn_next = live.turn_next.max(live.account.turn_next().get());
         }

@@ -196,7 +196,8 @@ impl Drop for TurnMeter {
             // The next start ends open turns: only the reason is lost.
             tracing::error!(job = %paid.job, %error, "end of turn not recorded");
         }
-        if let Some(prompt) = &paid.conversation {
+        // Where nothing was said the turn did not happen: the client will ask again.
+        if let Some(prompt) = paid.conversation.as_ref().filter(|_| !spoken.is_empty()) {
             let ids = prompt.iter().copied().chain(spoken).collect();
             paid.books.tracker.set_conversation(paid.job, ids);
         }

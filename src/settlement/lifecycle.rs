@@ -2,6 +2,7 @@
 //!
 //! Never completes while a proof is in flight, and closes the door for prompts before it signs.
 
+use super::watch::Step;
 use super::{Settlement, StepError, View};
 use crate::billing::{Account, Purpose, TxState};
 use crate::chain::{Call, ChainJob};
@@ -23,12 +24,12 @@ impl Settlement {
         view: &View,
     ) -> Result<(), StepError> {
         let job = account.job();
-        if !self.watch.may_try(job, view.head.number) {
-            return Ok(());
-        }
         let is_closing = self.is_closing(job, view.now);
         let plan = self.plan(account, known, view).await?;
         match plan {
+            ClaimPlan::Claim(_) if !self.watch.may_try(job, Step::Claim, view.head.number) => {
+                Ok(())
+            }
             ClaimPlan::Claim(tokens) => self.submit_claim(account, tokens, is_closing, view).await,
             ClaimPlan::Wait(wait) => {
                 tracing::trace!(%job, ?wait, "no claim");
@@ -109,7 +110,8 @@ impl Settlement {
     /// door again.
     async fn complete(&mut self, planned: &Account, view: &View) -> Result<(), StepError> {
         let job = planned.job();
-        if !self.books.tracker.begin_settling(job) {
+        let may_try = self.watch.may_try(job, Step::Complete, view.head.number);
+        if !may_try || !self.books.tracker.begin_settling(job) {
             return Ok(());
         }
         let unchanged = self.books.tracker.account(job).as_ref() == Some(planned);

@@ -229,8 +229,13 @@ impl Settlement {
         };
         let read_at = view.now;
         self.books.tracker.observe(crate::session::Snapshot { job: known.clone(), read_at });
+        let rejected_before = self.rejected_count(job);
         self.reconcile(job, view).await?;
         let Some(account) = self.books.tracker.account(job) else { return Ok(()) };
+        if self.rejected_count(job) != rejected_before {
+            // `known` was read before the rejection: claim again on a reading made after it.
+            return Ok(());
+        }
         if let Some(why) = disagreement(&account, known.tokens_used) {
             return self.suspect(job, view, why).await;
         }
@@ -240,6 +245,12 @@ impl Settlement {
         }
         self.watch.runs(job);
         self.claim_or_complete(&account, &known, view).await
+    }
+
+    fn rejected_count(&self, job: JobId) -> usize {
+        let is_rejected = |tx: &&crate::billing::Tx| matches!(tx.state, TxState::Rejected(_));
+        let account = self.books.tracker.account(job);
+        account.map_or(0, |account| account.txs().iter().filter(is_rejected).count())
     }
 
     fn confirmations(&self) -> u64 {

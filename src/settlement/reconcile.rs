@@ -162,10 +162,8 @@ impl Settlement {
     }
 
     async fn waiting(&mut self, job: JobId, tx: &Tx, view: &View) -> Result<(), StepError> {
-        if self.watch.waits_for(tx.nonce, view.now) >= self.rules.reprice_after {
-            self.reprice(job, tx).await?;
-        }
-        Ok(())
+        self.watch.is_ours(tx.nonce);
+        self.press(job, tx, view).await
     }
 
     async fn absent(&mut self, job: JobId, tx: &Tx, view: &View) -> Result<(), StepError> {
@@ -177,9 +175,29 @@ impl Settlement {
             }
             return Ok(());
         }
-        let Some(attempt) = tx.attempts.last() else { return Ok(()) };
-        let signed = SignedTx { hash: attempt.hash, raw: attempt.raw.clone() };
-        if self.send(job, tx.nonce, &signed).await == Broadcast::Underpriced {
+        self.watch.is_ours(tx.nonce);
+        // Newest first; where it is refused for good, say for want of funds, an earlier and
+        // cheaper attempt may still be taken.
+        for attempt in tx.attempts.iter().rev() {
+            let signed = SignedTx { hash: attempt.hash, raw: attempt.raw.clone() };
+            match self.send(job, tx.nonce, &signed).await {
+                Broadcast::Rejected(_) => {}
+                Broadcast::Underpriced => return self.reprice(job, tx).await,
+                Broadcast::Accepted
+                | Broadcast::AlreadyKnown
+                | Broadcast::NonceUsed
+                | Broadcast::Unknown(_) => break,
+            }
+        }
+        // An endpoint that never shows what is pending must not keep us from raising the fee.
+        self.press(job, tx, view).await
+    }
+
+    /// Raises the fee of a transaction that has waited long enough, if it is the one the chain
+    /// waits for: behind a lower nonce of ours no fee helps.
+    async fn press(&mut self, job: JobId, tx: &Tx, view: &View) -> Result<(), StepError> {
+        let has_waited = self.watch.waits_for(tx.nonce, view.now) >= self.rules.reprice_after;
+        if has_waited && tx.nonce == view.wallet.nonce_mined {
             self.reprice(job, tx).await?;
         }
         Ok(())

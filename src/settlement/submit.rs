@@ -6,6 +6,7 @@
 
 use metrics::counter;
 
+use super::watch::Step;
 use super::{Settlement, StepError, View};
 use crate::billing::{Account, Attempt, ClaimBody, Fact, Purpose, Tx};
 use crate::chain::{Broadcast, Call, DryRun, Fees, PrepareError, SignedTx, TxSpec};
@@ -20,6 +21,10 @@ const GAS_HEADROOM_PERCENT: u64 = 130;
 
 /// Replacement must raise both fees by at least a tenth in common clients; an eighth is safe.
 const REPRICE_PERCENT: u128 = 113;
+
+/// A chain that stands still asks for no higher fee: past this multiple of the market's present
+/// fees a transaction only waits.
+const REPRICE_MARKET_MULTIPLE: u128 = 4;
 
 impl Settlement {
     /// Claims `tokens` for a job.
@@ -57,15 +62,19 @@ impl Settlement {
         purpose: Purpose,
         view: &View,
     ) -> Result<bool, StepError> {
+        let step = match purpose {
+            Purpose::Claim(_) => Step::Claim,
+            Purpose::Complete => Step::Complete,
+        };
         let gas = match self.chain.dry_run(&call).await? {
             DryRun::Succeeds(gas) => gas,
             DryRun::Reverts(words) => {
                 tracing::warn!(%job, words, "the chain would refuse this call");
-                self.watch.refuse(job, view.head.number);
+                self.watch.refuse(job, step, view.head.number);
                 return Ok(false);
             }
         };
-        self.watch.accept(job);
+        self.watch.accept(job, step);
         let spec = TxSpec {
             nonce: self.nonce_floor.max(view.wallet.nonce_mined),
             fees: self.capped(self.chain.fees().await?),
@@ -121,8 +130,13 @@ impl Settlement {
             fee_max: current.fee_max.max(raised(last.fee_max)),
             tip_max: current.tip_max.max(raised(last.tip_max)),
         };
+        let ceiling = current.fee_max.get().saturating_mul(REPRICE_MARKET_MULTIPLE);
         let fees = self.capped(wanted);
         self.watch.moved(tx.nonce);
+        if wanted.fee_max.get() > ceiling {
+            tracing::warn!(%job, nonce = %tx.nonce, "paid far above the market already: waiting");
+            return Ok(());
+        }
         if fees.fee_max < raised(last.fee_max) || fees.tip_max < raised(last.tip_max) {
             tracing::warn!(%job, nonce = %tx.nonce, "the fee ceiling forbids a replacement");
             return Ok(());
@@ -201,7 +215,7 @@ impl Settlement {
             account.claims().map(|(claim, _)| claim).filter(same).collect();
         let seq = earlier.last().map_or_else(|| account.seq_next(), |claim| claim.seq);
         let tried = u32::try_from(earlier.len()).unwrap_or(u32::MAX);
-        let salt = tried.saturating_add(self.watch.refusals(account.job()));
+        let salt = tried.saturating_add(self.watch.refusals(account.job(), Step::Claim));
         (seq, u16::try_from(salt).unwrap_or(u16::MAX))
     }
 }

@@ -6,6 +6,15 @@ use std::collections::BTreeMap;
 
 use crate::units::{BlockNumber, JobId, Millis, WalletNonce};
 
+/// What a dry run was for: a completion that the chain refuses must not hold up claims.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Step {
+    /// A claim.
+    Claim,
+    /// The completion.
+    Complete,
+}
+
 /// Patience by job and by transaction.
 #[derive(Debug, Default)]
 pub(super) struct Watch {
@@ -18,7 +27,7 @@ pub(super) struct Watch {
     /// Since when a transaction waits at its present fees.
     waits_since: BTreeMap<WalletNonce, Millis>,
     /// Refused dry runs in a row, and the block before which none is tried again.
-    refused: BTreeMap<JobId, (u32, BlockNumber)>,
+    refused: BTreeMap<(JobId, Step), (u32, BlockNumber)>,
 }
 
 impl Watch {
@@ -47,6 +56,12 @@ impl Watch {
         age(*self.foreign_since.entry(nonce).or_insert(head), head)
     }
 
+    /// An attempt of ours may still be mined: whatever was seen of a foreign one was a lagging
+    /// endpoint.
+    pub fn is_ours(&mut self, nonce: WalletNonce) {
+        self.foreign_since.remove(&nonce);
+    }
+
     /// Milliseconds for which a transaction has waited at its present fees.
     pub fn waits_for(&mut self, nonce: WalletNonce, now: Millis) -> Millis {
         now.saturating_sub(*self.waits_since.entry(nonce).or_insert(now))
@@ -59,25 +74,25 @@ impl Watch {
     }
 
     /// Dry runs refused in a row.
-    pub fn refusals(&self, job: JobId) -> u32 {
-        self.refused.get(&job).map_or(0, |(count, _)| *count)
+    pub fn refusals(&self, job: JobId, step: Step) -> u32 {
+        self.refused.get(&(job, step)).map_or(0, |(count, _)| *count)
     }
 
     /// Whether a dry run may be tried at this head.
-    pub fn may_try(&self, job: JobId, head: BlockNumber) -> bool {
-        self.refused.get(&job).is_none_or(|(_, until)| head >= *until)
+    pub fn may_try(&self, job: JobId, step: Step, head: BlockNumber) -> bool {
+        self.refused.get(&(job, step)).is_none_or(|(_, until)| head >= *until)
     }
 
     /// A dry run was refused: the next waits 1, 2, 4 … 64 blocks.
-    pub fn refuse(&mut self, job: JobId, head: BlockNumber) {
-        let count = self.refusals(job).saturating_add(1);
+    pub fn refuse(&mut self, job: JobId, step: Step, head: BlockNumber) {
+        let count = self.refusals(job, step).saturating_add(1);
         let pause = BlockNumber::new(1 << count.saturating_sub(1).min(6));
-        self.refused.insert(job, (count, head.saturating_add(pause)));
+        self.refused.insert((job, step), (count, head.saturating_add(pause)));
     }
 
     /// A dry run passed.
-    pub fn accept(&mut self, job: JobId) {
-        self.refused.remove(&job);
+    pub fn accept(&mut self, job: JobId, step: Step) {
+        self.refused.remove(&(job, step));
     }
 }
 
@@ -94,16 +109,21 @@ mod tests {
     fn refused_dry_runs_wait_longer_each_time_and_start_anew_after_a_pass() {
         let mut watch = Watch::default();
         let (job, at) = (JobId::new(1).unwrap(), BlockNumber::new);
-        watch.refuse(job, at(10));
-        assert!(!watch.may_try(job, at(10)) && watch.may_try(job, at(11)));
-        watch.refuse(job, at(11));
-        assert!(!watch.may_try(job, at(12)) && watch.may_try(job, at(13)));
+        watch.refuse(job, Step::Claim, at(10));
+        assert!(
+            !watch.may_try(job, Step::Claim, at(10)) && watch.may_try(job, Step::Claim, at(11))
+        );
+        watch.refuse(job, Step::Claim, at(11));
+        assert!(
+            !watch.may_try(job, Step::Claim, at(12)) && watch.may_try(job, Step::Claim, at(13))
+        );
         for _ in 0..100 {
-            watch.refuse(job, at(20));
+            watch.refuse(job, Step::Claim, at(20));
         }
-        assert!(watch.may_try(job, at(84)));
-        watch.accept(job);
-        assert!(watch.may_try(job, at(0)));
+        assert!(watch.may_try(job, Step::Claim, at(84)));
+        assert!(watch.may_try(job, Step::Complete, at(0)), "the other step is free");
+        watch.accept(job, Step::Claim);
+        assert!(watch.may_try(job, Step::Claim, at(0)));
     }
 
     #[test]
