@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tally::billing::{Entry, Fact, TurnEnd};
 use tally::chain::fixed::{DEPOSITOR, FixedChain, FixedWallet};
+use tally::chain::{ChainJob, JobStatus};
 use tally::engine::scripted::{Script, ScriptedEngine};
 use tally::engine::{Engine, EngineFinish};
 use tally::ledger::Ledger;
@@ -14,7 +15,7 @@ use tally::ledger::memory::MemoryLedger;
 use tally::node::wiring;
 use tally::session::{
     BooksParts, Credential, Frame, LegacyAccess, PaidBy, Phase, PromptInput, PromptRequest,
-    Refusal, Reply, ReplyEvent, SessionRules, Sessions, Tracker,
+    Refusal, Reply, ReplyEvent, SessionRules, Sessions, Snapshot, Tracker,
 };
 use tally::units::{JobId, Millis, TokenCount, TurnNo};
 use tokio_util::task::TaskTracker;
@@ -390,6 +391,50 @@ async fn a_job_whose_account_does_not_add_up_is_halted() {
     assert_eq!(desk.tracker.phase(job(1)), Some(Phase::Halted));
     assert_eq!(desk.refusal(1).await, Refusal::Halted(job(1)));
     assert_eq!(desk.begin(2, 5).await.info().job, Some(job(2)), "others go on");
+}
+
+#[tokio::test]
+async fn a_session_that_ends_on_chain_ends_its_running_answers() {
+    let desk = Desk::new().await;
+    desk.engine.hold();
+    let mut streamed = desk.begin(1, 50).await;
+    let whole = desk.begin(1, 50).await;
+    desk.engine.release(1);
+    let seen = desk.tracker.snapshot(job(1)).unwrap();
+    let observe = |status| {
+        let job = ChainJob { status, ..seen.job.clone() };
+        desk.tracker.observe(Snapshot { job, read_at: Millis::ZERO });
+    };
+    // The depositor completes it on chain: what is made from now on would never be paid.
+    observe(JobStatus::Completed);
+    desk.engine.release_all();
+    let ended = loop {
+        match streamed.next().await {
+            ReplyEvent::Frame(frame) => frame.delivered(),
+            ReplyEvent::End(end) => break end,
+        }
+    };
+    assert_eq!(ended.reason, TurnEnd::Cancelled);
+    let (frame, end) = whole.whole().await;
+    assert_eq!(end.reason, TurnEnd::Cancelled);
+    assert!(frame.token_count() < 50);
+    drop((streamed, frame));
+    assert_eq!(desk.refusal(1).await, Refusal::SessionClosed(job(1)));
+    // A reorg brings it back to life.
+    observe(JobStatus::Active);
+    assert_eq!(read(desk.begin(1, 5).await).await, (5, TurnEnd::Length));
+}
+
+#[tokio::test]
+async fn a_prompt_that_the_engine_refuses_leaves_no_trace() {
+    let desk = Desk::new().await;
+    read(desk.begin(1, 5).await).await;
+    let before = (desk.ledger.entries().len(), desk.left(1, 1000));
+    desk.engine.shutdown();
+    let refused = desk.refusal(1).await;
+    assert_eq!(refused, Refusal::Unavailable("the engine does not take work"));
+    assert_eq!((desk.ledger.entries().len(), desk.left(1, 1000)), before);
+    assert!(desk.tracker.begin_settling(job(1)), "nothing runs");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
