@@ -1,7 +1,8 @@
 //! The session service: admits prompts, runs them, meters what was delivered.
 //!
-//! Never waits for the chain while a request runs (a job seen for the first time is looked up
-//! once, before anything starts), never counts what was not delivered. Front-ends know this
+//! Never waits for the chain while a request runs (a job whose reading is older than two seconds is
+//! read again before anything starts; a silent chain is waited for briefly and then done without),
+//! never counts what was not delivered. Front-ends know this
 //! module and nothing below it. Relies on the ledger for durability and on settlement to refresh
 //! what is known of each job.
 

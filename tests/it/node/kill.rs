@@ -90,3 +90,14 @@ async fn a_node_without_grace_cuts_the_answer_and_records_what_was_written() {
     assert_eq!(site.recorded(), tokens_in(&events));
     assert_discreet(&log, &site);
 }
+
+#[tokio::test]
+async fn a_node_killed_before_a_whole_body_was_written_recorded_nothing_of_it() {
+    let site = Site::new().await;
+    let node = site.start(30);
+    let mut client = site.whole(&node, 1500).await;
+    node.wait_for_log("prompt received");
+    node.kill();
+    assert!(!client.read().await, "nothing was written");
+    assert_eq!(site.recorded(), 0);
+}

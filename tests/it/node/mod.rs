@@ -1,4 +1,5 @@
 //! The program itself, with a real model and a real chain, as a process that can be killed.
 
 mod kill;
+mod operator;
 mod process;

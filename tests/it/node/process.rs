@@ -74,7 +74,8 @@ impl Site {
             .env("TALLY_LOG_FILTER", "info,tally=trace,tally_engine=trace")
             .current_dir(self.home.path())
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            .env("TALLY_LAUNCHER_COMPAT", "1")
+            .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
@@ -115,8 +116,17 @@ impl Site {
 
     /// Asks for a stream.
     pub async fn stream(&self, node: &Node, max_tokens: u64) -> Client {
+        self.begin(node, &self.prompt(max_tokens, true)).await
+    }
+
+    /// Asks for an answer in one body.
+    pub async fn whole(&self, node: &Node, max_tokens: u64) -> Client {
+        self.begin(node, &self.prompt(max_tokens, false)).await
+    }
+
+    async fn begin(&self, node: &Node, prompt: &Value) -> Client {
         let mut client = Client::connect(node.address).await;
-        let body = self.prompt(max_tokens, true).to_string();
+        let body = prompt.to_string();
         client.send(&text("POST", "/v1/inference", &[], &body)).await;
         client
     }
@@ -194,6 +204,20 @@ impl Node {
         let address = address.recv();
         let address = address.unwrap_or_else(|_| panic!("{}", log.lock().unwrap().join("\n")));
         Self { child, address, log, ended }
+    }
+
+    /// The first line on stdout; waits for it.
+    pub fn first_line(&mut self) -> String {
+        let mut line = String::new();
+        BufReader::new(self.child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        line
+    }
+
+    /// Waits until a line with this in it was logged.
+    pub fn wait_for_log(&self, part: &str) {
+        while !self.log.lock().unwrap().iter().any(|line| line.contains(part)) {
+            std::thread::yield_now();
+        }
     }
 
     /// `kill -9`.
