@@ -2,9 +2,8 @@
 //!
 //! Never waits for the chain while a request runs (a job whose reading is older than two seconds is
 //! read again before anything starts; a silent chain is waited for briefly and then done without),
-//! never counts what was not delivered. Front-ends know this
-//! module and nothing below it. Relies on the ledger for durability and on settlement to refresh
-//! what is known of each job.
+//! never counts what was not delivered. Front-ends know this module and nothing below it. Relies
+//! on the ledger for durability and on settlement to refresh what is known of each job.
 
 mod admission;
 mod auth;
