@@ -5,8 +5,9 @@ use std::path::Path;
 
 use tally::node::settings::catalog::SETTINGS;
 use tally::node::settings::{
-    Cors, Inputs, InspectSettings, KeySource, LegacyMode, PasswordSource, Settings,
+    Cors, Inputs, InspectSettings, KeySource, Kind, LegacyMode, PasswordSource, Settings,
 };
+use tally_engine::EngineOptions;
 
 const KEY: &str = "4f3edf983ac636a65a842ce7c78d9aa706d3b113bce9c46f30d7d21715b23b1d";
 const MARKETPLACE: &str = "0x1273e6358aa52bb5b160c34bf2e617b745e4a944";
@@ -361,6 +362,25 @@ fn the_document_lists_exactly_the_settings_there_are() {
         rows == expected,
         "docs/config.md does not list the settings; its rows must be:\n{wanted}"
     );
+}
+
+#[test]
+fn the_settings_take_what_the_engine_takes() {
+    type Set = fn(&mut EngineOptions, usize);
+    let options: [(&str, Set); 3] = [
+        ("engine.threads", |options, value| options.threads = value),
+        ("engine.running_max", |options, value| options.running_max = value),
+        ("engine.prefill_chunk", |options, value| options.prefill_chunk = value),
+    ];
+    for (key, set) in options {
+        let setting = SETTINGS.iter().find(|setting| setting.key == key).unwrap();
+        let Kind::Integer { min, max, .. } = setting.kind else { panic!("{key} is no number") };
+        for (value, is_fine) in [(min - 1, false), (min, true), (max, true), (max + 1, false)] {
+            let mut options = EngineOptions::default();
+            set(&mut options, usize::try_from(value).unwrap());
+            assert_eq!(options.check().is_ok(), is_fine, "{key} = {value}");
+        }
+    }
 }
 
 /// Reading a setting into a struct is not yet using it.
