@@ -7,9 +7,8 @@
 FROM rust:1.95-bookworm AS build
 WORKDIR /build
 # Not the whole context: a prebuilt binary in it would make every build of this stage anew.
-COPY Cargo.toml Cargo.lock build.rs* ./
+COPY Cargo.toml Cargo.lock ./
 COPY contracts contracts
-COPY tests tests
 COPY crates crates
 COPY src src
 # Named in the VERSION line of the log; the context has no .git to read them from.
@@ -24,7 +23,8 @@ FROM debian:bookworm-slim AS runtime
 RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates curl \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin tally \
+    && useradd --uid 10001 --user-group --no-create-home --home-dir /var/lib/tally \
+        --shell /usr/sbin/nologin tally \
     && install -d -o tally -g tally -m 0750 /var/lib/tally \
     && install -d -m 0755 /models /etc/tally
 ENV TALLY_LISTEN=0.0.0.0:8080 \
@@ -49,7 +49,9 @@ RUN ["tally", "--version"]
 FROM node:20-bookworm-slim AS devchain
 WORKDIR /tally
 COPY tools/package.json tools/package-lock.json tools/.npmrc tools/
-RUN cd tools && npm ci --ignore-scripts --no-audit --no-fund
+# The stamp tells scripts/lib/tools.sh that the install is whole; it would be done again at each start.
+RUN cd tools && npm ci --ignore-scripts --no-audit --no-fund \
+    && cat package.json package-lock.json > node_modules/.tally-pins
 COPY contracts contracts
 COPY scripts scripts
 RUN install -d -o node -g node /chain && chown -R node:node /tally/tools

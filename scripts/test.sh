@@ -16,6 +16,8 @@ cd "$TALLY_ROOT"
 need_cargo
 need_commands cc=build-essential git=git curl=curl jq=jq python3=python3 unzip=unzip
 need_tools
+cargo clippy --version >/dev/null 2>&1 && cargo fmt --version >/dev/null 2>&1 ||
+    die "clippy and rustfmt are needed: rustup component add clippy rustfmt"
 PYTHON=$(project_python)
 export PYTHON
 

@@ -2,7 +2,7 @@
 //!
 //! Everything serves one sentence: **claimed ≤ recorded ≤ delivered ≤ affordable by the deposit**,
 //! at every instant, across every crash. `docs/ARCHITECTURE.md` draws the flow; layers, from the
-//! bottom up (imports point down, `tests/tidy.rs` checks it):
+//! bottom up (imports point down, `tests/tidy/` checks it):
 //!
 //! - [`units`], [`telemetry`]: numbers and ids as types; names of metrics.
 //! - [`billing`], [`claim`], [`proof`]: pure rules. No I/O, no async, no clock.

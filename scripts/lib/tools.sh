@@ -33,7 +33,8 @@ need_node() {
     local major
     major=$(node -p 'process.versions.node.split(".")[0]')
     [ "$major" -ge "$TALLY_NODE_MAJOR_MIN" ] ||
-        die "node $TALLY_NODE_MAJOR_MIN or later is needed, found $(node --version)"
+        die "node $TALLY_NODE_MAJOR_MIN or later is needed, found $(node --version); Debian 12 and
+    Ubuntu 24.04 have it (sudo apt-get install -y nodejs npm), else https://nodejs.org/en/download"
 }
 
 # Makes sure that tools/node_modules holds what tools/package-lock.json pins. Two callers at once

@@ -11,10 +11,11 @@ use clap::{Arg, ArgMatches, Args, Command, FromArgMatches, Parser, Subcommand};
 
 use super::settings::catalog::{Fallback, SETTINGS, Setting};
 use super::settings::{Inputs, Kind};
+use super::version;
 
 /// Host node of a blockchain-paid LLM marketplace.
 #[derive(Parser, Clone)]
-#[command(name = "tally", version, about, propagate_version = true)]
+#[command(name = "tally", version = version::text(), about, propagate_version = true)]
 pub struct Cli {
     /// Settings file; by default TALLY_CONFIG, else ./tally.toml where there is one.
     #[arg(long, global = true, value_name = "PATH")]

@@ -123,7 +123,7 @@ fn ledger_path(data_dir: &std::path::Path, chain: Option<&ChainSettings>) -> Pat
 pub struct ModelSettings {
     /// The weight file. Whether it exists is the loader's to say.
     pub path: PathBuf,
-    /// The name clients send; `None`: the GGUF's own, else the file's.
+    /// The name clients send; `None`: the file's without its ending.
     pub name: Option<String>,
     /// Hub repository: first half of the registry's model id.
     pub repo: Option<String>,
@@ -136,7 +136,7 @@ pub struct ModelSettings {
 /// The engine's room.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EngineSettings {
-    /// Threads of the forward pass; by default all cores.
+    /// Threads of the forward pass; by default all cores, as far as the engine takes them.
     pub threads: usize,
     /// Bytes of the KV cache.
     pub kv_memory_bytes: u64,
@@ -152,7 +152,7 @@ pub struct EngineSettings {
 /// marketplace names; without a model registry, models are not checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChainSettings {
-    /// Endpoints, first choice first; never empty.
+    /// Endpoints, first choice first; never empty. Only the first is used today.
     pub rpc_urls: Vec<RpcUrl>,
     /// eip155 id the endpoints must report.
     pub chain_id: u64,
@@ -162,7 +162,7 @@ pub struct ChainSettings {
     pub node_registry: Option<Address>,
     /// ModelRegistry.
     pub model_registry: Option<Address>,
-    /// ProofSystem.
+    /// ProofSystem; known only to be refused where the marketplace is meant.
     pub proof_system: Option<Address>,
     /// HostEarnings.
     pub host_earnings: Option<Address>,
@@ -238,8 +238,6 @@ pub struct ApiSettings {
     pub cors: Cors,
     /// Largest body and WebSocket message, bytes.
     pub body_max_bytes: usize,
-    /// Frames that may wait for a peer that does not read.
-    pub ws_queue_frames: usize,
     /// Pause between WebSocket pings.
     pub ping: Duration,
 }

@@ -35,6 +35,16 @@ async fn a_node_without_settings_stops_with_the_list_of_what_is_missing() {
 }
 
 #[tokio::test]
+async fn the_version_names_what_a_deployment_looks_for_in_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = tally(dir.path(), &["--version"], &[]).await;
+    let line = tally::node::version::line();
+    assert!(run.ok, "{}", run.err);
+    assert_eq!(run.out.trim_end().replacen("tally", "VERSION", 1), line);
+    assert!(line.contains(" commit ") && line.contains(" built "), "{line}");
+}
+
+#[tokio::test]
 async fn without_arguments_only_a_launcher_starts_a_node() {
     let dir = tempfile::tempdir().unwrap();
     let run = tally(dir.path(), &[], &[]).await;

@@ -5,8 +5,9 @@ use std::path::Path;
 
 use tally::node::settings::catalog::SETTINGS;
 use tally::node::settings::{
-    Cors, Inputs, InspectSettings, KeySource, LegacyMode, PasswordSource, Settings,
+    Cors, Inputs, InspectSettings, KeySource, Kind, LegacyMode, PasswordSource, Settings,
 };
+use tally_engine::EngineOptions;
 
 const KEY: &str = "4f3edf983ac636a65a842ce7c78d9aa706d3b113bce9c46f30d7d21715b23b1d";
 const MARKETPLACE: &str = "0x1273e6358aa52bb5b160c34bf2e617b745e4a944";
@@ -129,6 +130,7 @@ fn a_file_can_hold_every_kind_of_value() {
     assert_eq!(settings.model.aliases["tiny-vicuna"], "smollm2");
     let chain = settings.chain.unwrap();
     assert_eq!(chain.rpc_urls.len(), 2);
+    assert_says(&settings.notes[0], &["chain.rpc_urls", "only the first is used"]);
     assert_eq!(chain.marketplace.to_string(), MARKETPLACE);
     assert_eq!(settings.api.cors, Cors::Listed(vec!["https://app.example".into()]));
     let by_environment = |key: KeySource| {
@@ -363,16 +365,66 @@ fn the_document_lists_exactly_the_settings_there_are() {
 }
 
 #[test]
+fn the_settings_take_what_the_engine_takes() {
+    type Set = fn(&mut EngineOptions, usize);
+    let options: [(&str, Set); 3] = [
+        ("engine.threads", |options, value| options.threads = value),
+        ("engine.running_max", |options, value| options.running_max = value),
+        ("engine.prefill_chunk", |options, value| options.prefill_chunk = value),
+    ];
+    for (key, set) in options {
+        let setting = SETTINGS.iter().find(|setting| setting.key == key).unwrap();
+        let Kind::Integer { min, max, .. } = setting.kind else { panic!("{key} is no number") };
+        for (value, is_fine) in [(min - 1, false), (min, true), (max, true), (max + 1, false)] {
+            let mut options = EngineOptions::default();
+            set(&mut options, usize::try_from(value).unwrap());
+            assert_eq!(options.check().is_ok(), is_fine, "{key} = {value}");
+        }
+    }
+}
+
+/// Reading a setting into a struct is not yet using it.
+#[test]
+fn every_setting_is_used_where_the_node_is_put_together() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/node");
+    let read = |name: &str| std::fs::read_to_string(root.join(name)).unwrap();
+    let users = [
+        "access.rs",
+        "commands.rs",
+        "doctor.rs",
+        "logging.rs",
+        "preflight.rs",
+        "serve.rs",
+        "status.rs",
+        "wiring.rs",
+    ];
+    let code: String = users.into_iter().map(read).collect();
+    let is_used = |name: &str| {
+        code.match_indices(&format!(".{name}")).any(|(at, found)| {
+            let next = code[at + found.len()..].chars().next();
+            next.is_none_or(|next| !next.is_alphanumeric() && next != '_' && next != '(')
+        })
+    };
+    let structs = read("settings.rs");
+    let fields = structs.lines().filter_map(|line| line.strip_prefix("    pub "));
+    let fields = fields.filter(|line| !line.starts_with("fn "));
+    let fields = fields.filter_map(|line| Some(line.split_once(": ")?.0));
+    // What is free has no chain, and that is what is asked for.
+    let fields = fields.filter(|name| *name != "free");
+    let (used, unused): (Vec<_>, Vec<_>) = fields.partition(|name| is_used(name));
+    assert!(used.len() > 40, "the structs are written in another way: {used:?}");
+    assert!(unused.is_empty(), "settings that nothing uses: {unused:?}");
+}
+
+#[test]
 fn the_example_files_hold() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let file = std::fs::read_to_string(root.join("deploy/tally.example.toml")).unwrap();
     let env = std::fs::read_to_string(root.join(".env.example")).unwrap();
-    let case = Case::new(&[("TALLY_HOST_PASSWORD", "pw")]).file("tally.toml", &file);
-    case.load();
+    Case::new(&[]).file("tally.toml", &file).load();
     // Every line that is commented out is a setting as well.
     let all: String = file.lines().map(|line| format!("{}\n", uncommented(line))).collect();
-    let case = Case::new(&[("TALLY_HOST_PASSWORD", "pw")]).file("tally.toml", &all);
-    case.load();
+    Case::new(&[]).file("tally.toml", &all).load();
     Case::new(&[]).file(".env", &env).load();
 }
 

@@ -169,6 +169,20 @@ class Image(unittest.TestCase):
             self.assertTrue(stages()[stage][0].startswith("FROM runtime AS"))
             self.assertNotIn("USER root", stages()[stage])
 
+    def test_the_users_home_is_a_folder_of_its_own_that_it_may_write(self):
+        # The node keeps its wallet's lock under the home folder.
+        setup = next(line for line in stages()["runtime"] if "useradd" in line)
+        home = re.search(r"--home-dir (\S+)", setup)[1]
+        self.assertRegex(setup, rf"install -d -o tally -g tally -m 0750 {home}( |$)")
+        self.assertIn(f'VOLUME ["{home}"]', stages()["runtime"])
+
+    def test_the_development_chain_starts_without_installing_its_tools_again(self):
+        install = next(line for line in stages()["devchain"] if "npm ci" in line)
+        self.assertRegex(install, r"cat package.json package-lock.json > node_modules/.tally-pins$")
+        tools = (ROOT / "scripts/lib/tools.sh").read_text()
+        self.assertIn('cat "$TALLY_TOOLS/package.json" "$TALLY_TOOLS/package-lock.json"', tools)
+        self.assertIn("node_modules/.tally-pins", tools)
+
     def test_the_health_check_asks_for_a_status_and_reads_the_answer(self):
         check = next(line for line in stages()["runtime"] if line.startswith("HEALTHCHECK"))
         for part in ("curl -fsS", "/health", '"(healthy|degraded)"', "exit 1"):

@@ -83,7 +83,8 @@ class FetchModel(ScriptCase):
     def test_from_a_hub_the_nodes_own_command_is_asked(self):
         model = self.home / "model.gguf"
         model.write_text("weights")
-        call = '[ "$*" = "model pull org/repo a.gguf" ]'
+        folder = self.home / "models"
+        call = f'[ "$*" = "model pull org/repo a.gguf --dir {folder}" ]'
         self.program("tally", f"{call} && echo note && echo {model}")
         done = self.fetch("--hub", "org/repo", "a.gguf")
         self.assertEqual((done.returncode, done.stdout), (0, f"{model}\n"), done.stderr)

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use super::error::{Problem, SettingsError};
 use super::read::Reader;
+use super::table::THREADS_MAX;
 use super::wallet::is_private_key;
 use super::{
     ApiSettings, ChainSettings, ContractPin, Cors, DEV_CHAIN_ID, EngineSettings, InspectSettings,
@@ -23,11 +24,12 @@ pub(super) fn settings(inputs: &sources::Inputs) -> Result<Settings, SettingsErr
 fn build(
     inputs: &sources::Inputs,
     mut reader: Reader,
-    notes: Vec<String>,
+    mut notes: Vec<String>,
 ) -> (Result<Settings, SettingsError>, Reader) {
     let r = &mut reader;
     let free = r.switch("free").unwrap_or_default();
     let chain = chain(r, free);
+    notes.extend(chain.as_ref().and_then(spare_endpoints));
     let key = key(r);
     if key.is_none() && !free {
         require_key(r);
@@ -118,6 +120,14 @@ fn chain(reader: &mut Reader, free: bool) -> Option<ChainSettings> {
     is_whole.then_some(chain)
 }
 
+/// What the operator should know who gave more endpoints than are used.
+fn spare_endpoints(chain: &ChainSettings) -> Option<String> {
+    let count = chain.rpc_urls.len();
+    (count > 1).then(|| {
+        format!("chain.rpc_urls names {count} endpoints; only the first is used by this version")
+    })
+}
+
 /// A free node with a chain set up would give away what somebody meant to sell.
 fn refuse_chain(reader: &mut Reader) {
     let keys = super::catalog::SETTINGS.iter().map(|setting| setting.key);
@@ -186,7 +196,8 @@ fn model(reader: &mut Reader) -> ModelSettings {
 }
 
 fn engine(reader: &mut Reader) -> EngineSettings {
-    let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let most = usize::try_from(THREADS_MAX).unwrap_or(usize::MAX);
+    let cores = || std::thread::available_parallelism().map_or(1, |count| count.get().min(most));
     EngineSettings {
         threads: reader.integer("engine.threads").unwrap_or_else(cores),
         kv_memory_bytes: reader.integer("engine.kv_memory_bytes").unwrap_or_default(),
@@ -260,7 +271,6 @@ fn api(reader: &mut Reader, is_dev_chain: bool) -> ApiSettings {
     ApiSettings {
         cors,
         body_max_bytes: reader.integer("api.body_max_bytes").unwrap_or_default(),
-        ws_queue_frames: reader.integer("api.ws_queue_frames").unwrap_or_default(),
         ping: reader.seconds("api.ping_seconds"),
     }
 }

@@ -6,6 +6,9 @@
 use super::catalog::{Fallback, Setting};
 use super::kind::Kind;
 
+/// The most threads the engine takes.
+pub(super) const THREADS_MAX: u128 = 256;
+
 /// The settings.
 pub const SETTINGS: &[Setting] = &[
     Setting {
@@ -82,7 +85,7 @@ pub const SETTINGS: &[Setting] = &[
         env: "TALLY_MODEL_NAME",
         alias: None,
         kind: Kind::Text,
-        fallback: Fallback::Computed("name in the GGUF, else the file's name"),
+        fallback: Fallback::Computed("the weight file's name without its ending"),
         about: "Name clients send in `model`",
     },
     Setting {
@@ -117,8 +120,8 @@ pub const SETTINGS: &[Setting] = &[
         flag: Some("engine-threads"),
         env: "TALLY_ENGINE_THREADS",
         alias: None,
-        kind: Kind::Integer { min: 1, max: 1024, unit: "threads" },
-        fallback: Fallback::Computed("all cores"),
+        kind: Kind::Integer { min: 1, max: THREADS_MAX, unit: "threads" },
+        fallback: Fallback::Computed("all cores, 256 at most"),
         about: "Threads of the forward pass",
     },
     Setting {
@@ -135,7 +138,7 @@ pub const SETTINGS: &[Setting] = &[
         flag: Some("engine-running-max"),
         env: "TALLY_ENGINE_RUNNING_MAX",
         alias: None,
-        kind: Kind::Integer { min: 1, max: 4096, unit: "sequences" },
+        kind: Kind::Integer { min: 1, max: 1024, unit: "sequences" },
         fallback: Fallback::Text("16"),
         about: "Sequences that make progress at once",
     },
@@ -153,7 +156,7 @@ pub const SETTINGS: &[Setting] = &[
         flag: Some("engine-prefill-chunk"),
         env: "TALLY_ENGINE_PREFILL_CHUNK",
         alias: None,
-        kind: Kind::Integer { min: 1, max: 65536, unit: "tokens" },
+        kind: Kind::Integer { min: 16, max: 8192, unit: "tokens" },
         fallback: Fallback::Text("128"),
         about: "Prompt tokens read in one step, so that other sequences are not held up",
     },
@@ -164,7 +167,8 @@ pub const SETTINGS: &[Setting] = &[
         alias: Some("RPC_URL"),
         kind: Kind::Urls,
         fallback: Fallback::Required("one or more JSON-RPC endpoints, first choice first"),
-        about: "JSON-RPC endpoints (http or https), first choice first; more than one is advised",
+        about: "JSON-RPC endpoints (http or https), first choice first; only the first is used \
+                today",
     },
     Setting {
         key: "chain.id",
@@ -210,8 +214,8 @@ pub const SETTINGS: &[Setting] = &[
         env: "TALLY_CHAIN_PROOF_SYSTEM",
         alias: Some("CONTRACT_PROOF_SYSTEM"),
         kind: Kind::Address,
-        fallback: Fallback::Computed("what the marketplace names"),
-        about: "ProofSystem contract",
+        fallback: Fallback::None,
+        about: "ProofSystem contract; refused where it is given as the marketplace",
     },
     Setting {
         key: "chain.host_earnings",
@@ -430,15 +434,6 @@ pub const SETTINGS: &[Setting] = &[
         kind: Kind::Bytes { min: 1 << 10, max: 1 << 30 },
         fallback: Fallback::Text("1MiB"),
         about: "Largest request body and WebSocket message",
-    },
-    Setting {
-        key: "api.ws_queue_frames",
-        flag: Some("api-ws-queue-frames"),
-        env: "TALLY_API_WS_QUEUE_FRAMES",
-        alias: None,
-        kind: Kind::Integer { min: 1, max: 65_536, unit: "frames" },
-        fallback: Fallback::Text("64"),
-        about: "Frames that may wait for a peer that does not read, before it is closed",
     },
     Setting {
         key: "api.ping_seconds",
