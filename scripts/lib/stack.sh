@@ -37,11 +37,12 @@ stack_start() {
         --settlement-poll-milliseconds 500 --settlement-confirmations 2
         --settlement-grace-clean-seconds "${STACK_GRACE_CLEAN_SECONDS:-2}"
     )
-    # In the state folder, so that a tally.toml or .env of the user's in the repository is not read;
+    # In the state folder and at home there: a tally.toml or .env of the user's is not read, and a
+    # node of another run, which has the same public key, holds another wallet lock;
     # with exec, so that $! is the node itself.
     (
         cd "$state" || exit
-        TALLY_HOST_PRIVATE_KEY=$key exec "$binary" serve "${arguments[@]}"
+        HOME=$PWD TALLY_HOST_PRIVATE_KEY=$key exec "$binary" serve "${arguments[@]}"
     ) >"$state/node.out" 2>"$STACK_LOG" &
     STACK_NODE_PID=$!
 }

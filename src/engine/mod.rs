@@ -219,6 +219,9 @@ pub trait Engine: Send + Sync {
     /// How busy it is now.
     fn load(&self) -> EngineLoad;
 
+    /// Whether it takes work at all; false once it was shut down or has failed.
+    fn is_healthy(&self) -> bool;
+
     /// Stops the model's threads; running generations end as failed.
     fn shutdown(&self);
 }

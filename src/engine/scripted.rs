@@ -232,6 +232,10 @@ impl Engine for ScriptedEngine {
         EngineLoad { running, ..EngineLoad::default() }
     }
 
+    fn is_healthy(&self) -> bool {
+        !self.lock().is_down
+    }
+
     fn shutdown(&self) {
         let mut shared = self.lock();
         shared.is_down = true;

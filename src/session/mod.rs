@@ -162,6 +162,9 @@ impl Sessions {
         if self.is_closed() {
             issues.push("shutting down");
         }
+        if !self.engine.is_healthy() {
+            issues.push("the engine has stopped");
+        }
         if let Some(paid) = &self.paid_by
             && !paid.books.ledger.is_healthy()
         {

@@ -151,9 +151,10 @@ impl Settlement {
                     tracing::debug!(%job, "step cut short");
                     chain_failed(&error, "job not settled this time");
                 }
-                // Nothing was taken and nothing was sent: the next tick finds the same work.
-                Err(StepError::Ledger(LedgerError::Full)) => {
-                    tracing::warn!(%job, "the ledger's queue is full: not settled this time");
+                // A full queue, or a reading that failed: nothing was written and nothing was sent,
+                // the next tick finds the same work. Only a broken store stops the node.
+                Err(StepError::Ledger(error)) if self.books.ledger.is_healthy() => {
+                    tracing::error!(%job, %error, "not settled this time");
                 }
                 Err(StepError::Ledger(error)) => return Err(error.into()),
             }

@@ -258,6 +258,11 @@ impl Engine {
         EngineLoad { queued, ..mailbox.load }
     }
 
+    /// Whether it takes work: false after [`Engine::shutdown`] and after a panic of its threads.
+    pub fn is_running(&self) -> bool {
+        !self.inner.shared.lock().is_stopping
+    }
+
     /// Tells the engine that a sink which had no room has some again.
     pub fn wake(&self) {
         self.inner.shared.wake();

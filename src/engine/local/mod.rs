@@ -115,6 +115,10 @@ impl Engine for LocalEngine {
         }
     }
 
+    fn is_healthy(&self) -> bool {
+        self.engine.is_running()
+    }
+
     fn shutdown(&self) {
         self.engine.shutdown();
     }

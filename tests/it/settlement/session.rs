@@ -430,7 +430,9 @@ async fn a_prompt_that_the_engine_refuses_leaves_no_trace() {
     let desk = Desk::new().await;
     read(desk.begin(1, 5).await).await;
     let before = (desk.ledger.entries().len(), desk.left(1, 1000));
+    assert!(desk.sessions.issues().is_empty());
     desk.engine.shutdown();
+    assert_eq!(desk.sessions.issues(), ["the engine has stopped"]);
     let refused = desk.refusal(1).await;
     assert_eq!(refused, Refusal::Unavailable("the engine does not take work"));
     assert_eq!((desk.ledger.entries().len(), desk.left(1, 1000)), before);
