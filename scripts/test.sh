@@ -32,7 +32,7 @@ step "format, lints, layers, dependencies, documents, shell"
 step "contracts"
 ./scripts/test-contracts.sh
 
-step "node and engine"
+step "node and engine; property tests with seed ${PROPTEST_RNG_SEED:-of .cargo/config.toml}"
 cargo test --quiet --workspace --features test-support --no-fail-fast
 
 step "deployment scripts"
@@ -40,6 +40,11 @@ step "deployment scripts"
 
 step "black box on a running node"
 ./scripts/test-black-box.sh
+
+step "the program holds no test adapters"
+target="${CARGO_TARGET_DIR:-target}/debug"
+grep -aq ScriptedEngine "$target"/deps/it-* || die "the adapters' name is in no test: look again"
+if grep -aq ScriptedEngine "$target/tally"; then die "the program was built with test adapters"; fi
 
 step "demo"
 ./scripts/demo.sh
