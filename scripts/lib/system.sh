@@ -17,15 +17,19 @@ need_commands() {
     for pair in "$@"; do
         command -v "${pair%%=*}" >/dev/null || missing+=("${pair#*=}")
     done
-    [ ${#missing[@]} -gt 0 ] || return 0
+    [ ${#missing[@]} -eq 0 ] || install_packages "${missing[@]}"
+}
+
+# Installs Debian packages as root, or dies with the command that would.
+install_packages() {
     if ! command -v apt-get >/dev/null || [ "$(id -u)" != 0 ]; then
-        die "missing packages; install them: sudo apt-get install -y ${missing[*]}"
+        die "missing packages; install them: sudo apt-get install -y $*"
     fi
-    say "installing ${missing[*]} with apt-get"
+    say "installing $* with apt-get"
     {
         apt-get update
-        DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}"
-    } >&2 || die "apt-get could not install ${missing[*]}"
+        DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@"
+    } >&2 || die "apt-get could not install $*"
 }
 
 # Prints the path of a Python that has the pinned packages of tools/requirements.txt, in a virtual
@@ -37,8 +41,8 @@ project_python() {
         if command -v flock >/dev/null; then flock 9; fi
         if ! cmp -s "$pins" "$home/.tally-pins"; then
             say "installing the pinned Python packages into .venv"
-            python3 -m venv --help >/dev/null 2>&1 && python3 -c 'import ensurepip' 2>/dev/null ||
-                need_commands tally-no-such-command=python3-venv
+            # Debian keeps what a virtual environment needs in a package of its own.
+            python3 -c 'import venv, ensurepip' 2>/dev/null || install_packages python3-venv
             rm -rf "$home"
             python3 -m venv "$home" >&2 || exit 1
             "$home/bin/pip" install --quiet --disable-pip-version-check -r "$pins" >&2 || exit 1
