@@ -20,8 +20,8 @@ pub const BUILD_DATE: &str = match option_env!("TALLY_BUILD_DATE") {
     None => "unknown",
 };
 
-/// What `tally --version` says behind the program's name; every word of it stands in [`line`] too,
-/// which is how a deployment recognises the binary that it brought.
+/// What `tally --version` says behind the program's name; every word of it stands in [`line()`]
+/// too, which is how a deployment recognises the binary that it brought.
 #[must_use]
 pub fn text() -> &'static str {
     static TEXT: LazyLock<String> =
