@@ -73,19 +73,19 @@ impl Auditor {
         self.read += entries.len();
         for entry in entries {
             *self.kinds.entry(kind(&entry.fact)).or_insert(0) += 1;
+            let Some(job) = entry.job() else { continue };
             match &entry.fact {
                 Fact::Delivered { turn, position, ids } => {
-                    let next = self.turns.entry((entry.job, turn.get())).or_insert(0);
+                    let next = self.turns.entry((job, turn.get())).or_insert(0);
                     if next != position {
-                        let job = entry.job;
                         return Err(format!("job {job}: {next} expected in {entry:?}"));
                     }
                     let count = u32::try_from(ids.len()).unwrap();
                     *next += count;
-                    self.books.get_mut(&entry.job).unwrap().recorded += u64::from(count);
+                    self.books.get_mut(&job).unwrap().recorded += u64::from(count);
                 }
                 Fact::JobHalted { why } => {
-                    self.books.get_mut(&entry.job).unwrap().halted = Some(why.clone());
+                    self.books.get_mut(&job).unwrap().halted = Some(why.clone());
                 }
                 _ => {}
             }
@@ -146,7 +146,8 @@ fn kind(fact: &Fact) -> &'static str {
         Fact::TurnStarted(_) => "turns",
         Fact::Delivered { .. } => "deliveries",
         Fact::TxPrepared { purpose: Purpose::Claim(_), .. } => "claims",
-        Fact::TxPrepared { .. } => "completions",
+        Fact::TxPrepared { purpose: Purpose::Complete, .. } => "completions",
+        Fact::TxPrepared { purpose: Purpose::Fill, .. } => "gaps filled",
         Fact::TxRepriced { .. } => "repricings",
         Fact::TxIncluded { .. } => "inclusions",
         Fact::TxReorged { .. } => "reorged",
@@ -154,6 +155,8 @@ fn kind(fact: &Fact) -> &'static str {
         Fact::TxRejected { reason: RejectReason::Reverted, .. } => "reverted",
         Fact::TxRejected { .. } => "nonces taken",
         Fact::JobClosed { .. } => "closed",
+        Fact::JobReopened { .. } => "reopened",
+        Fact::TxCancelled { .. } => "cancelled",
         Fact::JobHalted { .. } => "halted",
         _ => "others",
     }

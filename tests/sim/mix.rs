@@ -39,11 +39,11 @@ pub enum Step {
 
 /// Steps every run has, with the range of their weights.
 const ALWAYS: [(Step, u64, u64); 5] = [
-    (Step::Tick, 12, 30),
+    (Step::Tick, 15, 40),
     (Step::Mine, 8, 25),
     (Step::Advance, 2, 8),
     (Step::Ask, 4, 12),
-    (Step::Read, 20, 60),
+    (Step::Read, 30, 80),
 ];
 
 /// Steps a run may have, with their greatest weights.
@@ -104,7 +104,7 @@ impl Mix {
             habits,
             jobs: rng.between(1, 4),
             clients: rng.between(1, 6),
-            steps: rng.between(60, 500),
+            steps: rng.between(100, 900),
             reorg_depth_max: rng.between(1, 12),
         }
     }
@@ -132,7 +132,6 @@ fn draw_contract(rng: &mut Rng) -> SimRules {
     let unit = if is_early { 1 } else { 1_000 };
     SimRules {
         claim_min: 100,
-        rate_per_second: if is_early { 20 } else { rng.between(10, 2_000) },
         price_unit: PriceUnit::new(unit).unwrap(),
         dispute_window: rng.between(30, 300),
         words_are_single_use: rng.chance(75),

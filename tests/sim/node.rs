@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tally::billing::Account;
+use tally::billing::{Account, Lost};
 use tally::chain::Limits;
 use tally::chain::fixed::FixedWallet;
 use tally::chain::sim::SimChain;
@@ -34,7 +34,7 @@ struct Deaf;
 impl Observer for Deaf {
     fn claim_included(&self, _job: JobId, _tokens: TokenCount, _tx: TxHash) {}
     fn chain_answers(&self, _answers: bool) {}
-    fn session_closed(&self, _job: JobId, _forfeited: TokenCount) {}
+    fn session_closed(&self, _job: JobId, _lost: Lost) {}
 }
 
 type Tick = Pin<Box<dyn Future<Output = (Box<Settlement>, Result<(), SettlementError>)> + Send>>;

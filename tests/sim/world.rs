@@ -254,6 +254,7 @@ impl World {
             price,
             duration_max: if is_short { rng.between(900, 4_000) } else { 864_000 },
             silence_max: if is_loud { 3 * rng.between(100, 1_000) } else { 864_000 },
+            rate_per_second: if unit == 1 { 20 } else { rng.between(10, 2_000) },
             tokens_before: if rng.chance(10) { rng.below(buys) } else { 0 },
         };
         let job = self.machine.chain.open(terms).unwrap();
@@ -400,7 +401,7 @@ impl World {
         }
         for (job, book) in self.auditor.books() {
             if let Some(why) = &book.halted {
-                return Err(format!("job {job} is halted, and nobody lied: {why}"));
+                return Err(format!("job {job} is halted without a cause: {why}"));
             }
         }
         Ok(())
@@ -476,6 +477,10 @@ impl World {
                 what.push(format!("job {job} has an open transaction: {account:?}"));
             }
         }
+        let wallet = self.node().tracker.wallet();
+        if wallet.txs().open().next().is_some() {
+            what.push(format!("the wallet has an open transaction: {wallet:?}"));
+        }
         let (nonce, waiting) = chain.line();
         if waiting > 0 {
             what.push(format!("{waiting} transactions wait, nonce {nonce} is next"));
@@ -487,10 +492,14 @@ impl World {
     fn check_end(&mut self) -> Result<(), String> {
         let ledger = self.node().ledger.clone();
         let replayed = wiring::replay(&*ledger).map_err(|error| error.to_string())?;
+        let wallet = self.node().tracker.wallet();
+        if replayed.wallet != wallet {
+            return Err(format!("wallet: live {wallet:?}, replayed {:?}", replayed.wallet));
+        }
         let books = self.auditor.books().clone();
         for (job, book) in books {
             let live = self.node().account(job);
-            if replayed.get(&job) != live.as_ref() {
+            if replayed.jobs.get(&job) != live.as_ref() {
                 return Err(format!("job {job}: live {live:?}, replayed {replayed:?}"));
             }
             let Some(account) = live.filter(|account| account.terms().is_some()) else { continue };
@@ -503,7 +512,7 @@ impl World {
             if account.confirmed().get() != book.claimed {
                 return Err(format!("job {job}: the chain counts {}: {account:?}", book.claimed));
             }
-            if account.forfeited().map(|forfeited| forfeited.get()) != Some(left) {
+            if account.lost().map(|lost| lost.total().get()) != Some(left) {
                 return Err(format!("job {job}: {left} tokens are left: {account:?}"));
             }
         }

@@ -18,8 +18,6 @@ const WORD_LEN: usize = 32;
 pub struct SimRules {
     /// The smallest claim (rule 3).
     pub claim_min: u64,
-    /// Tokens a second since the last proof (rule 5).
-    pub rate_per_second: u64,
     /// Price unit (rule 6).
     pub price_unit: PriceUnit,
     /// Seconds from the start after which anyone may complete.
@@ -167,7 +165,7 @@ impl Contract {
             return Err(Reverted::BelowMinimum);
         }
         let elapsed = time.saturating_sub(known.last_proof_time.get());
-        if tokens > rules.rate_per_second.saturating_mul(elapsed) {
+        if tokens > known.rate_per_second.saturating_mul(elapsed) {
             return Err(Reverted::Rate);
         }
         // Its own division, not the node's: the two are compared here.
@@ -204,6 +202,8 @@ pub struct SimTerms {
     pub duration_max: u64,
     /// Seconds of silence after which anybody may.
     pub silence_max: u64,
+    /// Tokens a second since the last proof (rule 5).
+    pub rate_per_second: u64,
     /// Tokens that the host claimed before this node's ledger began.
     pub tokens_before: u64,
 }
@@ -222,6 +222,8 @@ impl SimTerms {
             start_time: ChainTime::ZERO,
             last_proof_time: ChainTime::ZERO,
             silence_max: ChainSeconds::new(self.silence_max),
+            rate_per_second: self.rate_per_second,
+            model: None,
             status: JobStatus::Active,
         }
     }

@@ -254,7 +254,6 @@ impl Chain for SimChain {
         let rules = self.lock().blocks.rules;
         Ok(Limits {
             claim_min: TokenCount::new(rules.claim_min),
-            rate_per_second: rules.rate_per_second,
             price_unit: rules.price_unit,
             dispute_window: ChainSeconds::new(rules.dispute_window),
             fee_basis_points: 1_000,
@@ -311,5 +310,17 @@ impl Chain for SimChain {
 
     async fn earnings(&self, _token: Address) -> Result<Amount, ChainError> {
         Ok(Amount::ZERO)
+    }
+
+    fn withdrawal(&self, token: Address, amount: Amount) -> Call {
+        Call::Raw { to: token, value: amount, input: b"withdraw".to_vec() }
+    }
+
+    fn transfer(&self, token: Address, to: Address, amount: Amount) -> Call {
+        Call::Raw { to, value: amount, input: token.bytes().to_vec() }
+    }
+
+    async fn funds(&self, _token: Address) -> Result<Amount, ChainError> {
+        Ok(Amount::new(u128::MAX))
     }
 }

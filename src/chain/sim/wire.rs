@@ -32,6 +32,12 @@ pub(super) fn encode(call: &Call, spec: TxSpec) -> SignedTx {
             raw.extend(job.get().to_be_bytes());
         }
         Call::Nothing => raw.push(NOTHING),
+        Call::Raw { to, value, input } => {
+            raw.push(NOTHING);
+            raw.extend(to.bytes());
+            raw.extend(value.get().to_be_bytes());
+            raw.extend(input);
+        }
     }
     SignedTx { hash: TxHash::new(*keccak256(&raw).bytes()), raw }
 }
@@ -43,7 +49,7 @@ pub(super) fn deed_of(call: &Call) -> Deed {
             Deed::Claim { job: *job, tokens: tokens.get(), proof: proof.clone() }
         }
         Call::Complete { job } => Deed::Complete(*job),
-        Call::Nothing => Deed::Nothing,
+        Call::Nothing | Call::Raw { .. } => Deed::Nothing,
     }
 }
 
