@@ -76,7 +76,8 @@ fn no_seed_breaks_the_sentence() {
     for (what, count) in outcomes.iter().flat_map(|outcome| &outcome.counts) {
         *counts.entry(*what).or_insert(0) += count;
     }
-    println!("{counts:?}");
+    let counts: Vec<_> = counts.iter().map(|(what, count)| format!("{count} {what}")).collect();
+    println!("events: {}", counts.join(", "));
     let first = violations.first().map_or("null".to_owned(), |first| first.seed.to_string());
     println!(
         "{{\"ok\":{},\"runs\":{runs},\"steps\":{steps},\"violations\":{},\"first_seed\":{first}}}",

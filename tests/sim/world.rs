@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use tally::billing::{Account, Purpose};
 use tally::chain::Chain;
 use tally::chain::sim::{Faults, ForeignPlace, Habits, Rng, Sender, SimChain, SimTerms};
 use tally::engine::scripted::ScriptedEngine;
+use tally::ledger::Ledger;
 use tally::ledger::memory::MemoryLedger;
 use tally::node::wiring;
 use tally::units::{Address, JobId};
@@ -20,9 +22,10 @@ use crate::node::{Machine, Node};
 const BALANCE: u128 = 1_000_000_000_000;
 /// Wei per gas in calm times.
 const BASE_FEE: u128 = 10;
-/// Claims that chance may ruin in one run (nonces taken, words burnt, gas run out): fewer than the
-/// rejections in a row after which the node calls a human.
-const RUINS_MAX: u32 = 4;
+/// Claims that chance may ruin in one run by taken nonces and burnt words, and by gas that runs
+/// out: together fewer than the rejections in a row after which the node calls a human.
+const RUINS_MAX: u32 = 2;
+const REVERTS_MAX: u32 = 2;
 /// Rounds after which a calm world must have come to rest.
 const ROUNDS_MAX: u64 = 400;
 /// Rounds it must then stay so.
@@ -123,7 +126,7 @@ impl World {
             self.open();
         }
         self.machine.chain.mine(10);
-        self.machine.chain.set_habits(Habits { revert: 0, ..self.mix.habits });
+        self.machine.chain.set_reverts(REVERTS_MAX);
         self.set_weather(false);
         self.boot(MemoryLedger::new())?;
         for _ in 0..self.mix.clients {
@@ -159,7 +162,6 @@ impl World {
     }
 
     fn take(&mut self, step: Step) -> Result<(), String> {
-        let chain = self.machine.chain.clone();
         match step {
             Step::Tick => return self.tick(),
             Step::Mine => self.mine(),
@@ -194,7 +196,16 @@ impl World {
                 self.count("full ledgers", 1);
             }
             Step::BreakLedger => self.node().ledger.fail_next(),
-            Step::Crash => return self.crash(),
+            Step::Crash => return self.crash_in_a_pass(),
+            _ => self.disturb(step),
+        }
+        Ok(())
+    }
+
+    /// Something happens to chain, endpoint or wallet.
+    fn disturb(&mut self, step: Step) {
+        let chain = self.machine.chain.clone();
+        match step {
             Step::Weather => self.set_weather(!self.is_stormy),
             Step::Reorg => {
                 let depth = self.rng.between(1, self.mix.reorg_depth_max);
@@ -210,7 +221,6 @@ impl World {
             Step::Burn if self.may_ruin() => {
                 chain.burn();
             }
-            Step::Foreign | Step::Burn => {}
             Step::Storm => {
                 let times = [1, 1, 2, 5, 20, 100][self.rng.index(6)];
                 chain.set_base_fee(BASE_FEE * times);
@@ -228,8 +238,8 @@ impl World {
             Step::TimeOut => chain.time_out(self.any_job()),
             Step::StrangerCompletes => chain.complete(self.any_job(), Sender::Stranger),
             Step::DepositorCompletes => chain.complete(self.any_job(), Sender::Depositor),
+            _ => {}
         }
-        Ok(())
     }
 
     fn any_job(&mut self) -> JobId {
@@ -266,6 +276,10 @@ impl World {
     fn tick(&mut self) -> Result<(), String> {
         let is_short = self.rng.chance(30);
         let times = if is_short { self.rng.between(1, 12) } else { self.rng.between(12, 200) };
+        if !self.node().ledger.is_healthy() && self.rng.chance(30) {
+            // The node watches its ledger, and stops.
+            return self.crash();
+        }
         for _ in 0..times {
             if !self.node().nudge() {
                 return self.crash();
@@ -288,15 +302,10 @@ impl World {
             self.machine.clock.advance(seconds * 1_000);
             self.machine.chain.mine(seconds);
         }
-        let left = RUINS_MAX.saturating_sub(self.ruins);
-        self.machine.chain.set_reverts(left);
     }
 
     fn ask(&mut self, wants_whole: bool) {
-        let at = self.rng.index(self.clients.len());
-        if !self.clients[at].is_idle() {
-            return;
-        }
+        let Some(at) = self.any_client(Client::is_idle) else { return };
         if !self.clients[at].is_connected() {
             self.clients[at].job = self.any_job();
         }
@@ -305,6 +314,11 @@ impl World {
         self.machine.engine.set_script(script(said));
         let sessions = self.node().sessions.clone();
         self.clients[at].ask(sessions, wanted, wants_whole);
+    }
+
+    fn any_client(&mut self, is_fit: impl Fn(&Client) -> bool) -> Option<usize> {
+        let fit: Vec<_> = (0..self.clients.len()).filter(|at| is_fit(&self.clients[*at])).collect();
+        fit.get(self.rng.index(fit.len())).copied()
     }
 
     fn connect(&mut self) {
@@ -320,8 +334,8 @@ impl World {
     }
 
     fn read(&mut self) {
-        let at = self.rng.index(self.clients.len());
-        let frames = self.rng.between(1, 40);
+        let Some(at) = self.any_client(|client| !client.is_idle()) else { return };
+        let frames = self.rng.between(1, 60);
         for _ in 0..frames {
             let is_written = !self.rng.chance(1);
             let job = self.clients[at].job;
@@ -347,6 +361,24 @@ impl World {
         let calm = Faults { waits: self.mix.faults.waits, ..Faults::default() };
         self.machine.chain.set_faults(if is_stormy { self.mix.faults } else { calm });
         self.machine.chain.set_habits(self.mix.habits);
+    }
+
+    /// Settlement goes on for a while, perhaps with a disk that is slow to answer; then it dies.
+    fn crash_in_a_pass(&mut self) -> Result<(), String> {
+        if self.rng.chance(60) {
+            if self.rng.chance(60) {
+                self.node().ledger.hold();
+            }
+            for _ in 0..self.rng.between(1, 40) {
+                if !self.node().nudge() || self.rng.chance(5) {
+                    break;
+                }
+                if self.rng.chance(30) {
+                    self.node().ledger.release_some(1);
+                }
+            }
+        }
+        self.crash()
     }
 
     /// The process dies; another starts on what the disk holds, and may die while it starts.
@@ -424,7 +456,8 @@ impl World {
         // A ledger that took nothing for a while may have made gifts of tokens; only a restart
         // forgets that they were promised.
         let was_full = self.counts.contains_key("full ledgers");
-        if self.node().is_stopped() || was_full || self.rng.chance(50) {
+        let is_broken = !self.node().ledger.is_healthy() || self.node().is_stopped();
+        if is_broken || was_full || self.rng.chance(50) {
             self.crash()?;
         }
         self.set_ledger_room();
@@ -444,6 +477,9 @@ impl World {
     }
 
     fn finish_tick(&mut self) -> Result<(), String> {
+        if !self.node().ledger.is_healthy() {
+            return self.crash();
+        }
         for _ in 0..10_000 {
             if !self.node().nudge() {
                 return self.crash();
@@ -470,11 +506,11 @@ impl World {
                 continue;
             }
             if chain.is_active(job) {
-                what.push(format!("job {job} is active: {account:?}"));
+                what.push(format!("job {job} is active: {}", words(&account)));
             } else if !account.is_closed() {
-                what.push(format!("job {job} is over and not closed: {account:?}"));
+                what.push(format!("job {job} is over and not closed: {}", words(&account)));
             } else if account.txs_open().next().is_some() {
-                what.push(format!("job {job} has an open transaction: {account:?}"));
+                what.push(format!("job {job} has an open transaction: {}", words(&account)));
             }
         }
         let wallet = self.node().tracker.wallet();
@@ -500,22 +536,44 @@ impl World {
         for (job, book) in books {
             let live = self.node().account(job);
             if replayed.jobs.get(&job) != live.as_ref() {
-                return Err(format!("job {job}: live {live:?}, replayed {replayed:?}"));
+                let replayed = replayed.jobs.get(&job).map(words);
+                return Err(format!(
+                    "job {job}: live {:?}, replayed {replayed:?}",
+                    live.map(|live| words(&live))
+                ));
             }
             let Some(account) = live.filter(|account| account.terms().is_some()) else { continue };
+            let says = words(&account);
             let ending = self.machine.chain.ending(job);
             let left = book.recorded - book.claimed;
             let by_us = ending.is_none_or(|ending| ending.by == Sender::Host);
             if by_us && left >= 100 {
-                return Err(format!("job {job}: {left} tokens were never claimed: {account:?}"));
+                return Err(format!("job {job}: {left} tokens were never claimed: {says}"));
             }
             if account.confirmed().get() != book.claimed {
-                return Err(format!("job {job}: the chain counts {}: {account:?}", book.claimed));
+                return Err(format!("job {job}: the chain counts {}: {says}", book.claimed));
             }
             if account.lost().map(|lost| lost.total().get()) != Some(left) {
-                return Err(format!("job {job}: {left} tokens are left: {account:?}"));
+                return Err(format!("job {job}: {left} tokens are left: {says}"));
             }
         }
         Ok(())
     }
+}
+
+/// An account in one line.
+fn words(account: &Account) -> String {
+    let txs = account.txs().iter().map(|tx| {
+        let what = match &tx.purpose {
+            Purpose::Claim(claim) => format!("claim of {}", claim.tokens),
+            Purpose::Complete => "completion".to_owned(),
+            Purpose::Fill | Purpose::Errand(_) => "errand".to_owned(),
+        };
+        let attempts = tx.attempts.len();
+        format!("nonce {}: {what}, {attempts} attempts, {:?}", tx.nonce, tx.state)
+    });
+    let (recorded, lost) = (account.recorded(), account.lost());
+    let open = account.turns_open().count();
+    let txs: Vec<_> = txs.collect();
+    format!("{recorded} recorded, {open} turns open, {lost:?}; {}", txs.join("; "))
 }

@@ -324,6 +324,34 @@ impl Blocks {
     }
 }
 
+impl Block {
+    /// What happened in it, in one line.
+    pub fn words(&self) -> String {
+        let words = self.contents.iter().map(|content| match content {
+            Content::Ours(Mined { tx, outcome, .. }) => {
+                let whose = if tx.is_foreign { "foreign" } else { "ours" };
+                format!("{whose} {} {}: {outcome:?}", tx.nonce, deed_words(&tx.deed))
+            }
+            Content::Guest(guest, outcome) => {
+                format!("{:?} {}: {outcome:?}", guest.sender, deed_words(&guest.deed))
+            }
+        });
+        let words: Vec<_> = words.collect();
+        format!("block at {}: {}", self.time, words.join(", "))
+    }
+}
+
+fn deed_words(deed: &Deed) -> String {
+    match deed {
+        Deed::Open(job) => format!("opens {}", job.id),
+        Deed::Claim { job, tokens, .. } => format!("claims {tokens} for {job}"),
+        Deed::Complete(job) => format!("completes {job}"),
+        Deed::Timeout(job) => format!("times {job} out"),
+        Deed::Burn(_) => "burns a word".to_owned(),
+        Deed::Nothing => "does nothing".to_owned(),
+    }
+}
+
 /// A hash that differs by height and by branch.
 fn block_hash(height: usize, forks: u64) -> BlockHash {
     let mut bytes = [0; 32];
@@ -335,4 +363,80 @@ fn block_hash(height: usize, forks: u64) -> BlockHash {
 /// A height as the port has it.
 pub(super) fn number(height: usize) -> BlockNumber {
     BlockNumber::new(u64::try_from(height).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::PriceUnit;
+
+    fn blocks() -> Blocks {
+        let rules = SimRules {
+            claim_min: 100,
+            price_unit: PriceUnit::ONE,
+            dispute_window: 30,
+            words_are_single_use: true,
+            block_gap: 1,
+        };
+        Blocks::new(rules, 1_000_000_000, Rng::new(1))
+    }
+
+    fn tx(nonce: u64, name: u8, (fee_max, tip_max): (u128, u128)) -> SimTx {
+        let hash = TxHash::new([name; 32]);
+        let deed = Deed::Nothing;
+        SimTx { hash, nonce, fee_max, tip_max, gas_limit: 100_000, deed, is_foreign: false }
+    }
+
+    #[test]
+    fn a_nonce_is_mined_once_and_never_before_the_one_under_it() {
+        let mut blocks = blocks();
+        assert_eq!(blocks.offer(tx(1, 1, (20, 2))), Offer::Taken);
+        blocks.mine(1);
+        assert_eq!(blocks.newest().nonce, 0, "the chain waits for nonce 0");
+        assert_eq!(blocks.offer(tx(0, 2, (20, 2))), Offer::Taken);
+        blocks.mine(1);
+        assert_eq!(blocks.newest().nonce, 2);
+        assert_eq!(blocks.offer(tx(0, 3, (90, 9))), Offer::NonceUsed);
+    }
+
+    #[test]
+    fn a_replacement_raises_both_fees_by_a_tenth() {
+        let mut blocks = blocks();
+        blocks.offer(tx(0, 1, (100, 10)));
+        assert_eq!(blocks.offer(tx(0, 1, (100, 10))), Offer::Known);
+        for fees in [(109, 11), (110, 10)] {
+            assert_eq!(blocks.offer(tx(0, 2, fees)), Offer::Underpriced, "{fees:?}");
+        }
+        assert_eq!(blocks.offer(tx(0, 2, (110, 11))), Offer::Taken);
+    }
+
+    #[test]
+    fn no_row_of_reorgs_reaches_a_final_block() {
+        let mut blocks = blocks();
+        for _ in 0..40 {
+            blocks.mine(10);
+        }
+        let final_hash = blocks.back(REORG_DEPTH_MAX).1.hash;
+        let next_hash = blocks.back(REORG_DEPTH_MAX - 1).1.hash;
+        let mut lost_at_all = 0;
+        for _ in 0..20 {
+            lost_at_all += blocks.reorg(50);
+        }
+        assert!(lost_at_all >= 20 * (REORG_DEPTH_MAX - 1), "{lost_at_all}");
+        let hashes: Vec<_> = blocks.chain.iter().map(|block| block.hash).collect();
+        assert!(hashes.contains(&final_hash) && !hashes.contains(&next_hash));
+    }
+
+    #[test]
+    fn what_a_reorg_takes_back_is_undone() {
+        let mut blocks = blocks();
+        blocks.mine(1);
+        blocks.habits.vanish = 100;
+        blocks.offer(tx(0, 1, (20, 2)));
+        blocks.mine(1);
+        assert_eq!((blocks.newest().nonce, blocks.mined_at.len()), (1, 1));
+        blocks.reorg(1);
+        assert_eq!((blocks.newest().nonce, blocks.mined_at.len()), (0, 0));
+        assert_eq!(blocks.newest().balance, 1_000_000_000);
+    }
 }

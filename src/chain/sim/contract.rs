@@ -228,3 +228,102 @@ impl SimTerms {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RULES: SimRules = SimRules {
+        claim_min: 100,
+        price_unit: PriceUnit::ONE,
+        dispute_window: 30,
+        words_are_single_use: true,
+        block_gap: 1,
+    };
+
+    fn job() -> JobId {
+        JobId::new(1).unwrap()
+    }
+
+    /// A job that buys 500 tokens, opened at 1000; 20 tokens a second; silent after 300 seconds.
+    fn opened() -> Contract {
+        let terms = SimTerms {
+            payment_token: Address::ZERO,
+            deposit: 1_009,
+            price: 2,
+            duration_max: 1_000,
+            silence_max: 300,
+            rate_per_second: 20,
+            tokens_before: 4,
+        };
+        let mut contract = Contract::default();
+        contract.open(&terms.job(job()), 1_000);
+        contract
+    }
+
+    fn claim(tokens: u64, word: u8) -> Deed {
+        Deed::Claim { job: job(), tokens, proof: vec![word; 64] }
+    }
+
+    #[track_caller]
+    fn check(deed: &Deed, sender: Sender, time: u64, wanted: Result<(), Reverted>) {
+        assert_eq!(opened().apply(deed, sender, time, &RULES), wanted, "{deed:?} at {time}");
+    }
+
+    #[test]
+    fn every_bound_of_a_claim_is_enforced_to_the_token_and_to_the_second() {
+        let host = Sender::Host;
+        check(&claim(99, 1), host, 2_000, Err(Reverted::BelowMinimum));
+        check(&claim(100, 1), host, 2_000, Ok(()));
+        check(&claim(100, 1), Sender::Stranger, 2_000, Err(Reverted::NotHost));
+        check(&claim(100, 1), host, 1_004, Err(Reverted::Rate));
+        check(&claim(100, 1), host, 1_005, Ok(()));
+        check(&claim(101, 1), host, 1_005, Err(Reverted::Rate));
+        check(&claim(500, 1), host, 2_000, Ok(()));
+        check(&claim(501, 1), host, 2_000, Err(Reverted::Deposit));
+    }
+
+    #[test]
+    fn a_claim_is_a_delta_moves_the_clock_and_uses_its_word_up() {
+        let mut contract = opened();
+        assert_eq!(contract.apply(&claim(100, 1), Sender::Host, 1_100, &RULES), Ok(()));
+        assert_eq!(contract.jobs[&job()].tokens_used, TokenCount::new(104));
+        let again = contract.apply(&claim(100, 1), Sender::Host, 1_105, &RULES);
+        assert_eq!(again, Err(Reverted::WordUsed));
+        assert_eq!(
+            contract.apply(&claim(100, 2), Sender::Host, 1_104, &RULES),
+            Err(Reverted::Rate)
+        );
+        contract.apply(&Deed::Burn([3; 32]), Sender::Stranger, 1_105, &RULES).unwrap();
+        let burnt = contract.apply(&claim(100, 3), Sender::Host, 1_105, &RULES);
+        assert_eq!(burnt, Err(Reverted::WordUsed));
+        assert_eq!(contract.apply(&claim(100, 2), Sender::Host, 1_105, &RULES), Ok(()));
+    }
+
+    #[test]
+    fn a_replay_counts_twice_where_words_are_not_checked() {
+        let rules = SimRules { words_are_single_use: false, ..RULES };
+        let mut contract = opened();
+        for time in [1_100, 1_200] {
+            contract.apply(&claim(100, 1), Sender::Host, time, &rules).unwrap();
+        }
+        assert_eq!(contract.jobs[&job()].tokens_used, TokenCount::new(204));
+    }
+
+    #[test]
+    fn a_session_ends_by_whom_and_when_the_contract_says() {
+        let (complete, timeout) = (Deed::Complete(job()), Deed::Timeout(job()));
+        check(&complete, Sender::Depositor, 1_000, Ok(()));
+        check(&complete, Sender::Host, 1_029, Err(Reverted::Window));
+        check(&complete, Sender::Host, 1_030, Ok(()));
+        check(&complete, Sender::Stranger, 1_030, Ok(()));
+        check(&timeout, Sender::Stranger, 1_300, Err(Reverted::NotTimedOut));
+        check(&timeout, Sender::Stranger, 1_301, Ok(()));
+        let mut contract = opened();
+        contract.apply(&complete, Sender::Depositor, 1_100, &RULES).unwrap();
+        for deed in [claim(100, 1), complete, timeout] {
+            let refused = contract.apply(&deed, Sender::Host, 2_000, &RULES);
+            assert_eq!(refused, Err(Reverted::NotActive), "{deed:?}");
+        }
+    }
+}

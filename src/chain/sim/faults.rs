@@ -19,7 +19,7 @@ pub struct Faults {
     pub lag_max: u64,
     /// All answers are `lag_max` blocks old: one slow endpoint, not several.
     pub lag_is_steady: bool,
-    /// An answer is wrong: a job that is not known or has other counts, a transaction that is not
+    /// An answer is wrong: a job that is not known or as it was long ago, a transaction that is not
     /// found, a nonce from the future, an event that is not told.
     pub lies: u64,
     /// What is pending is not shown.

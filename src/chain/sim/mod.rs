@@ -122,6 +122,17 @@ impl Trace {
     }
 }
 
+impl State {
+    /// Notes the newest blocks.
+    fn note_blocks(&mut self, count: usize) {
+        let Self { blocks, trace, .. } = self;
+        let from = blocks.chain.len().saturating_sub(count);
+        for block in blocks.chain.iter().skip(from) {
+            trace.note(&block.words());
+        }
+    }
+}
+
 impl SimChain {
     /// A chain without sessions.
     #[must_use]
@@ -157,7 +168,9 @@ impl SimChain {
 
     /// A block `seconds` later.
     pub fn mine(&self, seconds: u64) {
-        self.lock().blocks.mine(seconds);
+        let mut state = self.lock();
+        state.blocks.mine(seconds);
+        state.note_blocks(1);
     }
 
     /// The newest blocks give way to others: at most `depth`, and none that is final. Returns how
@@ -166,7 +179,12 @@ impl SimChain {
         let mut state = self.lock();
         // What was true is so no longer.
         state.told = Told::default();
-        state.blocks.reorg(depth)
+        let height = state.blocks.height();
+        let lost = state.blocks.reorg(depth);
+        let kept = height.saturating_sub(usize::try_from(lost).unwrap_or(0));
+        let new = state.blocks.height().saturating_sub(kept);
+        state.note_blocks(new);
+        lost
     }
 
     /// Somebody completes a session in the next block, where the contract lets them.

@@ -48,7 +48,8 @@ impl SimChain {
             } else {
                 Ok(answer(&mut state, lag))
             };
-            state.trace.note(&format!("{what}: {answered:?}"));
+            let line = format!("{what}: {answered:?}");
+            state.trace.note(&line);
             answered
         };
         self.wait().await;
@@ -87,12 +88,10 @@ impl State {
     fn tell_job(&mut self, job: JobId, lag: u64) -> Option<ChainJob> {
         self.told.jobs.remove(&job);
         if self.lies(&format!("job {job}")) {
-            let known = self.blocks.newest().contract.jobs.get(&job).cloned();
-            let is_silent = self.rng.chance(50);
-            return known.filter(|_| !is_silent).map(|known| ChainJob {
-                tokens_used: known.tokens_used.saturating_add(TokenCount::new(100)),
-                ..known
-            });
+            // Unknown, or as it was a long time ago.
+            let (is_silent, back) = (self.rng.chance(50), self.rng.between(1, 30));
+            let known = self.blocks.back(back).1.contract.jobs.get(&job);
+            return known.filter(|_| !is_silent).cloned();
         }
         let told = self.blocks.back(lag).1.contract.jobs.get(&job).cloned();
         self.told.jobs.extend(told.clone().map(|told| (job, told)));
