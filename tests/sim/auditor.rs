@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use tally::billing::{Entry, Fact, Purpose, RejectReason};
-use tally::chain::sim::{Accepted, SimTerms};
+use tally::chain::sim::{Accepted, Sent, SimTerms};
 use tally::units::JobId;
 
 /// Tokens of a job that a crash may make a gift (docs/spec/marketplace-api.md, "What is billed").
@@ -36,6 +36,8 @@ pub struct Auditor {
     read: usize,
     turns: BTreeMap<(JobId, u32), u32>,
     kinds: BTreeMap<&'static str, u64>,
+    /// Signed bytes that the ledger holds, and the nonce it has for them.
+    signed: BTreeMap<[u8; 32], u64>,
 }
 
 impl Auditor {
@@ -73,6 +75,12 @@ impl Auditor {
         self.read += entries.len();
         for entry in entries {
             *self.kinds.entry(kind(&entry.fact)).or_insert(0) += 1;
+            if let Fact::TxPrepared { nonce, attempt, .. }
+            | Fact::TxRepriced { nonce, attempt }
+            | Fact::TxCancelled { nonce, attempt } = &entry.fact
+            {
+                self.signed.insert(*attempt.hash.bytes(), nonce.get());
+            }
             let Some(job) = entry.job() else { continue };
             match &entry.fact {
                 Fact::Delivered { turn, position, ids } => {
@@ -93,6 +101,20 @@ impl Auditor {
         Ok(())
     }
 
+    /// Nothing is sent that the ledger does not hold, nor under another nonce than it says.
+    pub fn sent(&self, sent: &[Sent]) -> Result<(), String> {
+        for Sent { hash, nonce } in sent {
+            match self.signed.get(hash.bytes()) {
+                Some(known) if known == nonce => {}
+                Some(known) => {
+                    return Err(format!("{hash} has nonce {nonce}, the ledger says {known}"));
+                }
+                None => return Err(format!("{hash} was sent before it was durable")),
+            }
+        }
+        Ok(())
+    }
+
     /// The process is gone: what clients saw beyond the ledger is theirs. At most the credit.
     pub fn crashed(&mut self) -> Result<(), String> {
         for (job, book) in &mut self.books {
@@ -104,6 +126,12 @@ impl Auditor {
             book.beyond_credit = 0;
         }
         Ok(())
+    }
+
+    /// The node stopped in good order: everything that clients saw is recorded.
+    pub fn stopped(&self) -> Result<(), String> {
+        let lost = self.books.iter().find(|(_, book)| book.delivered - book.gifts != book.recorded);
+        lost.map_or(Ok(()), |(job, book)| Err(format!("job {job}: lost by a stop: {book:?}")))
     }
 
     /// The sentence, over the claims that count now.

@@ -11,7 +11,9 @@
 mod auditor;
 mod client;
 mod clock;
+mod found;
 mod mix;
+mod mutants;
 mod node;
 mod runs;
 mod world;

@@ -24,6 +24,7 @@ pub enum Step {
     FillLedger,
     BreakLedger,
     Crash,
+    Stop,
     Weather,
     Reorg,
     Foreign,
@@ -47,7 +48,7 @@ const ALWAYS: [(Step, u64, u64); 5] = [
 ];
 
 /// Steps a run may have, with their greatest weights.
-const SOMETIMES: [(Step, u64); 19] = [
+const SOMETIMES: [(Step, u64); 20] = [
     (Step::AskWhole, 3),
     (Step::Leave, 5),
     (Step::Connect, 6),
@@ -56,6 +57,7 @@ const SOMETIMES: [(Step, u64); 19] = [
     (Step::FillLedger, 1),
     (Step::BreakLedger, 1),
     (Step::Crash, 6),
+    (Step::Stop, 2),
     (Step::Weather, 10),
     (Step::Reorg, 14),
     (Step::Foreign, 3),

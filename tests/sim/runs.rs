@@ -24,7 +24,7 @@ fn seed_of(base: u64, index: u64) -> u64 {
 }
 
 /// A run; a panic of the node's is a violation like any other.
-fn guarded(seed: u64) -> Result<Outcome, Violation> {
+pub fn guarded(seed: u64) -> Result<Outcome, Violation> {
     let caught = catch_unwind(AssertUnwindSafe(|| run(seed, false)));
     caught.unwrap_or_else(|panic| {
         let words = panic.downcast_ref::<String>().cloned();
@@ -33,10 +33,12 @@ fn guarded(seed: u64) -> Result<Outcome, Violation> {
     })
 }
 
+/// Runs `runs` seeds, or up to the first that fails where `TALLY_SIM_STOP` is set.
 fn run_all(base: u64, runs: u64) -> (Vec<Outcome>, Vec<Violation>) {
     let cores = thread::available_parallelism().map_or(1, |cores| cores.get());
     let cores =
         usize::try_from(setting("TALLY_SIM_THREADS", u64::try_from(cores).unwrap())).unwrap();
+    let stops = setting("TALLY_SIM_STOP", 0) > 0;
     let next = AtomicU64::new(0);
     let work = || {
         let mut results = Vec::new();
@@ -45,7 +47,11 @@ fn run_all(base: u64, runs: u64) -> (Vec<Outcome>, Vec<Violation>) {
             if index >= runs {
                 return results;
             }
-            results.push((index, guarded(seed_of(base, index))));
+            let result = guarded(seed_of(base, index));
+            if stops && result.is_err() {
+                next.fetch_max(runs, Ordering::Relaxed);
+            }
+            results.push((index, result));
         }
     };
     let mut results: Vec<_> = thread::scope(|scope| {
@@ -92,6 +98,16 @@ fn a_seed_is_the_same_run_every_time() {
     for index in 0..10 {
         let seed = seed_of(SEED, index);
         assert_eq!(guarded(seed), guarded(seed), "seed {seed}");
+    }
+}
+
+/// Whether the run of `TALLY_SIM_ONLY` is clean; without it, a seed of no distinction.
+#[test]
+fn one_seed_is_clean() {
+    let seed = setting("TALLY_SIM_ONLY", 7);
+    if let Err(Violation { step, what, .. }) = guarded(seed) {
+        println!("seed {seed} fails after step {step}: {what}");
+        panic!("a violation");
     }
 }
 

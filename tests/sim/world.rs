@@ -197,6 +197,7 @@ impl World {
             }
             Step::BreakLedger => self.node().ledger.fail_next(),
             Step::Crash => return self.crash_in_a_pass(),
+            Step::Stop => return self.stop(),
             _ => self.disturb(step),
         }
         Ok(())
@@ -381,6 +382,22 @@ impl World {
         self.crash()
     }
 
+    /// An orderly shutdown: no new work, streams are cut, the ledger is flushed, the pass under way
+    /// is finished.
+    fn stop(&mut self) -> Result<(), String> {
+        self.node().sessions.close();
+        for client in &mut self.clients {
+            client.disconnect(false);
+        }
+        self.node().ledger.let_go();
+        while self.node().nudge() && !self.node().is_resting() {}
+        self.audit()?;
+        if self.node().ledger.is_healthy() && !self.counts.contains_key("full ledgers") {
+            self.auditor.stopped()?;
+        }
+        self.crash()
+    }
+
     /// The process dies; another starts on what the disk holds, and may die while it starts.
     fn crash(&mut self) -> Result<(), String> {
         let ledger = self.node().ledger.clone();
@@ -399,6 +416,7 @@ impl World {
 
     fn boot(&mut self, ledger: MemoryLedger) -> Result<(), String> {
         self.auditor.entries(&ledger.entries_from(self.auditor.read()))?;
+        self.auditor.sent(&self.machine.chain.take_sent())?;
         self.auditor.crashed()?;
         self.ledger_is_full = false;
         let mut ledger = Arc::new(ledger);
@@ -423,6 +441,7 @@ impl World {
         let ledger = self.node().ledger.clone();
         let new = ledger.entries_from(self.auditor.read());
         self.auditor.entries(&new)?;
+        self.auditor.sent(&self.machine.chain.take_sent())?;
         let claims = self.machine.chain.claims();
         self.auditor.check(&claims)?;
         if ledger.waiting() == 0 && !self.ledger_is_full {

@@ -51,6 +51,7 @@ struct State {
     /// What the node was last told of the head and of each job, where it was the truth.
     told: Told,
     refusals: Vec<Refusal>,
+    sent: Vec<Sent>,
     trace: Trace,
 }
 
@@ -72,6 +73,15 @@ pub struct Refusal {
     pub tokens: u64,
     /// The rule.
     pub rule: Reverted,
+}
+
+/// A transaction that the node sent, whatever became of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sent {
+    /// Its hash.
+    pub hash: TxHash,
+    /// The nonce it was signed with.
+    pub nonce: u64,
 }
 
 /// A claim that counts.
@@ -147,6 +157,7 @@ impl SimChain {
             lied: BTreeSet::new(),
             told: Told::default(),
             refusals: Vec::new(),
+            sent: Vec::new(),
             trace: Trace::default(),
         };
         Arc::new(Self { state: Mutex::new(state) })
@@ -358,6 +369,12 @@ impl SimChain {
     #[must_use]
     pub fn take_refusals(&self) -> Vec<Refusal> {
         std::mem::take(&mut self.lock().refusals)
+    }
+
+    /// What the node sent since the last call.
+    #[must_use]
+    pub fn take_sent(&self) -> Vec<Sent> {
+        std::mem::take(&mut self.lock().sent)
     }
 
     /// Fingerprint of everything that was asked and answered so far, and of the newest block.

@@ -10,7 +10,7 @@ use super::contract::{Deed, Reverted, Sender};
 use super::faults::{Faults, Wait};
 use super::pool::{Offer, SimTx};
 use super::wire::{decode, deed_of, encode};
-use super::{Refusal, SimChain, State};
+use super::{Refusal, Sent, SimChain, State};
 use crate::chain::{
     Broadcast, Call, Chain, ChainError, ChainEvent, ChainJob, DryRun, Fees, Head, Inclusion,
     Limits, PrepareError, SignedTx, TxSpec, WalletState,
@@ -176,12 +176,13 @@ impl State {
 
     fn send(&mut self, signed: &SignedTx) -> Broadcast {
         let faults = self.faults;
-        if self.is_unheard() || self.rng.chance(faults.is_silent) {
-            return Broadcast::Unknown("no answer".to_owned());
-        }
         let Some(tx) = decode(signed) else {
             return Broadcast::Rejected("these bytes are no transaction".to_owned());
         };
+        self.sent.push(Sent { hash: tx.hash, nonce: tx.nonce });
+        if self.is_unheard() || self.rng.chance(faults.is_silent) {
+            return Broadcast::Unknown("no answer".to_owned());
+        }
         if self.rng.chance(faults.refuses) {
             return Broadcast::Rejected("refused by the simulation".to_owned());
         }
