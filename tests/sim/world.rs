@@ -218,9 +218,11 @@ impl World {
                 let is_behind = self.rng.chance(30);
                 let place = if is_behind { ForeignPlace::Behind } else { ForeignPlace::Mined };
                 chain.foreign(place);
+                self.count("foreign transactions", 1);
             }
             Step::Burn if self.may_ruin() => {
-                chain.burn();
+                let burnt = u64::from(chain.burn());
+                self.count("words burnt", burnt);
             }
             Step::Storm => {
                 let times = [1, 1, 2, 5, 20, 100][self.rng.index(6)];
@@ -565,6 +567,14 @@ impl World {
             let says = words(&account);
             let ending = self.machine.chain.ending(job);
             let left = book.recorded - book.claimed;
+            match ending.map(|ending| ending.by) {
+                Some(Sender::Host) | None => self.count("ended by the host", 1),
+                Some(Sender::Depositor) => self.count("ended by depositors", 1),
+                Some(Sender::Stranger) => self.count("ended by strangers", 1),
+            }
+            self.count("tokens claimed", book.claimed);
+            self.count("tokens unclaimed", left);
+            self.count("tokens given away", book.gifts);
             let by_us = ending.is_none_or(|ending| ending.by == Sender::Host);
             if by_us && left >= 100 {
                 return Err(format!("job {job}: {left} tokens were never claimed: {says}"));

@@ -118,6 +118,11 @@ impl Blocks {
         self.chain.len().saturating_sub(1)
     }
 
+    /// Reorgs so far.
+    pub const fn forks(&self) -> u64 {
+        self.forks
+    }
+
     /// The block `back` under the newest; the first where there is none.
     pub fn back(&self, back: u64) -> (usize, &Block) {
         let back = usize::try_from(back).unwrap_or(usize::MAX);

@@ -87,6 +87,14 @@ pub enum Reverted {
     OutOfGas,
 }
 
+impl Reverted {
+    /// Whether whoever plans a claim can know beforehand that this rule refuses it.
+    #[must_use]
+    pub const fn is_planning(self) -> bool {
+        matches!(self, Self::BelowMinimum | Self::Rate | Self::Deposit)
+    }
+}
+
 /// The state that a block leaves behind.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Contract {

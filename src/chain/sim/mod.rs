@@ -52,6 +52,10 @@ struct State {
     told: Told,
     refusals: Vec<Refusal>,
     sent: Vec<Sent>,
+    /// Branches there had been when a transaction was first sent.
+    first_sent: BTreeMap<TxHash, u64>,
+    /// Whether the endpoint ever told anything but the present truth.
+    misled: bool,
     trace: Trace,
 }
 
@@ -133,6 +137,25 @@ impl Trace {
 }
 
 impl State {
+    /// Notes claims of the newest block that broke a rule with no fork and no wrong answer to
+    /// explain it.
+    fn judge_newest(&mut self) {
+        if self.misled {
+            return;
+        }
+        let mut refused = Vec::new();
+        for content in &self.blocks.newest().contents {
+            if let Content::Ours(Mined { tx, outcome: Err(rule), .. }) = content
+                && let Deed::Claim { job, tokens, .. } = tx.deed
+                && rule.is_planning()
+                && self.first_sent.get(&tx.hash) == Some(&self.blocks.forks())
+            {
+                refused.push(Refusal { job, tokens, rule: *rule });
+            }
+        }
+        self.refusals.extend(refused);
+    }
+
     /// Notes the newest blocks.
     fn note_blocks(&mut self, count: usize) {
         let Self { blocks, trace, .. } = self;
@@ -158,6 +181,8 @@ impl SimChain {
             told: Told::default(),
             refusals: Vec::new(),
             sent: Vec::new(),
+            first_sent: BTreeMap::new(),
+            misled: false,
             trace: Trace::default(),
         };
         Arc::new(Self { state: Mutex::new(state) })
@@ -182,6 +207,7 @@ impl SimChain {
         let mut state = self.lock();
         state.blocks.mine(seconds);
         state.note_blocks(1);
+        state.judge_newest();
     }
 
     /// The newest blocks give way to others: at most `depth`, and none that is final. Returns how
@@ -255,7 +281,9 @@ impl SimChain {
 
     /// The endpoint's behaviour from now on.
     pub fn set_faults(&self, faults: Faults) {
-        self.lock().faults = faults;
+        let mut state = self.lock();
+        state.misled |= faults.lag_max > 0 || faults.lies > 0;
+        state.faults = faults;
     }
 
     /// Its present behaviour.

@@ -167,9 +167,7 @@ impl State {
         let newest = self.blocks.newest();
         let knew_time = self.told.head_time.is_some_and(|told| told <= newest.time);
         let knew_job = self.told.jobs.get(job) == newest.contract.jobs.get(job);
-        let is_planning =
-            matches!(rule, Reverted::BelowMinimum | Reverted::Rate | Reverted::Deposit);
-        if is_planning && knew_time && knew_job {
+        if rule.is_planning() && knew_time && knew_job {
             self.refusals.push(Refusal { job: *job, tokens: *tokens, rule });
         }
     }
@@ -180,6 +178,8 @@ impl State {
             return Broadcast::Rejected("these bytes are no transaction".to_owned());
         };
         self.sent.push(Sent { hash: tx.hash, nonce: tx.nonce });
+        let forks = self.blocks.forks();
+        self.first_sent.entry(tx.hash).or_insert(forks);
         if self.is_unheard() || self.rng.chance(faults.is_silent) {
             return Broadcast::Unknown("no answer".to_owned());
         }
