@@ -88,7 +88,7 @@ fn defaults_are_the_documented_ones() {
 #[test]
 fn flag_beats_environment_beats_dot_env_beats_file_beats_default() {
     let case = Case::paid(&[]);
-    assert_eq!(case.load().settlement.poll.as_millis(), 1000);
+    assert_eq!(case.load().settlement.poll.as_millis(), 500);
     let case = case.file("tally.toml", "[settlement]\npoll_milliseconds = 11\n");
     assert_eq!(case.load().settlement.poll.as_millis(), 11);
     let mut case = case.file(".env", "TALLY_SETTLEMENT_POLL_MILLISECONDS=12\n");

@@ -10,9 +10,10 @@ use super::table::THREADS_MAX;
 use super::wallet::is_private_key;
 use super::{
     ApiSettings, ChainSettings, ContractPin, Cors, DEV_CHAIN_ID, EngineSettings, InspectSettings,
-    KeySource, LegacyMode, LogFormat, LogSettings, ModelSettings, PasswordSource, RpcUrl,
-    SessionSettings, Settings, SettlementSettings, sources,
+    KeySource, LegacyMode, LogFormat, LogSettings, ModelSettings, PasswordSource, PaymentToken,
+    RpcUrl, SessionSettings, Settings, SettlementSettings, sources,
 };
+use crate::session::{Beyond, ExposureRule};
 use crate::units::{Address, Amount, ChainSeconds, PricePerToken, TokenCount};
 
 pub(super) fn settings(inputs: &sources::Inputs) -> Result<Settings, SettingsError> {
@@ -221,6 +222,8 @@ fn settlement(reader: &mut Reader) -> SettlementSettings {
     SettlementSettings {
         claim_at: TokenCount::new(reader.integer("settlement.claim_at").unwrap_or_default()),
         confirmations: reader.integer("settlement.confirmations").unwrap_or_default(),
+        reorg_depth: reader.integer("settlement.reorg_depth").unwrap_or_default(),
+        complete_at_a_loss: reader.switch("settlement.complete_at_a_loss").unwrap_or_default(),
         claim_margin: ChainSeconds::new(claim_margin),
         fee_share_max: reader.fraction("settlement.fee_share_max").unwrap_or_default(),
         fee_max: reader.integer("settlement.fee_max_wei_per_gas").map(Amount::new),
@@ -254,11 +257,55 @@ fn session(reader: &mut Reader, reach: Reach) -> SessionSettings {
     let price_min = reader.integer("session.price_min").unwrap_or_default();
     SessionSettings {
         price_min: PricePerToken::new(price_min),
+        payment_tokens: payment_tokens(reader),
+        exposure: exposure(reader),
         legacy,
         chain_stale_max: reader.seconds("session.chain_stale_max_seconds"),
         challenge_life: reader.seconds("session.challenge_seconds"),
         token_life: reader.seconds("session.token_seconds"),
     }
+}
+
+fn exposure(reader: &mut Reader) -> ExposureRule {
+    let tokens_max = reader.integer("session.exposure_tokens_max").unwrap_or_default();
+    let beyond = match reader.choice("session.exposure_beyond") {
+        Some("refuse") => Beyond::Refuse,
+        _ => Beyond::Slow,
+    };
+    ExposureRule { tokens_max: TokenCount::new(tokens_max), beyond }
+}
+
+fn payment_tokens(reader: &mut Reader) -> Vec<PaymentToken> {
+    const KEY: &str = "session.payment_tokens";
+    let pairs = reader.map(KEY);
+    let mut tokens = Vec::new();
+    for (address, terms) in pairs {
+        match payment_token(&address, &terms) {
+            Some(token) => tokens.push(token),
+            None => reader.clash(
+                KEY,
+                format!("\"{address}={terms}\": wanted ADDRESS=PRICE_MIN or ADDRESS=PRICE_MIN:WEI"),
+            ),
+        }
+    }
+    tokens
+}
+
+/// `PRICE_MIN` in price units, `WEI` in wei for the token's smallest unit, above 0.
+fn payment_token(address: &str, terms: &str) -> Option<PaymentToken> {
+    let address = Address::parse(address).filter(|address| *address != Address::ZERO)?;
+    let (price_min, worth) = match terms.split_once(':') {
+        Some((price_min, worth)) => (price_min, Some(worth)),
+        None => (terms, None),
+    };
+    let wei_per_unit = match worth {
+        Some(worth) => {
+            let wei: f64 = worth.trim().parse().ok()?;
+            Some(wei).filter(|wei| wei.is_finite() && *wei > 0.0).map(Some)?
+        }
+        None => None,
+    };
+    Some(PaymentToken { address, price_min: price_min.trim().parse().ok()?, wei_per_unit })
 }
 
 fn api(reader: &mut Reader, is_dev_chain: bool) -> ApiSettings {
