@@ -514,8 +514,12 @@ async fn an_impossible_list_is_refused_and_secrets_are_never_shown() {
     refuse(&|settings| settings.quorum = Some(3)).await;
     refuse(&|settings| settings.rpc_urls = vec![urls[0].clone(), urls[0].clone()]).await;
     refuse(&|settings| settings.rpc_urls = vec![]).await;
+    let twin = format!("{}X", urls[0]);
+    let twins = EvmSettings { rpc_urls: vec![urls[0].clone(), twin], ..settings.clone() };
+    let told = connect(twins).await.unwrap().endpoints().await;
+    assert_eq!(told[1].host, format!("{} (2)", told[0].host), "two keys at one provider");
     let chain = connect(settings.clone()).await.unwrap();
-    shown.push_str(&format!("{chain:?} {:?}", chain.endpoints().await));
+    shown.push_str(&format!("{chain:?} {:?} {told:?}", chain.endpoints().await));
     for fault in [Fault::BadGateway, Fault::Throttled, Fault::Lost] {
         net.proxies.iter().for_each(|proxy| proxy.set("", fault));
         let (head, reports) = (chain.head().await, chain.endpoints().await);
@@ -525,6 +529,39 @@ async fn an_impossible_list_is_refused_and_secrets_are_never_shown() {
     shown.push_str(&format!("{:?}", connect(settings).await));
     assert!(shown.contains(net.proxies[0].host()), "{shown}");
     assert!(!shown.contains("SECRET") && !shown.contains("APIKEY"), "{shown}");
+}
+
+#[tokio::test]
+async fn a_contradiction_is_counted_and_its_author_is_asked_last() {
+    let net = Net::start(3).await;
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    // This test runs on one thread.
+    let _recording = metrics::set_default_local_recorder(&recorder);
+    let counted = |times: u32| {
+        let text = recorder.handle().render();
+        text.contains(&format!("chain_disagreements_total{{read=\"job\"}} {times}"))
+    };
+    let chain = net.connect().await;
+    let job = net.open().await;
+    net.proxies[0].lie(Lie::about("eth_call", |r| overwrite(r, 7, 5000)));
+    assert_eq!(chain.job(job).await.unwrap().unwrap().tokens_used, TokenCount::ZERO);
+    assert!(counted(1), "{}", recorder.handle().render());
+    assert_eq!(chain.endpoints_usable(), (2, 3));
+    let told = &chain.endpoints().await[0];
+    assert!(told.trouble.as_ref().is_some_and(|words| words.contains("job")), "{told:?}");
+    let asked = net.proxies[0].count("eth_call");
+    for _ in 0..3 {
+        assert_eq!(chain.job(job).await.unwrap().unwrap().tokens_used, TokenCount::ZERO);
+    }
+    assert_eq!(net.proxies[0].count("eth_call"), asked);
+    assert!(counted(1));
+    // It proves itself by the newest block, is believed as one of three, and lies again.
+    net.clock.skip(Duration::from_secs(61));
+    chain.head().await.unwrap();
+    assert_eq!(chain.endpoints_usable(), (3, 3));
+    assert_eq!(chain.job(job).await.unwrap().unwrap().tokens_used, TokenCount::ZERO);
+    assert!(counted(2), "{}", recorder.handle().render());
+    assert!(recorder.handle().render().contains("chain_endpoints_usable 3"));
 }
 
 #[tokio::test]

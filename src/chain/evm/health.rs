@@ -241,14 +241,14 @@ mod tests {
 
     #[test]
     fn an_answer_excuses_silence_and_not_old_blocks_or_lies() {
-        let faults: [(fn(&mut Health), bool); 5] = [
-            (|health| health.silent(at(0), "x"), true),
-            (|health| health.throttled(at(0), None, "x"), true),
-            (|health| health.lagging(at(0), 9), false),
-            (|health| health.contrary(at(0), "job"), false),
-            (|health| health.wrong_chain(at(0), 1), false),
+        let faults: [fn(&mut Health); 5] = [
+            |health| health.silent(at(0), "x"),
+            |health| health.throttled(at(0), None, "x"),
+            |health| health.lagging(at(0), 9),
+            |health| health.contrary(at(0), "job"),
+            |health| health.wrong_chain(at(0), 1),
         ];
-        for (fault, is_excused) in faults {
+        for (fault, is_excused) in faults.into_iter().zip([true, true, false, false, false]) {
             let mut health = Health::default();
             fault(&mut health);
             health.answered(at(1));

@@ -79,7 +79,8 @@ impl Pool {
             if endpoints.iter().any(|other| other.is_same(&rpc)) {
                 return fail(format!("RPC URL: {} is there twice", rpc.shown()));
             }
-            endpoints.push(rpc);
+            let alike = endpoints.iter().filter(|other| other.is_neighbour(&rpc)).count();
+            endpoints.push(if alike == 0 { rpc } else { rpc.numbered(alike.saturating_add(1)) });
         }
         let count = endpoints.len();
         if count == 0 {

@@ -257,6 +257,9 @@ mod tests {
         }
     }
 
+    /// Answers, then how many are open and the quorum, then the verdict.
+    type Case<G, V> = (G, (usize, usize), Option<V>);
+
     /// The verdict of `rule` over `given` with `open` more to come.
     fn by<T, V>(
         rule: impl Fn(&Answers<'_, T>) -> Option<V>,
@@ -287,7 +290,7 @@ mod tests {
 
     #[test]
     fn a_value_needs_the_quorum_and_more_votes_than_all_others() {
-        let table: [(&[u8], (usize, usize), Option<u8>); 15] = [
+        let table: [Case<&[u8], u8>; 15] = [
             // One endpoint: its word.
             (&[], (1, 1), None),
             (&[5], (0, 1), Some(5)),
@@ -317,7 +320,7 @@ mod tests {
     #[test]
     fn a_receipt_counts_and_is_missing_only_by_quorum_and_else_is_pending() {
         let good = Mined(1, true, 100);
-        let table: [(&[Says], (usize, usize), Option<Says>); 19] = [
+        let table: [Case<&[Says], Says>; 19] = [
             (&[good], (0, 1), Some(good)),
             (&[Absent], (0, 1), Some(Absent)),
             (&[Pending], (0, 1), Some(Pending)),
@@ -356,7 +359,7 @@ mod tests {
 
     #[test]
     fn a_nonce_counts_as_mined_only_as_far_as_a_quorum_has_it() {
-        let table: [(&[u64], (usize, usize), Option<u64>); 10] = [
+        let table: [Case<&[u64], u64>; 10] = [
             (&[4], (0, 1), Some(4)),
             // Two: the lower one, and one's word where the other is silent.
             (&[4], (1, 1), None),
@@ -433,7 +436,7 @@ mod tests {
     fn one_endpoint_that_takes_a_transaction_is_enough_and_one_refusal_is_not() {
         let rejected = || Broadcast::Rejected("insufficient funds".into());
         use Broadcast::{Accepted, AlreadyKnown, NonceUsed, Underpriced};
-        let table: [(Vec<Broadcast>, (usize, usize), Option<Broadcast>); 12] = [
+        let table: [Case<Vec<Broadcast>, Broadcast>; 12] = [
             (vec![Accepted], (0, 1), Some(Accepted)),
             (vec![NonceUsed], (0, 1), Some(NonceUsed)),
             (vec![rejected()], (0, 1), Some(rejected())),
@@ -461,7 +464,7 @@ mod tests {
     fn a_dry_run_goes_by_the_majority_and_by_no_absurd_estimate() {
         let passes = |gas: u64| DryRun::Succeeds(Gas::new(gas));
         let reverts = || DryRun::Reverts("Exceeds deposit".into());
-        let table: [(Vec<DryRun>, (usize, usize), Option<DryRun>); 9] = [
+        let table: [Case<Vec<DryRun>, DryRun>; 9] = [
             (vec![passes(184_000)], (0, 1), Some(passes(184_000))),
             (vec![passes(184_000), passes(190_000)], (1, 2), Some(passes(190_000))),
             (vec![passes(21_000), passes(184_000)], (1, 2), None),
@@ -487,7 +490,7 @@ mod tests {
             fee_max: Amount::new(fee_max),
             tip_max: Amount::new(tip_max),
         };
-        let table: [(Vec<Fees>, (usize, usize), Option<Fees>); 7] = [
+        let table: [Case<Vec<Fees>, Fees>; 7] = [
             (vec![offer(100, 5)], (0, 1), Some(offer(100, 5))),
             (vec![offer(100, 5), offer(110, 6)], (1, 2), Some(offer(100, 5))),
             (vec![offer(100, 5), offer(900, 800)], (1, 2), None),

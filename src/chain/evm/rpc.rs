@@ -58,9 +58,9 @@ impl Refusal {
         let lower = self.message.to_lowercase();
         let words = ["rate limit", "rate-limit", "too many requests", "request limit", "throttl"];
         // Some use the same code for a log query that is too large.
-        let about_logs = ["block range", "results", "logs"];
+        let about_logs = ["block", "range", "result", "log", "size"];
         words.iter().any(|words| lower.contains(words))
-            || (self.code == CODE_LIMIT && !about_logs.iter().any(|words| lower.contains(words)))
+            || (self.code == CODE_LIMIT && !about_logs.iter().any(|word| lower.contains(word)))
     }
 }
 
@@ -134,6 +134,12 @@ impl Rpc {
         })
     }
 
+    /// The same, shown as the `nth` endpoint of its host.
+    pub(super) fn numbered(mut self, nth: usize) -> Self {
+        self.shown = format!("{} ({nth})", self.shown);
+        self
+    }
+
     /// Host and port, which is all that may be shown.
     pub(super) fn shown(&self) -> &str {
         &self.shown
@@ -142,6 +148,12 @@ impl Rpc {
     /// Whether both are one address, however it is shown.
     pub(super) fn is_same(&self, other: &Self) -> bool {
         self.url == other.url
+    }
+
+    /// Whether both are of one host and port, so that they would be shown alike.
+    pub(super) fn is_neighbour(&self, other: &Self) -> bool {
+        let of = |rpc: &Self| (rpc.url.host_str().map(str::to_owned), rpc.url.port());
+        of(self) == of(other)
     }
 
     /// What is known of it. Never held while waiting.
@@ -372,7 +384,8 @@ mod tests {
         assert!(says(-32005, "limit exceeded"));
         assert!(says(429, "Your app has exceeded its rate limit"));
         assert!(!says(-32005, "query returned more than 10000 results"));
-        assert!(!says(-32000, "block range is too large"));
+        assert!(!says(-32005, "block range is too large"));
+        assert!(!says(-32005, "Log response size exceeded"));
         assert!(!says(3, "execution reverted"));
     }
 }

@@ -167,8 +167,8 @@ pub const SETTINGS: &[Setting] = &[
         alias: Some("RPC_URL"),
         kind: Kind::Urls,
         fallback: Fallback::Required("one or more JSON-RPC endpoints, first choice first"),
-        about: "JSON-RPC endpoints (http or https), first choice first; the next is asked where one \
-                fails, lags or refuses",
+        about: "JSON-RPC endpoints (http or https), first choice first; the next is asked where \
+                one fails, lags or refuses",
     },
     Setting {
         key: "chain.quorum",

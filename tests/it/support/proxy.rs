@@ -35,12 +35,18 @@ impl Fault {
     }
 }
 
+/// Changes a request on its way to the chain.
+type Ask = dyn Fn(&mut Value) + Send + Sync;
+
+/// Changes the answer to a request, which is given as it came.
+type Tell = dyn Fn(&Value, &mut Value) + Send + Sync;
+
 /// How an endpoint lies: what it asks of the chain in place of a request, and what it tells of the
 /// answer, given the request as it came.
 #[derive(Clone)]
 pub struct Lie {
-    ask: Arc<dyn Fn(&mut Value) + Send + Sync>,
-    tell: Arc<dyn Fn(&Value, &mut Value) + Send + Sync>,
+    ask: Arc<Ask>,
+    tell: Arc<Tell>,
 }
 
 impl Lie {
