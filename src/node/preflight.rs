@@ -156,12 +156,12 @@ async fn limits(subject: &Subject<'_>, findings: &mut Findings) -> Option<Limits
         }
     };
     let claim_at = subject.settings.settlement.claim_at;
-    let (least, rate) = (limits.claim_min, limits.rate_per_second);
+    let least = limits.claim_min;
     if claim_at < least {
         let remedy = format!("set settlement.claim_at to {least} or more");
         findings.fail(CHECK, format!("claims of {claim_at} are under the least, {least}"), remedy);
     } else {
-        findings.ok(CHECK, format!("least claim {least} tokens, at most {rate} tokens a second"));
+        findings.ok(CHECK, format!("least claim {least} tokens"));
     }
     Some(limits)
 }

@@ -24,6 +24,7 @@ use super::settings::{ChainSettings, Cors, Settings};
 use super::tasks::{Task, Tasks};
 use super::wiring::{self, Paid, WiringError};
 use crate::api::{self, ApiSettings, AppState, Hooks, HostSignature, Stops, VersionInfo};
+use crate::billing::Lost;
 use crate::chain::evm::{EvmChain, EvmWallet};
 use crate::chain::registry::Registry;
 use crate::chain::{Chain, Wallet};
@@ -377,7 +378,7 @@ impl Observer for News {
         self.is_chain_silent.store(!answers, Ordering::Release);
     }
 
-    fn session_closed(&self, job: JobId, _forfeited: TokenCount) {
+    fn session_closed(&self, job: JobId, _lost: Lost) {
         drop(self.notices.send(Notice::Completed { job }));
     }
 }

@@ -3,7 +3,6 @@
 //! Never opens a port and never starts a task: whatever fails here fails before anyone was
 //! promised anything. Relies on the settings being complete.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +11,7 @@ use tally_engine::EngineOptions;
 
 use super::file_hash::sha256_file;
 use super::settings::{LegacyMode, Settings};
-use crate::billing::{Account, AccountFault, Entry, Fact, TurnEnd};
+use crate::billing::{AccountFault, Accounts, Entry, Fact, TurnEnd};
 use crate::chain::evm::{ConnectError, EvmChain, EvmWallet};
 use crate::chain::{Chain, ChainError, Limits, Wallet};
 use crate::clock::Clock;
@@ -21,7 +20,7 @@ use crate::ledger::sqlite::{LedgerBinding, SqliteLedger, SqliteOptions};
 use crate::ledger::{Ledger, LedgerError};
 use crate::session::{BooksParts, Grace, LegacyAccess, PaidBy, SessionRules, Tracker};
 use crate::settlement::{Observer, Settlement, SettlementParts, SettlementRules};
-use crate::units::{JobId, Millis};
+use crate::units::Millis;
 
 /// Longest a prompt for an unknown job waits for the chain.
 const ADMISSION_WAIT: Duration = Duration::from_secs(5);
@@ -114,12 +113,11 @@ pub fn open_ledger(
 ///
 /// # Errors
 /// [`WiringError`] when an entry cannot be read or does not fit.
-pub fn replay(ledger: &dyn Ledger) -> Result<BTreeMap<JobId, Account>, WiringError> {
-    let mut accounts = BTreeMap::new();
+pub fn replay(ledger: &dyn Ledger) -> Result<Accounts, WiringError> {
+    let mut accounts = Accounts::default();
     let mut fault = None;
     let replayed = ledger.replay(&mut |entry: Entry| {
-        let account = accounts.entry(entry.job).or_insert_with(|| Account::new(entry.job));
-        if let Err(error) = account.apply(&entry) {
+        if let Err(error) = accounts.apply(&entry) {
             fault.get_or_insert(error);
         }
     });
@@ -133,10 +131,12 @@ pub fn replay(ledger: &dyn Ledger) -> Result<BTreeMap<JobId, Account>, WiringErr
 /// [`WiringError`].
 pub async fn restore(ledger: &dyn Ledger, clock: &dyn Clock) -> Result<Arc<Tracker>, WiringError> {
     let tracker = Tracker::default();
-    for (job, mut account) in replay(ledger)? {
+    let accounts = replay(ledger)?;
+    tracker.restore_wallet(accounts.wallet);
+    for (job, mut account) in accounts.jobs {
         let open: Vec<_> = account.turns_open().collect();
         let ended = open.into_iter().map(|turn| Entry {
-            job,
+            subject: job.into(),
             at: clock.unix(),
             fact: Fact::TurnEnded { turn, end: TurnEnd::Error },
         });

@@ -4,13 +4,13 @@
 //! await. Never resets a count: what was recorded only grows, over prompts, connections and
 //! protocols, and a restart rebuilds it from the ledger. Relies on the map being private here.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dashmap::DashMap;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::billing::{Account, AccountFault, Entry};
+use crate::billing::{Account, AccountFault, Entry, Subject, WalletAccount};
 use crate::chain::{ChainJob, JobStatus};
 use crate::units::{JobId, Millis, TokenCount, TurnNo};
 
@@ -159,21 +159,32 @@ impl Live {
     }
 }
 
-/// All live jobs.
+/// All live jobs, and the wallet's own account.
+#[derive(Default)]
 pub struct Tracker {
     live: DashMap<JobId, Live>,
-}
-
-impl Default for Tracker {
-    fn default() -> Self {
-        Self { live: DashMap::new() }
-    }
+    wallet: Mutex<WalletAccount>,
 }
 
 impl Tracker {
     /// Takes over an account rebuilt from the ledger.
     pub fn restore(&self, account: Account, now: Millis) {
         self.live.insert(account.job(), Live::new(account, now));
+    }
+
+    /// Takes over the wallet's account rebuilt from the ledger.
+    pub fn restore_wallet(&self, account: WalletAccount) {
+        *self.lock_wallet() = account;
+    }
+
+    /// A copy of the wallet's own account.
+    #[must_use]
+    pub fn wallet(&self) -> WalletAccount {
+        self.lock_wallet().clone()
+    }
+
+    fn lock_wallet(&self) -> MutexGuard<'_, WalletAccount> {
+        self.wallet.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// All jobs, in order.
@@ -337,10 +348,12 @@ impl Tracker {
         now: Millis,
     ) -> Result<(), AccountFault> {
         for entry in entries {
-            let mut live = self
-                .live
-                .entry(entry.job)
-                .or_insert_with(|| Live::new(Account::new(entry.job), now));
+            let Subject::Job(job) = entry.subject else {
+                self.lock_wallet().apply(entry)?;
+                continue;
+            };
+            let new = || Live::new(Account::new(job), now);
+            let mut live = self.live.entry(job).or_insert_with(new);
             if let Err(fault) = live.account.apply(entry) {
                 live.is_faulty = true;
                 live.in_flight = live.in_flight.saturating_sub(tokens);
@@ -353,8 +366,8 @@ impl Tracker {
             }
             live.turn_next = live.turn_next.max(live.account.turn_next().get());
         }
-        if let Some(first) = entries.first()
-            && let Some(mut live) = self.live.get_mut(&first.job)
+        if let Some(job) = entries.first().and_then(Entry::job)
+            && let Some(mut live) = self.live.get_mut(&job)
         {
             live.in_flight = live.in_flight.saturating_sub(tokens);
         }
@@ -362,8 +375,8 @@ impl Tracker {
     }
 
     /// Tokens of the job could not be recorded: no answer of it says more, and none begins.
-    pub(super) fn ledger_lost(&self, job: JobId) {
-        if let Some(live) = self.live.get(&job) {
+    pub(super) fn ledger_lost(&self, subject: Subject) {
+        if let Some(live) = subject.job().and_then(|job| self.live.get(&job)) {
             live.credit.close();
         }
     }

@@ -64,7 +64,7 @@ impl Settlement {
             ),
             fees: None,
         };
-        let rules = self.claim_rules();
+        let rules = self.claim_rules(known);
         let ClaimPlan::Claim(_) = plan_claim(&rules, &input) else {
             return Ok(plan_claim(&rules, &input));
         };

@@ -15,8 +15,8 @@ use std::sync::Arc;
 
 use metrics::{counter, gauge};
 
-use crate::billing::{Account, TxState};
-use crate::chain::{Chain, ChainError, ChainEvent, Head, Limits, Wallet, WalletState};
+use crate::billing::{Account, Lost, TxState};
+use crate::chain::{Chain, ChainError, ChainEvent, ChainJob, Head, Limits, Wallet, WalletState};
 use crate::claim::ClaimRules;
 use crate::ledger::LedgerError;
 use crate::session::{Books, BooksParts, Grace, Phase};
@@ -53,7 +53,7 @@ pub trait Observer: Send + Sync {
     /// Whether the chain answered when it was last looked at.
     fn chain_answers(&self, answers: bool);
     /// A session is over on chain.
-    fn session_closed(&self, job: JobId, forfeited: TokenCount);
+    fn session_closed(&self, job: JobId, lost: Lost);
 }
 
 /// Settlement cannot go on: the node must stop.
@@ -258,10 +258,10 @@ impl Settlement {
         self.rules.confirmations.max(1)
     }
 
-    fn claim_rules(&self) -> ClaimRules {
+    fn claim_rules(&self, known: &ChainJob) -> ClaimRules {
         ClaimRules {
             claim_min: self.limits.claim_min,
-            rate_per_second: self.limits.rate_per_second,
+            rate_per_second: known.rate_per_second,
             claim_at: self.rules.claim_at.max(self.limits.claim_min),
             margin: self.rules.claim_margin,
             fee_share_max: self.rules.fee_share_max,

@@ -8,7 +8,7 @@
 use metrics::counter;
 
 use super::{Settlement, StepError, View, precise};
-use crate::billing::{Fact, RejectReason, Tx, TxState};
+use crate::billing::{Fact, Lost, RejectReason, Tx, TxState};
 use crate::chain::{Broadcast, Inclusion, SignedTx};
 use crate::session::Phase;
 use crate::units::{Amount, BlockHash, BlockNumber, JobId, TokenCount, TxHash};
@@ -120,11 +120,16 @@ impl Settlement {
             return Ok(());
         }
         tracing::warn!(%job, nonce = %tx.nonce, tx = %mined.hash, "transaction reverted");
-        self.reject(job, tx, RejectReason::Reverted).await
+        self.reject(job, tx, (RejectReason::Reverted, mined.fee)).await
     }
 
-    async fn reject(&mut self, job: JobId, tx: &Tx, reason: RejectReason) -> Result<(), StepError> {
-        let rejected = Fact::TxRejected { nonce: tx.nonce, first: tx.first(), reason };
+    async fn reject(
+        &mut self,
+        job: JobId,
+        tx: &Tx,
+        (reason, fee): (RejectReason, Amount),
+    ) -> Result<(), StepError> {
+        let rejected = Fact::TxRejected { nonce: tx.nonce, first: tx.first(), reason, fee };
         self.books.append(job, vec![rejected]).await?;
         if tx.claim().is_some() {
             counter!("claims_total", "outcome" => "rejected").increment(1);
@@ -144,7 +149,8 @@ impl Settlement {
         if mined.block.confirmations_at(view.head.number) < self.confirmations() {
             return Ok(());
         }
-        self.books.append(job, vec![Fact::TxConfirmed { nonce: tx.nonce }]).await?;
+        let sighting = tx.sightings.saturating_sub(1);
+        self.books.append(job, vec![Fact::TxConfirmed { nonce: tx.nonce, sighting }]).await?;
         if let Some(claim) = tx.claim() {
             counter!("claims_total", "outcome" => "confirmed").increment(1);
             counter!("tokens_confirmed_total").increment(claim.tokens.get());
@@ -171,7 +177,7 @@ impl Settlement {
             let blocks = self.watch.foreign_for(tx.nonce, view.head.number);
             if blocks >= self.confirmations() {
                 tracing::error!(%job, nonce = %tx.nonce, "nonce was used by a foreign transaction");
-                return self.reject(job, tx, RejectReason::NonceTaken).await;
+                return self.reject(job, tx, (RejectReason::NonceTaken, Amount::ZERO)).await;
             }
             return Ok(());
         }
@@ -239,12 +245,17 @@ impl Settlement {
         if account.txs_open().next().is_some() || ended_for < self.confirmations() {
             return Ok(());
         }
-        let forfeited = account.recorded().saturating_sub(account.confirmed());
-        self.books.append(job, vec![Fact::JobClosed { forfeited }]).await?;
+        let left = account.recorded().saturating_sub(account.confirmed());
+        let lost = Lost::at_end(left, self.limits.claim_min);
+        let Lost { unclaimable, forfeited } = lost;
+        let closing = account.closings();
+        let closed = Fact::JobClosed { closing, unclaimable, forfeited };
+        self.books.append(job, vec![closed]).await?;
+        counter!("tokens_unclaimable_total").increment(unclaimable.get());
         counter!("tokens_forfeited_total").increment(forfeited.get());
         metrics::gauge!("sessions_active").set(precise(self.books.tracker.count_open()));
-        tracing::info!(%job, forfeited = forfeited.get(), "session closed");
-        self.observer.session_closed(job, forfeited);
+        tracing::info!(%job, lost = lost.total().get(), "session closed");
+        self.observer.session_closed(job, lost);
         Ok(())
     }
 }

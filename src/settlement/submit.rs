@@ -8,7 +8,7 @@ use metrics::counter;
 
 use super::watch::Step;
 use super::{Settlement, StepError, View};
-use crate::billing::{Account, Attempt, ClaimBody, Fact, Purpose, Tx};
+use crate::billing::{Account, Attempt, ClaimBody, Errand, Fact, Purpose, Tx};
 use crate::chain::{Broadcast, Call, DryRun, Fees, PrepareError, SignedTx, TxSpec};
 use crate::proof;
 use crate::units::{Amount, ClaimSeq, Gas, JobId, TokenCount, WalletNonce};
@@ -64,7 +64,7 @@ impl Settlement {
     ) -> Result<bool, StepError> {
         let step = match purpose {
             Purpose::Claim(_) => Step::Claim,
-            Purpose::Complete => Step::Complete,
+            Purpose::Complete | Purpose::Fill | Purpose::Errand(_) => Step::Complete,
         };
         let gas = match self.chain.dry_run(&call).await? {
             DryRun::Succeeds(gas) => gas,
@@ -146,6 +146,11 @@ impl Settlement {
                 Call::Claim { job, tokens: claim.tokens, proof: claim.proof.clone() }
             }
             Purpose::Complete => Call::Complete { job },
+            Purpose::Fill => Call::Nothing,
+            Purpose::Errand(errand) => {
+                let Errand { to, value, input, .. } = errand.clone();
+                Call::Raw { to, value, input }
+            }
         };
         let gas_limit = Gas::new(last.gas_limit);
         let spec = TxSpec { nonce: tx.nonce, fees, gas_limit };

@@ -104,7 +104,6 @@ async fn limits_come_from_the_contract() {
     let devnet = start().await;
     let limits = devnet.connect().await.limits().await.unwrap();
     assert_eq!(limits.claim_min, TokenCount::new(100));
-    assert_eq!(limits.rate_per_second, 20);
     assert_eq!(limits.price_unit, PriceUnit::ONE);
     assert_eq!(limits.dispute_window, ChainSeconds::new(DISPUTE_WINDOW));
     assert_eq!(limits.fee_basis_points, FEE_BASIS_POINTS);

@@ -13,7 +13,8 @@ use serde_json::{Value, json};
 
 use super::bindings::{
     DISPUTE_WINDOWCall, FEE_BASIS_POINTSCall, MIN_PROVEN_TOKENSCall, PRICE_PRECISIONCall,
-    completeSessionJobCall, disputeWindowCall, earnings, feeBasisPointsCall, sessionJobsCall,
+    completeSessionJobCall, disputeWindowCall, earnings, erc20, feeBasisPointsCall,
+    sessionJobsCall,
 };
 use super::pool::At;
 use super::rpc::{Rpc, RpcFailure};
@@ -81,7 +82,7 @@ impl Chain for EvmChain {
     }
 
     fn prepare(&self, call: &Call, spec: TxSpec) -> Result<SignedTx, PrepareError> {
-        let (to, input) = self.target(call);
+        let Target { to, value, input } = self.target(call);
         if spec.fees.tip_max > spec.fees.fee_max {
             return Err(PrepareError(format!(
                 "nonce {}: tip {} above the whole fee {}",
@@ -95,7 +96,7 @@ impl Chain for EvmChain {
             max_fee_per_gas: spec.fees.fee_max.get(),
             max_priority_fee_per_gas: spec.fees.tip_max.get(),
             to: TxKind::Call(evm(to)),
-            value: U256::ZERO,
+            value: U256::from(value.get()),
             access_list: Default::default(),
             input,
         };
@@ -125,6 +126,39 @@ impl Chain for EvmChain {
         let balance: U256 = self.rpc.read(self.host_earnings, &call).await?;
         u128_of(balance, "earnings").map(Amount::new)
     }
+
+    fn withdrawal(&self, token: Address, amount: Amount) -> Call {
+        let amount = U256::from(amount.get());
+        let call = earnings::withdrawCall { amount, token: evm(token) };
+        let input = call.abi_encode();
+        Call::Raw { to: self.host_earnings, value: Amount::ZERO, input }
+    }
+
+    fn transfer(&self, token: Address, to: Address, amount: Amount) -> Call {
+        if token == Address::ZERO {
+            return Call::Raw { to, value: amount, input: Vec::new() };
+        }
+        let amount = U256::from(amount.get());
+        let input = erc20::transferCall { to: evm(to), amount }.abi_encode();
+        Call::Raw { to: token, value: Amount::ZERO, input }
+    }
+
+    async fn funds(&self, token: Address) -> Result<Amount, ChainError> {
+        let owner = self.marketplace;
+        let held: U256 = if token == Address::ZERO {
+            self.rpc.first(|rpc| rpc.balance(owner)).await?
+        } else {
+            self.rpc.read(token, &erc20::balanceOfCall { owner: evm(owner) }).await?
+        };
+        u128_of(held, "marketplace's funds").map(Amount::new)
+    }
+}
+
+/// What a call is on the wire.
+struct Target {
+    to: Address,
+    value: Amount,
+    input: Bytes,
 }
 
 /// Reads on one endpoint, from the first request to the last.
@@ -140,7 +174,6 @@ impl EvmChain {
         };
         Ok(Limits {
             claim_min: TokenCount::new(u64_of(claim_min, "MIN_PROVEN_TOKENS")?),
-            rate_per_second: self.dialect.rate_per_second(),
             price_unit: unit,
             dispute_window: ChainSeconds::new(u64_of(window, "dispute window")?),
             fee_basis_points: u64_of(fee, "fee basis points")?,
@@ -171,9 +204,10 @@ impl EvmChain {
     }
 
     async fn dry_run_on(&self, rpc: &Rpc, call: &Call) -> Result<DryRun, ChainError> {
-        let (to, input) = self.target(call);
+        let Target { to, value, input } = self.target(call);
         let host = self.wallet.address().to_string();
-        let tx = json!({"from": host, "to": to.to_string(), "data": input, "value": "0x0"});
+        let value = format!("{:#x}", value.get());
+        let tx = json!({"from": host, "to": to.to_string(), "data": input, "value": value});
         // Without a gas price, so that a poor wallet is not told as a revert.
         match rpc.call::<U256>("eth_estimateGas", json!([tx, "pending"])).await {
             Ok(gas) => Ok(DryRun::Succeeds(Gas::new(u64_of(gas, "gas estimate")?))),
@@ -211,11 +245,11 @@ impl EvmChain {
         }
     }
 
-    /// Receiver and input of a call.
-    fn target(&self, call: &Call) -> (Address, Bytes) {
+    fn target(&self, call: &Call) -> Target {
+        let of = |to, input| Target { to, value: Amount::ZERO, input };
         match call {
             Call::Claim { job, tokens, proof } => {
-                (self.marketplace, self.dialect.claim(*job, *tokens, proof).into())
+                of(self.marketplace, self.dialect.claim(*job, *tokens, proof).into())
             }
             Call::Complete { job } => {
                 // The text names a stored conversation; nothing is stored, so it is empty.
@@ -223,9 +257,12 @@ impl EvmChain {
                     jobId: U256::from(job.get()),
                     conversationCID: String::new(),
                 };
-                (self.marketplace, complete.abi_encode().into())
+                of(self.marketplace, complete.abi_encode().into())
             }
-            Call::Nothing => (self.wallet.address(), Bytes::new()),
+            Call::Nothing => of(self.wallet.address(), Bytes::new()),
+            Call::Raw { to, value, input } => {
+                Target { to: *to, value: *value, input: input.clone().into() }
+            }
         }
     }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tally::billing::{Account, Entry, TxState};
+use tally::billing::{Account, Entry, Lost, TxState};
 use tally::chain::evm::connect;
 use tally::chain::{Chain, Limits};
 use tally::engine::scripted::{Script, ScriptedEngine};
@@ -65,8 +65,8 @@ impl Observer for News {
 
     fn chain_answers(&self, _answers: bool) {}
 
-    fn session_closed(&self, job: JobId, forfeited: TokenCount) {
-        self.closed.lock().unwrap().push((job, forfeited.get()));
+    fn session_closed(&self, job: JobId, lost: Lost) {
+        self.closed.lock().unwrap().push((job, lost.total().get()));
     }
 }
 

@@ -123,7 +123,7 @@ impl Model {
         let clock = Arc::<ManualClock>::default();
         let engine = ScriptedEngine::new(tokens(300));
         let news = Arc::<News>::default();
-        let limits = Limits { rate_per_second: 20, ..FixedChain::fixed_limits() };
+        let limits = FixedChain::fixed_limits();
         let process = boot(&chain, &clock, &engine, (&news, limits), MemoryLedger::new()).await;
         let delivered = opened.iter().map(|(job, _)| (*job, 0)).collect();
         Self { chain, clock, engine, news, limits, process, delivered, foreign: 0 }
@@ -228,8 +228,8 @@ impl Model {
             let claimed = claims.iter().sum();
             let (recorded, delivered) = (self.recorded(job), self.delivered[&job]);
             Sentence { claimed, recorded, delivered, affordable }.check(job);
-            assert_eq!(replayed.get(&job), self.process.tracker.account(job).as_ref());
-            let halted = replayed.get(&job).and_then(|account| account.halted());
+            assert_eq!(replayed.jobs.get(&job), self.process.tracker.account(job).as_ref());
+            let halted = replayed.jobs.get(&job).and_then(|account| account.halted());
             assert_eq!(halted, None, "job {job}");
         }
     }
@@ -256,7 +256,7 @@ impl Model {
             let Some(account) = self.process.tracker.account(job) else { continue };
             assert!(account.is_closed() && !self.chain.is_active(job), "job {job}: {account:?}");
             let paid: u64 = self.chain.claims(job).iter().sum();
-            let tail = account.forfeited().unwrap().get();
+            let tail = account.lost().unwrap().total().get();
             assert_eq!(paid + tail, self.recorded(job), "job {job}");
             assert!(tail < 100, "job {job} lost {tail}");
         }

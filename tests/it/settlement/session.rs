@@ -384,9 +384,9 @@ async fn a_job_whose_account_does_not_add_up_is_halted() {
     read(desk.begin(1, 5).await).await;
     let ids = vec![1, 2, 3];
     let stray = Fact::Delivered { turn: TurnNo::new(7), position: 0, ids };
-    let entry = Entry { job: job(1), at: Millis::ZERO, fact: stray };
+    let entry = Entry { subject: job(1).into(), at: Millis::ZERO, fact: stray };
     let fault = desk.tracker.record(&[entry], TokenCount::ZERO, Millis::ZERO);
-    assert_eq!(fault.unwrap_err().job, job(1));
+    assert_eq!(fault.unwrap_err().subject, job(1).into());
     assert_eq!(desk.recorded(1), 5, "nothing of it counts");
     assert_eq!(desk.tracker.phase(job(1)), Some(Phase::Halted));
     assert_eq!(desk.refusal(1).await, Refusal::Halted(job(1)));
@@ -458,7 +458,7 @@ async fn prompts_of_one_job_at_the_same_instant_are_recorded_in_turn() {
 }
 
 fn turns_started(ledger: &MemoryLedger, job: JobId) -> Vec<u32> {
-    let entries = ledger.entries().into_iter().filter(|entry| entry.job == job);
+    let entries = ledger.entries().into_iter().filter(|entry| entry.job() == Some(job));
     let turns = entries.filter_map(|entry| match entry.fact {
         Fact::TurnStarted(header) => Some(header.turn.get()),
         _ => None,
