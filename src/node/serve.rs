@@ -211,7 +211,9 @@ async fn check(
     weights_sha256: Hash32,
 ) -> Result<(), ServeError> {
     let subject = Subject { chain, registry: chain, settings, weights_sha256 };
-    let findings = preflight::examine(&subject).await;
+    let mut findings = Findings::default();
+    preflight::endpoints(&chain.endpoints().await, &mut findings);
+    findings.0.extend(preflight::examine(&subject).await.0);
     findings.0.iter().for_each(log_finding);
     let failed = |finding: &&Finding| finding.grade == Grade::Failure;
     match findings.0.iter().find(failed) {
@@ -412,8 +414,22 @@ fn hooks(paid: Option<&Arc<Paid>>, metrics: Metrics, news: Arc<News>) -> Hooks {
     Hooks {
         metrics: Arc::new(move || metrics.render()),
         signer: paid.map(|paid| signer(&paid.wallet)),
-        troubles: Arc::new(move || news.troubles()),
+        troubles: {
+            let paid = paid.cloned();
+            Arc::new(move || {
+                let endpoints = paid.as_ref().and_then(|paid| endpoint_trouble(&paid.chain));
+                news.troubles().into_iter().chain(endpoints).collect()
+            })
+        },
     }
+}
+
+/// What `/health` says of endpoints that are out of use while others go on.
+fn endpoint_trouble(chain: &EvmChain) -> Option<String> {
+    let (usable, all) = chain.endpoints_usable();
+    // The only one's silence is the chain's, which settlement tells.
+    let is_trouble = all > 1 && usable < all;
+    is_trouble.then(|| format!("{usable} of {all} RPC endpoints are well"))
 }
 
 fn signer(wallet: &Arc<EvmWallet>) -> api::HostSigner {

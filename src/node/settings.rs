@@ -154,8 +154,10 @@ pub struct EngineSettings {
 /// marketplace names; without a model registry, models are not checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChainSettings {
-    /// Endpoints, first choice first; never empty. Only the first is used today.
+    /// Endpoints, first choice first; never empty.
     pub rpc_urls: Vec<RpcUrl>,
+    /// How many of them have to agree, 1 to their number; `None` leaves it to the chain's adapter.
+    pub quorum: Option<usize>,
     /// eip155 id the endpoints must report.
     pub chain_id: u64,
     /// JobMarketplace.

@@ -25,12 +25,11 @@ pub(super) fn settings(inputs: &sources::Inputs) -> Result<Settings, SettingsErr
 fn build(
     inputs: &sources::Inputs,
     mut reader: Reader,
-    mut notes: Vec<String>,
+    notes: Vec<String>,
 ) -> (Result<Settings, SettingsError>, Reader) {
     let r = &mut reader;
     let free = r.switch("free").unwrap_or_default();
     let chain = chain(r, free);
-    notes.extend(chain.as_ref().and_then(spare_endpoints));
     let key = key(r);
     if key.is_none() && !free {
         require_key(r);
@@ -93,6 +92,7 @@ fn chain(reader: &mut Reader, free: bool) -> Option<ChainSettings> {
     let marketplace = reader.address("chain.marketplace");
     let chain = ChainSettings {
         rpc_urls: urls.into_iter().map(RpcUrl::new).collect(),
+        quorum: reader.integer("chain.quorum"),
         chain_id: chain_id.unwrap_or_default(),
         marketplace: marketplace.unwrap_or(Address::ZERO),
         node_registry: reader.address("chain.node_registry"),
@@ -112,6 +112,14 @@ fn chain(reader: &mut Reader, free: bool) -> Option<ChainSettings> {
         let why = "this is the proof system's address; name the JobMarketplace contract";
         reader.clash("chain.marketplace", why);
     }
+    let count = chain.rpc_urls.len();
+    if let Some(quorum) = chain.quorum
+        && count > 0
+        && quorum > count
+    {
+        let why = format!("{quorum} cannot agree: chain.rpc_urls names {count} endpoints");
+        reader.clash("chain.quorum", why);
+    }
     for key in NEEDED {
         if reader.origin(key).is_none() {
             reader.require(key);
@@ -119,14 +127,6 @@ fn chain(reader: &mut Reader, free: bool) -> Option<ChainSettings> {
     }
     let is_whole = !chain.rpc_urls.is_empty() && chain_id.is_some() && marketplace.is_some();
     is_whole.then_some(chain)
-}
-
-/// What the operator should know who gave more endpoints than are used.
-fn spare_endpoints(chain: &ChainSettings) -> Option<String> {
-    let count = chain.rpc_urls.len();
-    (count > 1).then(|| {
-        format!("chain.rpc_urls names {count} endpoints; only the first is used by this version")
-    })
 }
 
 /// A free node with a chain set up would give away what somebody meant to sell.

@@ -173,8 +173,18 @@ const NODE: &[Setting] = &[
         alias: Some("RPC_URL"),
         kind: Kind::Urls,
         fallback: Fallback::Required("one or more JSON-RPC endpoints, first choice first"),
-        about: "JSON-RPC endpoints (http or https), first choice first; only the first is used \
-                today",
+        about: "JSON-RPC endpoints (http or https), first choice first; the next is asked where \
+                one fails, lags or refuses",
+    },
+    Setting {
+        key: "chain.quorum",
+        flag: Some("chain-quorum"),
+        env: "TALLY_CHAIN_QUORUM",
+        alias: None,
+        kind: Kind::Integer { min: 1, max: 100, unit: "endpoints" },
+        fallback: Fallback::Computed("2 where three or more endpoints are named, else 1"),
+        about: "Endpoints that must agree before money is freed or final; with fewer, settlement \
+                waits. Where two answer, two must agree, whatever stands here",
     },
     Setting {
         key: "chain.id",
