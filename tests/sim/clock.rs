@@ -47,6 +47,7 @@ impl Clock for SimClock {
     fn sleep(&self, span: Duration) -> Sleep {
         let (wake, woken) = oneshot::channel();
         let mut inner = self.lock();
+        inner.sleepers.retain(|(_, wake)| !wake.is_closed());
         let at = inner.now + u64::try_from(span.as_millis()).unwrap();
         inner.sleepers.push((at, wake));
         Box::pin(async move {

@@ -3,10 +3,15 @@
 //! Swarm style: every run draws for itself which faults it has at all, and how often. Some runs are
 //! calm, some have one fault only, some have all of them.
 
-use tally::chain::sim::{Faults, Habits, Rng, SimRules};
-use tally::session::Grace;
+use std::collections::BTreeMap;
+
+use tally::chain::sim::{Faults, Habits, REORG_DEPTH_MAX, Rng, SimRules};
+use tally::session::{Beyond, ExposureRule, Grace};
 use tally::settlement::SettlementRules;
-use tally::units::{Amount, ChainSeconds, Millis, PriceUnit, TokenCount};
+use tally::units::{Address, Amount, ChainSeconds, Millis, PriceUnit, TokenCount};
+
+/// The payment token of sessions that are not paid in the native currency.
+pub const ERC20: Address = Address::new([0xee; 20]);
 
 /// One thing that may happen next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,6 +89,7 @@ pub struct Mix {
     pub clients: u64,
     pub steps: u64,
     pub reorg_depth_max: u64,
+    pub exposure: ExposureRule,
 }
 
 impl Mix {
@@ -98,7 +104,7 @@ impl Mix {
         }
         let faults = draw_faults(rng, roughness);
         let habits = draw_habits(rng, roughness);
-        let mut mix = Self {
+        Self {
             contract: draw_contract(rng),
             rules: draw_rules(rng),
             weights,
@@ -108,8 +114,8 @@ impl Mix {
             clients: rng.between(1, 6),
             steps: rng.between(100, 900),
             reorg_depth_max: rng.between(1, 12),
-        };
-        mix
+            exposure: draw_exposure(rng),
+        }
     }
 
     pub fn pick(&self, rng: &mut Rng) -> Step {
@@ -157,7 +163,23 @@ fn draw_rules(rng: &mut Rng) -> SettlementRules {
         },
         reprice_after: seconds(rng, 5, 60),
         sweep_every: Millis::new(if rng.chance(50) { 0 } else { 30_000 }),
+        // A block that the deepest reorg reaches is not final yet.
+        reorg_depth: REORG_DEPTH_MAX + rng.between(1, 5),
+        complete_at_a_loss: rng.chance(70),
+        wei_per_unit: worth_of(rng),
+        cold_address: None,
+        withdraw_above: BTreeMap::new(),
     }
+}
+
+fn worth_of(rng: &mut Rng) -> BTreeMap<Address, f64> {
+    if rng.chance(50) { BTreeMap::from([(ERC20, 1.0)]) } else { BTreeMap::new() }
+}
+
+fn draw_exposure(rng: &mut Rng) -> ExposureRule {
+    let beyond = if rng.chance(50) { Beyond::Slow } else { Beyond::Refuse };
+    let tokens_max = TokenCount::new(rng.between(200, 20_000));
+    ExposureRule { tokens_max, beyond }
 }
 
 fn draw_faults(rng: &mut Rng, roughness: u64) -> Faults {

@@ -1,6 +1,6 @@
 //! The node's own code, from the ledger up, as one process that can die between any two awaits.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,12 +13,15 @@ use tally::chain::sim::SimChain;
 use tally::engine::scripted::ScriptedEngine;
 use tally::ledger::memory::MemoryLedger;
 use tally::node::wiring;
-use tally::session::{BooksParts, LegacyAccess, PaidBy, SessionRules, Sessions, Tracker};
+use tally::session::{
+    BooksParts, ExposureRule, LegacyAccess, PaidBy, PauseReason, SessionRules, Sessions, Tracker,
+};
 use tally::settlement::{Observer, Settlement, SettlementError, SettlementParts, SettlementRules};
 use tally::units::{JobId, Millis, TokenCount, TxHash};
 
 use crate::client::look;
 use crate::clock::SimClock;
+use crate::mix::ERC20;
 
 /// What outlives every process.
 pub struct Machine {
@@ -27,14 +30,20 @@ pub struct Machine {
     pub engine: Arc<ScriptedEngine>,
     pub limits: Limits,
     pub rules: SettlementRules,
+    pub exposure: ExposureRule,
 }
 
-struct Deaf;
+/// What the node does with settlement's news: without gas it takes no new work.
+struct News(Arc<Sessions>);
 
-impl Observer for Deaf {
+impl Observer for News {
     fn claim_included(&self, _job: JobId, _tokens: TokenCount, _tx: TxHash) {}
     fn chain_answers(&self, _answers: bool) {}
     fn session_closed(&self, _job: JobId, _lost: Lost) {}
+
+    fn gas_suffices(&self, suffices: bool) {
+        self.0.set_paused(PauseReason::Gas, !suffices);
+    }
 }
 
 type Tick = Pin<Box<dyn Future<Output = (Box<Settlement>, Result<(), SettlementError>)> + Send>>;
@@ -62,6 +71,7 @@ impl Machine {
     pub fn start(&self, ledger: Arc<MemoryLedger>) -> Start {
         let (chain, clock) = (self.chain.clone(), self.clock.clone());
         let (engine, limits, rules) = (self.engine.clone(), self.limits, self.rules.clone());
+        let exposure = self.exposure;
         Box::pin(async move {
             let restored = wiring::restore(&*ledger, &*clock).await;
             let tracker = restored.map_err(|error| format!("no start: {error}"))?;
@@ -71,22 +81,24 @@ impl Machine {
                 clock: clock.clone(),
             };
             let paid = PaidBy::new(chain.clone(), Arc::new(FixedWallet), limits, books());
-            let sessions = Sessions::new(engine, Some(paid), session_rules(), clock.clone());
+            let rules_of_sessions = session_rules(exposure);
+            let sessions = Sessions::new(engine, Some(paid), rules_of_sessions, clock.clone());
+            let sessions = Arc::new(sessions);
             let settlement = Settlement::new(SettlementParts {
                 chain: chain.clone(),
                 wallet: Arc::new(FixedWallet),
                 books: books(),
                 limits,
                 rules,
-                observer: Arc::new(Deaf),
+                observer: Arc::new(News(sessions.clone())),
             });
             let service = Service::Resting(Box::new(settlement));
-            Ok(Node { ledger, tracker, sessions: Arc::new(sessions), service })
+            Ok(Node { ledger, tracker, sessions, service })
         })
     }
 }
 
-fn session_rules() -> SessionRules {
+fn session_rules(exposure: ExposureRule) -> SessionRules {
     SessionRules {
         price_min: 0,
         aliases: BTreeMap::new(),
@@ -95,6 +107,9 @@ fn session_rules() -> SessionRules {
         challenge_lifetime: Millis::new(60_000),
         token_lifetime: Millis::new(60_000),
         chain_wait_max: Duration::from_secs(5),
+        payment_tokens: BTreeMap::from([(ERC20, 0)]),
+        exposure,
+        model_ids: BTreeSet::new(),
     }
 }
 
@@ -116,6 +131,11 @@ impl Node {
             Some((_, Err(_))) => Service::Stopped,
         };
         !self.is_stopped()
+    }
+
+    /// The pass under way is dropped where it waits.
+    pub fn drop_tick(&mut self) {
+        self.service = Service::Stopped;
     }
 
     /// Whether settlement is between two passes.

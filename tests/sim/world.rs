@@ -15,7 +15,7 @@ use tally::units::{Address, JobId};
 use crate::auditor::Auditor;
 use crate::client::{Client, Seen, look, script};
 use crate::clock::SimClock;
-use crate::mix::{Mix, Step};
+use crate::mix::{ERC20, Mix, Step};
 use crate::node::{Machine, Node};
 
 /// Wei that the host has for gas, when it is not poor.
@@ -92,6 +92,7 @@ impl World {
             engine: ScriptedEngine::new(script(1)),
             limits,
             rules: mix.rules.clone(),
+            exposure: mix.exposure,
         };
         Self {
             mix,
@@ -262,7 +263,7 @@ impl World {
         let rest = u128::from(rng.below(900_000));
         let (is_erc20, is_short, is_loud) = (rng.chance(25), rng.chance(25), rng.chance(50));
         let terms = SimTerms {
-            payment_token: if is_erc20 { Address::new([0xee; 20]) } else { Address::ZERO },
+            payment_token: if is_erc20 { ERC20 } else { Address::ZERO },
             deposit: u128::from(buys) * price / u128::from(unit) + rest,
             price,
             duration_max: if is_short { rng.between(900, 4_000) } else { 864_000 },
@@ -385,13 +386,16 @@ impl World {
     }
 
     /// An orderly shutdown: no new work, streams are cut, the ledger is flushed, the pass under way
-    /// is finished.
+    /// is finished, or dropped where it waits.
     fn stop(&mut self) -> Result<(), String> {
         self.node().sessions.close();
         for client in &mut self.clients {
             client.disconnect(false);
         }
         self.node().ledger.let_go();
+        if self.rng.chance(50) {
+            self.node().drop_tick();
+        }
         while self.node().nudge() && !self.node().is_resting() {}
         self.audit()?;
         if self.node().ledger.is_healthy() && !self.counts.contains_key("full ledgers") {
@@ -484,7 +488,10 @@ impl World {
         self.set_ledger_room();
         self.node().ledger.let_go();
         let mut still = 0;
-        for _ in 0..ROUNDS_MAX {
+        for round in 0..ROUNDS_MAX {
+            if round == ROUNDS_MAX / 2 {
+                self.others_complete();
+            }
             self.machine.clock.advance(20_000);
             self.finish_tick()?;
             chain.mine(12);
@@ -495,6 +502,18 @@ impl World {
             }
         }
         Err(format!("no rest after {ROUNDS_MAX} rounds: {}", self.unsettled()))
+    }
+
+    /// What the node leaves to others since it would cost more than it pays: they do it.
+    fn others_complete(&mut self) {
+        if self.mix.rules.complete_at_a_loss {
+            return;
+        }
+        for (job, book) in self.auditor.books() {
+            if book.recorded - book.claimed < 100 && self.machine.chain.is_active(*job) {
+                self.machine.chain.complete(*job, Sender::Depositor);
+            }
+        }
     }
 
     fn finish_tick(&mut self) -> Result<(), String> {
