@@ -52,8 +52,8 @@ struct State {
     told: Told,
     refusals: Vec<Refusal>,
     sent: Vec<Sent>,
-    /// Branches there had been when a transaction was first sent.
-    first_sent: BTreeMap<TxHash, u64>,
+    /// Branches there had been when a nonce was first used by the node.
+    first_sent: BTreeMap<u64, u64>,
     /// Whether the endpoint ever told anything but the present truth.
     misled: bool,
     trace: Trace,
@@ -148,7 +148,7 @@ impl State {
             if let Content::Ours(Mined { tx, outcome: Err(rule), .. }) = content
                 && let Deed::Claim { job, tokens, .. } = tx.deed
                 && rule.is_planning()
-                && self.first_sent.get(&tx.hash) == Some(&self.blocks.forks())
+                && self.first_sent.get(&tx.nonce) == Some(&self.blocks.forks())
             {
                 refused.push(Refusal { job, tokens, rule: *rule });
             }

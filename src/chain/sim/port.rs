@@ -179,7 +179,7 @@ impl State {
         };
         self.sent.push(Sent { hash: tx.hash, nonce: tx.nonce });
         let forks = self.blocks.forks();
-        self.first_sent.entry(tx.hash).or_insert(forks);
+        self.first_sent.entry(tx.nonce).or_insert(forks);
         if self.is_unheard() || self.rng.chance(faults.is_silent) {
             return Broadcast::Unknown("no answer".to_owned());
         }
