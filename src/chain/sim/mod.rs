@@ -52,8 +52,6 @@ struct State {
     told: Told,
     refusals: Vec<Refusal>,
     sent: Vec<Sent>,
-    /// Branches there had been when a nonce was first used by the node.
-    first_sent: BTreeMap<u64, u64>,
     /// Whether the endpoint ever told anything but the present truth.
     misled: bool,
     trace: Trace,
@@ -140,7 +138,7 @@ impl State {
     /// Notes claims of the newest block that broke a rule with no fork and no wrong answer to
     /// explain it.
     fn judge_newest(&mut self) {
-        if self.misled {
+        if self.misled || self.blocks.forks() > 0 {
             return;
         }
         let mut refused = Vec::new();
@@ -148,7 +146,6 @@ impl State {
             if let Content::Ours(Mined { tx, outcome: Err(rule), .. }) = content
                 && let Deed::Claim { job, tokens, .. } = tx.deed
                 && rule.is_planning()
-                && self.first_sent.get(&tx.nonce) == Some(&self.blocks.forks())
             {
                 refused.push(Refusal { job, tokens, rule: *rule });
             }
@@ -181,7 +178,6 @@ impl SimChain {
             told: Told::default(),
             refusals: Vec::new(),
             sent: Vec::new(),
-            first_sent: BTreeMap::new(),
             misled: false,
             trace: Trace::default(),
         };

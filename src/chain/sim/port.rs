@@ -178,8 +178,6 @@ impl State {
             return Broadcast::Rejected("these bytes are no transaction".to_owned());
         };
         self.sent.push(Sent { hash: tx.hash, nonce: tx.nonce });
-        let forks = self.blocks.forks();
-        self.first_sent.entry(tx.nonce).or_insert(forks);
         if self.is_unheard() || self.rng.chance(faults.is_silent) {
             return Broadcast::Unknown("no answer".to_owned());
         }
