@@ -406,6 +406,7 @@ impl World {
 
     /// The process dies; another starts on what the disk holds, and may die while it starts.
     fn crash(&mut self) -> Result<(), String> {
+        self.check_replay()?;
         let ledger = self.node().ledger.clone();
         let keep = self.rng.index(ledger.waiting() + 1);
         let found = ledger.crash_keeping(keep);
@@ -564,24 +565,32 @@ impl World {
         what.join("\n")
     }
 
-    /// Everything claimable was claimed, once, and the books say so.
-    fn check_end(&mut self) -> Result<(), String> {
+    /// What a replay of the ledger gives is what is live.
+    fn check_replay(&mut self) -> Result<(), String> {
         let ledger = self.node().ledger.clone();
         let replayed = wiring::replay(&*ledger).map_err(|error| error.to_string())?;
-        let wallet = self.node().tracker.wallet();
+        let tracker = self.node().tracker.clone();
+        let wallet = tracker.wallet();
         if replayed.wallet != wallet {
             return Err(format!("wallet: live {wallet:?}, replayed {:?}", replayed.wallet));
         }
+        for job in tracker.jobs() {
+            let live = tracker.account(job);
+            if replayed.jobs.get(&job) != live.as_ref() {
+                let (live, replayed) =
+                    (live.as_ref().map(words), replayed.jobs.get(&job).map(words));
+                return Err(format!("job {job}: live {live:?}, replayed {replayed:?}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything claimable was claimed, once, and the books say so.
+    fn check_end(&mut self) -> Result<(), String> {
+        self.check_replay()?;
         let books = self.auditor.books().clone();
         for (job, book) in books {
             let live = self.node().account(job);
-            if replayed.jobs.get(&job) != live.as_ref() {
-                let replayed = replayed.jobs.get(&job).map(words);
-                return Err(format!(
-                    "job {job}: live {:?}, replayed {replayed:?}",
-                    live.map(|live| words(&live))
-                ));
-            }
             let Some(account) = live.filter(|account| account.terms().is_some()) else { continue };
             let says = words(&account);
             let ending = self.machine.chain.ending(job);

@@ -381,12 +381,15 @@ impl SimChain {
         (state.blocks.height(), state.blocks.newest().time)
     }
 
-    /// The host's next nonce, and how many of its transactions wait in the pool or elsewhere.
+    /// The host's next nonce, and how many of the node's transactions wait in the pool or
+    /// elsewhere. What another process left lying there is not the node's.
     #[must_use]
     pub fn line(&self) -> (u64, usize) {
         let state = self.lock();
         let blocks = &state.blocks;
-        (blocks.newest().nonce, blocks.pool.len().saturating_add(blocks.late.len()))
+        let late = blocks.late.iter().map(|(_, tx)| tx);
+        let ours = blocks.pool.txs().chain(late).filter(|tx| !tx.is_foreign);
+        (blocks.newest().nonce, ours.count())
     }
 
     /// Claims refused without an excuse, since the last call.

@@ -105,8 +105,4 @@ impl Pool {
     pub fn txs(&self) -> impl Iterator<Item = &SimTx> {
         self.txs.values()
     }
-
-    pub fn len(&self) -> usize {
-        self.txs.len()
-    }
 }

@@ -6,7 +6,5 @@ mod completion;
 mod crashes;
 mod harness;
 mod mistakes;
-mod random;
 mod session;
-mod sim;
 mod tap;
