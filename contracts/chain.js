@@ -112,11 +112,9 @@ async function mined(rpc, hash, deadlineMs = 60_000) {
 /** Revert reason in words, from revert data; "" where there is none. */
 function revertReason(data) {
   if (!data || data === "0x") return "";
-  const known = new ethers.Interface([
-    "error Error(string)",
-    "error Panic(uint256)",
-    "error ReentrancyGuardReentrantCall()",
-  ]).parseError(data);
+  const words = new ethers.Interface(["error Error(string)", "error Panic(uint256)"]);
+  // v7 has every custom error of the others.
+  const known = words.parseError(data) ?? artifact("JobMarketplaceV7").abi.parseError(data);
   if (known === null) return data;
   return known.name === "Error" ? known.args[0] : `${known.name}(${known.args.join(", ")})`;
 }
