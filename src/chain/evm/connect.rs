@@ -12,7 +12,7 @@ use super::dialect::{self, Dialect};
 use super::rpc::Rpc;
 use super::version::{ContractVersion, Look, look};
 use super::wire::{address_of, job_of, u64_of};
-use super::{ConnectError, EvmChain, EvmSettings};
+use super::{ConnectError, EvmChain, EvmSettings, models};
 use crate::chain::ChainError;
 use crate::units::Address;
 
@@ -39,6 +39,7 @@ pub async fn connect(settings: EvmSettings) -> Result<EvmChain, ConnectError> {
     }
     let dialect = find_dialect(&rpc, &settings).await?;
     let marketplace = settings.marketplace;
+    let models = models::find(&rpc, &settings, dialect).await?;
     let host_earnings = match settings.host_earnings {
         Some(address) => address,
         None => rpc.read(marketplace, &hostEarningsCall {}).await.map(address_of)?,
@@ -51,6 +52,7 @@ pub async fn connect(settings: EvmSettings) -> Result<EvmChain, ConnectError> {
     Ok(EvmChain {
         rpc,
         dialect,
+        models,
         chain_id: settings.chain_id,
         marketplace,
         host_earnings,
@@ -61,7 +63,7 @@ pub async fn connect(settings: EvmSettings) -> Result<EvmChain, ConnectError> {
 }
 
 /// The version by selectors and shape, then a decode of the newest session where there is one.
-async fn find_dialect(rpc: &Rpc, settings: &EvmSettings) -> Result<Box<dyn Dialect>, ConnectError> {
+async fn find_dialect(rpc: &Rpc, settings: &EvmSettings) -> Result<Dialect, ConnectError> {
     let address = settings.marketplace;
     let by_selector = versions_in_code(rpc, settings).await?;
     // Job 0 never exists, so this is a session of zeros, whose width is certain.
@@ -79,10 +81,8 @@ async fn find_dialect(rpc: &Rpc, settings: &EvmSettings) -> Result<Box<dyn Diale
             _ => return Err(unsupported(address, found(&by_selector, &fitting, zeros.len()))),
         },
     };
-    let Some(dialect) = dialect::speak(chosen) else {
-        return Err(unsupported(address, chosen.to_string()));
-    };
-    trial_decode(rpc, address, dialect.as_ref()).await?;
+    let dialect = Dialect::of(chosen);
+    trial_decode(rpc, address, dialect).await?;
     Ok(dialect)
 }
 
@@ -109,11 +109,7 @@ async fn versions_in_code(
 }
 
 /// Decodes the newest session: the width may fit and the order still be another.
-async fn trial_decode(
-    rpc: &Rpc,
-    address: Address,
-    dialect: &dyn Dialect,
-) -> Result<(), ConnectError> {
+async fn trial_decode(rpc: &Rpc, address: Address, dialect: Dialect) -> Result<(), ConnectError> {
     let next: U256 = rpc.read(address, &nextJobIdCall {}).await?;
     let newest = next.saturating_sub(U256::from(1));
     if newest.is_zero() {

@@ -11,6 +11,7 @@ mod connect;
 mod dialect;
 mod events;
 mod fees;
+mod models;
 mod registry;
 mod revert;
 mod rpc;
@@ -131,7 +132,9 @@ pub enum ConnectError {
 /// The marketplace on one chain, through one endpoint. Made by [`connect`].
 pub struct EvmChain {
     rpc: rpc::Rpc,
-    dialect: Box<dyn dialect::Dialect>,
+    dialect: dialect::Dialect,
+    /// Where sessions are bound to models (v7).
+    models: Option<models::Models>,
     chain_id: u64,
     marketplace: Address,
     host_earnings: Address,

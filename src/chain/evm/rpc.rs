@@ -103,6 +103,11 @@ impl Rpc {
         Ok(Self { http, url, shown, id_next: AtomicU64::new(1) })
     }
 
+    /// Host and port, which is all that may be shown.
+    pub(super) fn shown(&self) -> &str {
+        &self.shown
+    }
+
     /// Calls `method`. An answer `null` is read as `T` reads it (`Option`: `None`).
     pub(super) async fn call<T: DeserializeOwned>(
         &self,
