@@ -30,6 +30,7 @@ const CONTRACTS = [
   "ProofSystem",
   "ProofSystemV7",
   "TestToken",
+  "testing/FreezableToken",
   "testing/RefusingDepositor",
 ];
 const SETTINGS = {

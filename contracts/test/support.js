@@ -23,16 +23,22 @@ function anvilPath() {
   return found;
 }
 
+const running = new Set();
+process.on("exit", () => running.forEach((child) => child.kill("SIGKILL")));
+for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) {
+  process.once(signal, () => process.exit(1));
+}
+
 /** Starts anvil on a port of the system's choice; resolves with { url, stop }. */
 function startAnvil() {
   const child = spawn(anvilPath(), ["--port", "0", "--slots-in-an-epoch", "1"], {
     stdio: ["ignore", "pipe", "inherit"],
   });
-  const stop = () => child.kill("SIGKILL");
-  process.on("exit", stop);
-  for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) {
-    process.once(signal, () => process.exit(1));
-  }
+  running.add(child);
+  const stop = () => {
+    running.delete(child);
+    child.kill("SIGKILL");
+  };
   return new Promise((resolve, reject) => {
     let text = "";
     child.on("error", reject);
@@ -47,6 +53,16 @@ function startAnvil() {
 
 /** A deployed set of contracts on a chain of its own; times and amounts are bigint. */
 class World {
+  /** As a new contract of a test, deployed by `deployer`: { address, abi }. */
+  async deploy(name, types = [], args = []) {
+    const { abi, bytecode } = chain.artifact(name);
+    const words = ethers.AbiCoder.defaultAbiCoder().encode(types, args);
+    const result = await this.send(this.deployer, null, ethers.concat([bytecode, words]));
+    assert.ok(result.ok, result.reason);
+    const nonce = Number(await this.rpc("eth_getTransactionCount", this.deployer, "latest")) - 1;
+    return { address: ethers.getCreateAddress({ from: this.deployer, nonce }), abi };
+  }
+
   /** Deploys a version. With `registered`, both hosts offer MODEL and v7 knows its rate. */
   static async start({ name = DEFAULT_VERSION, registered = true } = {}) {
     const world = new World();

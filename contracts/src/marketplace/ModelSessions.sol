@@ -21,6 +21,18 @@ abstract contract ModelSessions is LaterMarketplace {
     /// @notice The model that a session pays for; 0x0 for an unknown session.
     mapping(uint256 jobId => bytes32) public sessionModel;
 
+    /// @notice Whether a delegate may open sessions from an account's deposit.
+    mapping(address depositor => mapping(address delegate => bool)) public isDelegateAuthorized;
+
+    event DelegateAuthorized(
+        address indexed depositor, address indexed delegate, bool authorized
+    );
+    /// @notice The event of a session that a delegate opened: the third party is not the host.
+    event SessionCreatedByDelegate(
+        uint256 indexed sessionId, address indexed depositor, address indexed delegate
+    );
+
+    error NotDelegate(address depositor, address delegate);
     error ModelNotApproved(bytes32 modelId);
     error ModelNotSupported(address host, bytes32 modelId);
     error ModelNotPriced(address host, bytes32 modelId, address token);
@@ -96,6 +108,27 @@ abstract contract ModelSessions is LaterMarketplace {
         );
         _spendDeposit(msg.sender, paymentToken, deposit);
         emit SessionCreatedByDepositor(sessionId, msg.sender, host, deposit);
+    }
+
+    /// @notice Allows or forbids an account to open sessions from the caller's deposit.
+    function authorizeDelegate(address delegate, bool authorized) external {
+        isDelegateAuthorized[msg.sender][delegate] = authorized;
+        emit DelegateAuthorized(msg.sender, delegate, authorized);
+    }
+
+    /// @notice Opens a session of `terms.depositor` with funds that it deposited before. The
+    /// caller has its authority; the refund goes to the depositor.
+    function createSessionForModelAsDelegate(
+        Terms calldata terms,
+        bytes32 modelId,
+        uint256 proofTimeoutWindow
+    ) external nonReentrant whenRunning returns (uint256 sessionId) {
+        if (!isDelegateAuthorized[terms.depositor][msg.sender]) {
+            revert NotDelegate(terms.depositor, msg.sender);
+        }
+        sessionId = _createForModel(terms, modelId, proofTimeoutWindow);
+        _spendDeposit(terms.depositor, terms.token, terms.deposit);
+        emit SessionCreatedByDelegate(sessionId, terms.depositor, msg.sender);
     }
 
     /// @notice The registry of the models, as the node registry knows it.
