@@ -16,4 +16,5 @@ mod node;
 mod rest;
 mod settings;
 mod settlement;
+mod versions;
 mod ws;
