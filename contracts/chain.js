@@ -51,11 +51,17 @@ function devAccounts() {
   return accounts;
 }
 
-/** ABI and creation code of a committed contract. */
+const artifacts = new Map();
+
+/** ABI and creation code of a committed contract, read once. */
 function artifact(name) {
-  const read = (folder) =>
-    JSON.parse(fs.readFileSync(path.join(__dirname, folder, `${name}.json`), "utf8"));
-  return { abi: new ethers.Interface(read("abi").abi), bytecode: read("bytecode").bytecode };
+  if (!artifacts.has(name)) {
+    const read = (folder) =>
+      JSON.parse(fs.readFileSync(path.join(__dirname, folder, `${name}.json`), "utf8"));
+    const { abi } = read("abi");
+    artifacts.set(name, { abi: new ethers.Interface(abi), bytecode: read("bytecode").bytecode });
+  }
+  return artifacts.get(name);
 }
 
 /**

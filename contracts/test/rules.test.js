@@ -116,6 +116,10 @@ versionTests(test, VERSION_NAMES, (rule, name) => {
         const zeros = [0n, "", ethers.ZeroAddress, ethers.ZeroHash];
         assert.ok(zeros.includes(value), `output ${index}: ${value}`);
       }
+      // The length alone tells v3a from v3, which have the same selectors.
+      const data = w.abi.job_marketplace.encodeFunctionData("sessionJobs", [id]);
+      const raw = await w.rpc("eth_call", { to: w.addresses.job_marketplace, data }, "latest");
+      assert.equal(ethers.dataLength(raw), UNKNOWN_BYTES[name]);
     }
   });
 
@@ -189,6 +193,11 @@ versionTests(test, VERSION_NAMES, (rule, name) => {
     assert.ok(second.gas <= 152_000n, `second proof: ${second.gas}`);
   });
 });
+
+/** Bytes that `sessionJobs` of an unknown job returns. */
+const UNKNOWN_BYTES = {
+  v3a: 512, v3: 544, v4: 640, "v4-late": 640, v5: 608, v6: 608, v7: 640,
+};
 
 /** What refuses proofBytes(1) a second time; v4 accepts it. */
 const USED = {

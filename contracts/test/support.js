@@ -321,9 +321,9 @@ function worldTests(test, setup) {
 }
 
 /** Declares the same tests for several versions, each with a chain of its own. */
-function versionTests(test, names, declare) {
+function versionTests(test, names, declare, setup = {}) {
   for (const name of names) {
-    test.describe(name, () => declare(worldTests(test, { name }), name));
+    test.describe(name, () => declare(worldTests(test, { ...setup, name }), name));
   }
 }
 
