@@ -14,7 +14,10 @@ use tally::chain::{
     Broadcast, Call, Chain, ChainError, ChainEvent, ChainJob, DryRun, Inclusion, JobStatus,
     SignedTx, TxSpec,
 };
-use tally::units::{Address, Amount, BlockNumber, ChainSeconds, Gas, Hash32, JobId, TokenCount};
+use tally::proof::ProofBytes;
+use tally::units::{
+    Address, Amount, BlockNumber, ChainSeconds, ClaimSeq, Gas, Hash32, JobId, Signature, TokenCount,
+};
 
 use crate::support::anvil::{
     CLIENT, DISPUTE_WINDOW, Devnet, FEE_BASIS_POINTS, HOST, OpenSession, STRANGER,
@@ -24,14 +27,20 @@ use crate::support::variant::{MODEL, MODEL_RATE, Variant, model_id};
 /// Enough for a first claim, which stores its content id, in every version.
 const GAS: Gas = Gas::new(600_000);
 
-/// A proof as long as ours (docs/spec/proof.md): a first word of its own, then 113 bytes.
-fn proof(word: u8) -> Vec<u8> {
-    let rest = (0..113_u8).map(|byte| byte.wrapping_mul(7));
-    [word; 32].into_iter().chain(rest).collect()
+/// A proof as a node makes them: one root, and of each salt a first word of its own.
+fn proof(salt: u16) -> ProofBytes {
+    ProofBytes {
+        flags: 0,
+        tokens_cumulative: TokenCount::new(220),
+        seq: ClaimSeq::new(1),
+        salt,
+        root: Hash32::new([0xab; 32]),
+        signature: Signature::new([0xcd; 65]),
+    }
 }
 
-fn claim(job: JobId, tokens: u64, word: u8) -> Call {
-    Call::Claim { job, tokens: TokenCount::new(tokens), proof: proof(word) }
+fn claim(job: JobId, tokens: u64, salt: u16) -> Call {
+    Call::Claim { job, tokens: TokenCount::new(tokens), proof: proof(salt).encode().to_vec() }
 }
 
 async fn start(variant: Variant) -> Devnet {
@@ -156,10 +165,12 @@ async fn earn(variant: Variant, erc20: bool) {
     assert_eq!(chain.funds(token).await, Ok(Amount::new(10_000_000)), "{variant:?}");
     devnet.increase_time(10).await;
     let first = claimed(&devnet, &chain, &claim(job, 120, 1)).await;
-    assert_eq!(recovered(&devnet, &first).await, proof(1), "{variant:?}");
+    let read = ProofBytes::decode(&recovered(&devnet, &first).await);
+    assert_eq!(read, Ok(proof(1)), "{variant:?}");
     devnet.increase_time(10).await;
     let second = claimed(&devnet, &chain, &claim(job, 100, 2)).await;
-    assert_eq!(recovered(&devnet, &second).await, proof(2), "{variant:?}");
+    let read = ProofBytes::decode(&recovered(&devnet, &second).await);
+    assert_eq!(read, Ok(proof(2)), "{variant:?}");
     let used = TokenCount::new(220);
     assert_eq!(state(&chain, job).await.tokens_used, used, "{variant:?}");
 
@@ -250,7 +261,7 @@ fn from_base64url(text: &str) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn a_used_first_word_is_refused_and_another_one_is_the_remedy() {
+async fn a_used_proof_is_refused_and_another_salt_is_the_remedy() {
     for variant in Variant::ALL {
         let devnet = start(variant).await;
         let chain = devnet.connect().await;
@@ -270,7 +281,7 @@ async fn a_used_first_word_is_refused_and_another_one_is_the_remedy() {
         assert!(matches!(inclusion, Inclusion::Included { success: false, proven: None, .. }));
         claimed(&devnet, &chain, &claim(job, 100, 2)).await;
 
-        devnet.burn_first_word(STRANGER, [3; 32]).await;
+        devnet.burn_first_word(STRANGER, *proof(3).claim().bytes()).await;
         devnet.increase_time(10).await;
         refused(chain.dry_run(&claim(job, 100, 3)).await);
         claimed(&devnet, &chain, &claim(job, 100, 4)).await;
