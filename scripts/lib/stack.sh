@@ -37,6 +37,11 @@ stack_start() {
         --settlement-poll-milliseconds 500 --settlement-confirmations 2
         --settlement-grace-clean-seconds "${STACK_GRACE_CLEAN_SECONDS:-2}"
     )
+    local token
+    if token=$(stack_chain .payment_token 2>/dev/null); then
+        # At any price above nothing, as it is with native coin.
+        arguments+=(--session-payment-tokens "$token=1")
+    fi
     # In the state folder and at home there: a tally.toml or .env of the user's is not read, and a
     # node of another run, which has the same public key, holds another wallet lock;
     # with exec, so that $! is the node itself.

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use super::bindings::v7::{getModelRateLimitCall, modelRegistryCall, sessionModelCall};
 use super::bindings::{nodeRegistryCall, sessionJobsCall};
 use super::dialect::{Dialect, Rate};
+use super::pool::At;
 use super::rpc::{Rpc, RpcFailure};
 use super::wire::{Block, address_of, hash_of, u64_of};
 use super::{ConnectError, EvmSettings, revert};
@@ -61,7 +62,7 @@ pub(super) async fn find(
     rpc: &Rpc,
     settings: &EvmSettings,
     dialect: Dialect,
-) -> Result<Option<Models>, ConnectError> {
+) -> Result<Option<Address>, ConnectError> {
     if dialect.rate() != Rate::OfModel {
         return Ok(None);
     }
@@ -79,7 +80,7 @@ pub(super) async fn find(
         let words = format!("a {version} marketplace needs the model registry's address");
         return Err(ConnectError::Settings(words));
     };
-    Ok(Some(Models { dialect, marketplace, registry, rates: Mutex::default() }))
+    Ok(Some(registry))
 }
 
 /// `modelRegistry()` of a contract that may not have it: a missing getter reverts, or answers
@@ -97,8 +98,13 @@ async fn named_by(rpc: &Rpc, contract: Address) -> Result<Option<Address>, Chain
 }
 
 impl Models {
-    /// The session with its model and rate, all at the block of `tag`, or `None` where the contract
-    /// knows no such job.
+    /// Those of `marketplace`, whose rates stand in `registry`.
+    pub(super) fn new(dialect: Dialect, marketplace: Address, registry: Address) -> Self {
+        Self { dialect, marketplace, registry, rates: Mutex::default() }
+    }
+
+    /// The session with its model and rate, all at one block, or `None` where the contract knows no
+    /// such job. At a height, where endpoints are compared, no rate is taken from memory.
     ///
     /// # Errors
     /// [`ChainError`].
@@ -106,11 +112,14 @@ impl Models {
         &self,
         rpc: &Rpc,
         job: JobId,
-        tag: &str,
+        at: At,
     ) -> Result<Option<ChainJob>, ChainError> {
         let mut gone = None;
         for _ in 0..READINGS_MAX {
-            let block: Block = rpc.call("eth_getBlockByNumber", json!([tag, false])).await?;
+            let block = rpc.block(at).await?;
+            if let At::Height(_) = at {
+                self.rates().retain(|(endpoint, _), _| endpoint != rpc.shown());
+            }
             match self.session_at(rpc, job, &block).await {
                 Ok(session) => return Ok(session),
                 Err(Missed::Gone(error)) => gone = Some(error),
