@@ -81,13 +81,20 @@ def wait_until(what, probe):
     raise Failure(f"waited {WAIT_SECONDS} s for: {what}")
 
 
+def node_log(args):
+    with open(args.node_log, encoding="utf-8") as log:
+        return log.readlines()
+
+
 def node_is_healthy(args):
     try:
         os.kill(args.node_pid, 0)
     except ProcessLookupError:
-        with open(args.node_log, encoding="utf-8") as log:
-            tail = "".join(log.readlines()[-15:])
+        tail = "".join(node_log(args)[-15:])
         raise Failure(f"the node ended:\n{tail}") from None
+    # Until this one listens, a node of somebody else's may answer at the port that was free.
+    if not any("listening" in line for line in node_log(args)):
+        return False
     try:
         return call(f"{args.url}/health")["status"] == "healthy"
     except OSError:

@@ -60,7 +60,9 @@ stack_chain() { jq -er "$1" <<<"$STACK_CHAIN"; }
 
 # Waits until the node answers /health; dies with the end of its log when it ended instead.
 stack_wait() {
-    until curl -fsS -o /dev/null "$STACK_URL/health" 2>/dev/null; do
+    # Until this one listens, a node of somebody else's may answer at the port that was free.
+    until grep -q listening "$STACK_LOG" &&
+        curl -fsS -o /dev/null "$STACK_URL/health" 2>/dev/null; do
         if ! kill -0 "$STACK_NODE_PID" 2>/dev/null; then
             tail -n 15 "$STACK_LOG" >&2
             die "the node ended"

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use alloy::primitives::keccak256;
 use axum::extract::State;
 use axum::routing::post;
 use axum::{Json, Router};
@@ -22,6 +23,7 @@ use tally::units::{
 use crate::support::anvil::{
     CLIENT, DISPUTE_WINDOW, Devnet, FEE_BASIS_POINTS, HOST, OpenSession, STRANGER,
 };
+use crate::support::proxy::{Fault, Proxy};
 use crate::support::variant::{MODEL, MODEL_RATE, Variant, model_id};
 
 /// Enough for a first claim, which stores its content id, in every version.
@@ -397,6 +399,25 @@ async fn a_models_rate_is_kept_for_a_while_and_read_again_after_a_refusal() {
     devnet.set_model_rate(30).await;
     devnet.increase_time(60).await;
     assert_eq!(state(&chain, job).await.rate_per_second, 30, "read again after a minute");
+}
+
+#[tokio::test]
+async fn endpoints_that_remember_different_rates_are_asked_again_and_agree() {
+    let devnet = start(Variant::V7).await;
+    let job = devnet.open_session(OpenSession::default()).await;
+    let proxy = Proxy::start(devnet.port);
+    let mut settings = devnet.settings(HOST);
+    settings.rpc_urls = vec![devnet.url.clone(), proxy.url.clone()];
+    settings.quorum = Some(2);
+    let chain = connect(settings).await.unwrap();
+    // Only the first endpoint gets as far as the rate, and remembers it.
+    let model_getter = hex::encode(&keccak256("sessionModel(uint256)")[..4]);
+    proxy.set(&model_getter, Fault::BadGateway);
+    let alone = chain.job(job).await;
+    assert!(matches!(alone, Err(ChainError::Unreachable(_))), "{alone:?}");
+    proxy.set("", Fault::None);
+    devnet.set_model_rate(30).await;
+    assert_eq!(state(&chain, job).await.rate_per_second, 30);
 }
 
 /// What goes through to the chain, but for the first answers about a block, which name one that
