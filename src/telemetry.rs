@@ -59,8 +59,10 @@ metrics! {
         "Tokens of claims that were signed and sent";
     TOKENS_CONFIRMED = "tokens_confirmed_total", Counter, "tokens", [],
         "Tokens of claims that are final on chain";
+    TOKENS_UNCLAIMABLE = "tokens_unclaimable_total", Counter, "tokens", [],
+        "Recorded tokens of ended sessions that were too few for a claim";
     TOKENS_FORFEITED = "tokens_forfeited_total", Counter, "tokens", [],
-        "Recorded tokens that can never be claimed: tails under the minimum, and lost ones";
+        "Recorded tokens that a claim could have carried in time and that are lost";
     CLAIMS = "claims_total", Counter, "claims", ["outcome"],
         "Claims by what became of them: submitted, included, confirmed, rejected";
     CLAIM_GAS_FEE = "claim_gas_fee_wei_total", Counter, "wei", [],
@@ -81,6 +83,10 @@ metrics! {
         "Height of the newest block seen";
     CHAIN_ERRORS = "chain_errors_total", Counter, "errors", ["kind"],
         "Looks at the chain that failed: unreachable, unexpected";
+    CHAIN_DISAGREEMENTS = "chain_disagreements_total", Counter, "reads", ["read"],
+        "Reads on which RPC endpoints contradict each other, by what was read";
+    CHAIN_ENDPOINTS_USABLE = "chain_endpoints_usable", Gauge, "endpoints", [],
+        "RPC endpoints with which nothing is wrong";
     LEDGER_GROUPS = "ledger_groups_total", Counter, "groups", [],
         "Groups of entries that became durable";
     LEDGER_APPEND = "ledger_append_seconds", Histogram, "seconds", [],

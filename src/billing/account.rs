@@ -4,9 +4,10 @@
 //! not fit the account is a fault, reported and never repaired in silence.
 
 use super::tx::{Tx, TxState};
-use super::{Attempt, ClaimBody, Entry, Fact, Purpose, RejectReason};
+use super::txs::Txs;
+use super::{ClaimBody, Entry, Fact, Purpose, Subject};
 use crate::units::{
-    Address, Amount, ChainTime, ClaimSeq, JobId, PricePerToken, TokenCount, TurnNo, WalletNonce,
+    Address, Amount, ChainTime, ClaimSeq, JobId, PricePerToken, TokenCount, TurnNo,
 };
 
 /// The terms a job was first admitted on.
@@ -28,12 +29,40 @@ pub struct Terms {
 
 /// An entry that does not fit its account: a fault of ours.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("job {job}: {what}")]
+#[error("account {subject}: {what}")]
 pub struct AccountFault {
-    /// The job.
-    pub job: JobId,
+    /// Whose account.
+    pub subject: Subject,
     /// What does not fit.
     pub what: String,
+}
+
+/// Tokens that were recorded and can never be claimed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Lost {
+    /// Too few for a claim when the session ended.
+    pub unclaimable: TokenCount,
+    /// A claim could have carried them in time.
+    pub forfeited: TokenCount,
+}
+
+impl Lost {
+    /// Both together.
+    #[must_use]
+    pub fn total(self) -> TokenCount {
+        self.unclaimable.saturating_add(self.forfeited)
+    }
+
+    /// What `left` unpaid tokens are when a session ends: a tail under the contract's minimum
+    /// could not have been claimed, more could.
+    #[must_use]
+    pub fn at_end(left: TokenCount, claim_min: TokenCount) -> Self {
+        if left < claim_min {
+            Self { unclaimable: left, forfeited: TokenCount::ZERO }
+        } else {
+            Self { unclaimable: TokenCount::ZERO, forfeited: left }
+        }
+    }
 }
 
 /// A job's account.
@@ -45,8 +74,9 @@ pub struct Account {
     recorded: TokenCount,
     turns_open: Vec<(TurnNo, u32)>,
     turn_next: u32,
-    txs: Vec<Tx>,
-    forfeited: Option<TokenCount>,
+    txs: Txs,
+    lost: Option<Lost>,
+    closings: u32,
     halted: Option<String>,
 }
 
@@ -61,8 +91,9 @@ impl Account {
             recorded: TokenCount::ZERO,
             turns_open: Vec::new(),
             turn_next: 0,
-            txs: Vec::new(),
-            forfeited: None,
+            txs: Txs::new(),
+            lost: None,
+            closings: 0,
             halted: None,
         }
     }
@@ -105,35 +136,35 @@ impl Account {
     /// Transactions of the job, oldest first.
     #[must_use]
     pub fn txs(&self) -> &[Tx] {
-        &self.txs
+        self.txs.all()
     }
 
     /// Transactions whose fate is not final.
     pub fn txs_open(&self) -> impl Iterator<Item = &Tx> {
-        self.txs.iter().filter(|tx| tx.is_open())
+        self.txs.open()
     }
 
     /// Claims, oldest first, rejected ones included.
     pub fn claims(&self) -> impl Iterator<Item = (&ClaimBody, &Tx)> {
-        self.txs.iter().filter_map(|tx| tx.claim().map(|claim| (claim, tx)))
+        self.txs().iter().filter_map(|tx| tx.claim().map(|claim| (claim, tx)))
     }
 
     /// Tokens in claims that are not rejected.
     #[must_use]
     pub fn claimed(&self) -> TokenCount {
-        self.claim_sum(|state| !matches!(state, TxState::Rejected(_)))
+        self.txs.claims().claimed
     }
 
     /// Tokens in claims that are in a block, final or not.
     #[must_use]
     pub fn included(&self) -> TokenCount {
-        self.claim_sum(|state| matches!(state, TxState::Included { .. } | TxState::Confirmed))
+        self.txs.claims().included
     }
 
     /// Tokens in claims that are final.
     #[must_use]
     pub fn confirmed(&self) -> TokenCount {
-        self.claim_sum(|state| matches!(state, TxState::Confirmed))
+        self.txs.claims().confirmed
     }
 
     /// Recorded tokens that no claim carries yet.
@@ -152,14 +183,14 @@ impl Account {
     /// Claims rejected since the last one that made it: a sign that a human must look.
     #[must_use]
     pub fn rejections_in_a_row(&self) -> usize {
-        let claims = self.txs.iter().rev().filter(|tx| tx.claim().is_some());
+        let claims = self.txs().iter().rev().filter(|tx| tx.claim().is_some());
         claims.take_while(|tx| matches!(tx.state, TxState::Rejected(_))).count()
     }
 
     /// The completion, unless it was rejected.
     #[must_use]
     pub fn completion(&self) -> Option<&Tx> {
-        self.txs
+        self.txs()
             .iter()
             .rev()
             .find(|tx| tx.purpose == Purpose::Complete && !matches!(tx.state, TxState::Rejected(_)))
@@ -167,14 +198,20 @@ impl Account {
 
     /// Tokens that can never be claimed, once the session is over on chain.
     #[must_use]
-    pub const fn forfeited(&self) -> Option<TokenCount> {
-        self.forfeited
+    pub const fn lost(&self) -> Option<Lost> {
+        self.lost
     }
 
     /// Whether the session is over on chain and nothing more is done for it.
     #[must_use]
     pub const fn is_closed(&self) -> bool {
-        self.forfeited.is_some()
+        self.lost.is_some()
+    }
+
+    /// How many times the session was seen to end.
+    #[must_use]
+    pub const fn closings(&self) -> u32 {
+        self.closings
     }
 
     /// Why a human must look, where one must.
@@ -210,32 +247,35 @@ impl Account {
             Fact::TurnStarted(header) => self.start_turn(header.turn)?,
             Fact::Delivered { turn, position, ids } => self.deliver(*turn, *position, ids.len())?,
             Fact::TurnEnded { turn, .. } => self.turns_open.retain(|(open, _)| open != turn),
-            Fact::JobClosed { forfeited } => self.forfeited = Some(*forfeited),
+            Fact::JobClosed { closing, unclaimable, forfeited } => {
+                self.closings = closing.saturating_add(1);
+                self.lost = Some(Lost { unclaimable: *unclaimable, forfeited: *forfeited });
+            }
+            Fact::JobReopened { .. } => self.reopen()?,
             Fact::JobHalted { why } => self.halted = Some(why.clone()),
-            Fact::TxPrepared { nonce, purpose, attempt } => {
-                self.prepare(*nonce, purpose, attempt)?
+            Fact::TxPrepared { purpose, .. } => {
+                self.check_purpose(purpose)?;
+                self.apply_to_txs(&entry.fact)?;
             }
-            Fact::TxRepriced { nonce, attempt } => {
-                self.open_tx(*nonce)?.attempts.push(attempt.clone());
-            }
-            Fact::TxIncluded { nonce, hash, sighting, block, block_hash, fee } => {
-                let tx = self.open_tx(*nonce)?;
-                tx.sightings = sighting.saturating_add(1);
-                tx.fee = *fee;
-                tx.mined = Some(*hash);
-                tx.state =
-                    TxState::Included { hash: *hash, block: *block, block_hash: *block_hash };
-            }
-            Fact::TxReorged { nonce, .. } => self.open_tx(*nonce)?.state = TxState::Prepared,
-            Fact::TxConfirmed { nonce } => self.confirm(*nonce)?,
-            Fact::TxRejected { nonce, reason, .. } => self.reject(*nonce, *reason)?,
+            Fact::TxRepriced { .. }
+            | Fact::TxCancelled { .. }
+            | Fact::TxIncluded { .. }
+            | Fact::TxReorged { .. }
+            | Fact::TxConfirmed { .. }
+            | Fact::TxRejected { .. } => self.apply_to_txs(&entry.fact)?,
         }
         Ok(())
     }
 
-    fn claim_sum(&self, counts: impl Fn(&TxState) -> bool) -> TokenCount {
-        let claims = self.claims().filter(|(_, tx)| counts(&tx.state));
-        claims.fold(TokenCount::ZERO, |sum, (claim, _)| sum.saturating_add(claim.tokens))
+    fn apply_to_txs(&mut self, fact: &Fact) -> Result<(), AccountFault> {
+        self.txs.apply(fact).map(drop).map_err(|what| self.fault(what))
+    }
+
+    fn reopen(&mut self) -> Result<(), AccountFault> {
+        if self.lost.take().is_none() {
+            return Err(self.fault("reopened without having been closed".into()));
+        }
+        Ok(())
     }
 
     fn start_turn(&mut self, turn: TurnNo) -> Result<(), AccountFault> {
@@ -261,57 +301,20 @@ impl Account {
         Ok(())
     }
 
-    fn prepare(
-        &mut self,
-        nonce: WalletNonce,
-        purpose: &Purpose,
-        attempt: &Attempt,
-    ) -> Result<(), AccountFault> {
-        if self.txs_open().any(|tx| tx.nonce == nonce) {
-            return Err(self.fault(format!("nonce {nonce} prepared twice")));
+    fn check_purpose(&self, purpose: &Purpose) -> Result<(), AccountFault> {
+        match purpose {
+            Purpose::Claim(claim) if claim.tokens > self.unclaimed() => {
+                let (wanted, left) = (claim.tokens, self.unclaimed());
+                Err(self.fault(format!("claim of {wanted} tokens, {left} are unclaimed")))
+            }
+            Purpose::Claim(_) | Purpose::Complete => Ok(()),
+            Purpose::Fill | Purpose::Errand(_) => {
+                Err(self.fault("the wallet's business in a job's account".into()))
+            }
         }
-        if let Purpose::Claim(claim) = purpose
-            && claim.tokens > self.unclaimed()
-        {
-            let (wanted, left) = (claim.tokens, self.unclaimed());
-            return Err(self.fault(format!("claim of {wanted} tokens, {left} are unclaimed")));
-        }
-        self.txs.push(Tx {
-            nonce,
-            purpose: purpose.clone(),
-            attempts: vec![attempt.clone()],
-            state: TxState::Prepared,
-            sightings: 0,
-            mined: None,
-            fee: Amount::ZERO,
-        });
-        Ok(())
-    }
-
-    fn confirm(&mut self, nonce: WalletNonce) -> Result<(), AccountFault> {
-        let tx = self.open_tx(nonce)?;
-        if !matches!(tx.state, TxState::Included { .. }) {
-            return Err(self.fault(format!("nonce {nonce} confirmed without inclusion")));
-        }
-        tx.state = TxState::Confirmed;
-        Ok(())
-    }
-
-    fn reject(&mut self, nonce: WalletNonce, reason: RejectReason) -> Result<(), AccountFault> {
-        self.open_tx(nonce)?.state = TxState::Rejected(reason);
-        Ok(())
-    }
-
-    fn open_tx(&mut self, nonce: WalletNonce) -> Result<&mut Tx, AccountFault> {
-        let job = self.job;
-        let open = self.txs.iter_mut().find(|tx| tx.nonce == nonce && tx.is_open());
-        open.ok_or_else(|| AccountFault {
-            job,
-            what: format!("no open transaction with nonce {nonce}"),
-        })
     }
 
     fn fault(&self, what: String) -> AccountFault {
-        AccountFault { job: self.job, what }
+        AccountFault { subject: Subject::Job(self.job), what }
     }
 }

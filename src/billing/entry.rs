@@ -2,6 +2,7 @@
 //!
 //! Never carries text of prompts or answers: ids only. Keys make every append idempotent.
 
+use super::Subject;
 use crate::units::{
     Address, Amount, BlockHash, BlockNumber, ChainTime, ClaimSeq, Hash32, JobId, Millis,
     PricePerToken, TokenCount, TurnNo, TxHash, WalletNonce,
@@ -52,13 +53,59 @@ pub struct TurnHeader {
     pub prompt_ids: Vec<u32>,
 }
 
-/// Which call a transaction of ours makes.
+/// Which call a transaction of ours makes. Everything that signing it again needs is in here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Purpose {
     /// A claim.
     Claim(ClaimBody),
     /// The session's completion.
     Complete,
+    /// An empty transfer to ourselves: takes a nonce that nothing of ours holds and that the
+    /// chain waits for.
+    Fill,
+    /// The wallet's own business.
+    Errand(Errand),
+}
+
+/// A call of the wallet that belongs to no job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Errand {
+    /// What it is for.
+    pub kind: ErrandKind,
+    /// Receiver.
+    pub to: Address,
+    /// Native currency sent along, wei.
+    pub value: Amount,
+    /// Call data.
+    pub input: Vec<u8>,
+}
+
+/// What an errand is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ErrandKind {
+    /// Earnings move from the earnings contract to the wallet.
+    Withdraw {
+        /// The currency; zero is native.
+        token: Address,
+        /// How much.
+        amount: Amount,
+        /// Where it moves on to, if anywhere.
+        cold: Option<Address>,
+    },
+    /// What was withdrawn moves on to the cold address.
+    Forward {
+        /// The currency; zero is native.
+        token: Address,
+        /// How much.
+        amount: Amount,
+        /// The cold address.
+        cold: Address,
+    },
+    /// A call to the node registry, or one that it needs first; named for reports.
+    Registry {
+        /// Name of the function, such as `registerNode`.
+        name: String,
+    },
 }
 
 /// What a claim says, fixed before its first broadcast.
@@ -96,6 +143,8 @@ pub enum RejectReason {
     Reverted,
     /// Its nonce was taken by a transaction that is not ours.
     NonceTaken,
+    /// It had become pointless: an empty transfer of ours took its nonce on purpose.
+    Cancelled,
 }
 
 /// One fact.
@@ -152,6 +201,13 @@ pub enum Fact {
         /// The attempt.
         attempt: Attempt,
     },
+    /// Its work became pointless: an empty transfer was signed under the same nonce.
+    TxCancelled {
+        /// Its nonce.
+        nonce: WalletNonce,
+        /// The empty transfer.
+        attempt: Attempt,
+    },
     /// It is in a block.
     TxIncluded {
         /// Its nonce.
@@ -167,7 +223,7 @@ pub enum Fact {
         /// What it cost, wei.
         fee: Amount,
     },
-    /// The block it was in is gone: it is on its way again.
+    /// The block it was in is gone, however deep it was: it is on its way again.
     TxReorged {
         /// Its nonce.
         nonce: WalletNonce,
@@ -178,6 +234,8 @@ pub enum Fact {
     TxConfirmed {
         /// Its nonce.
         nonce: WalletNonce,
+        /// Which sighting is final.
+        sighting: u32,
     },
     /// It will never do its work; the tokens of a claim are free to be claimed again.
     TxRejected {
@@ -187,11 +245,22 @@ pub enum Fact {
         first: TxHash,
         /// Why.
         reason: RejectReason,
+        /// What it cost all the same, wei: a revert and a cancellation use gas.
+        fee: Amount,
     },
-    /// The session is over on chain; `forfeited` tokens can never be claimed.
+    /// The session is over on chain.
     JobClosed {
-        /// Tokens recorded but not paid: the tail under the contract's minimum, or lost ones.
+        /// How many times it was closed before.
+        closing: u32,
+        /// Tokens recorded and not paid that were too few for a claim.
+        unclaimable: TokenCount,
+        /// Tokens recorded and not paid that a claim could have carried in time.
         forfeited: TokenCount,
+    },
+    /// The block that ended the session is gone: it runs again.
+    JobReopened {
+        /// Which closing is void.
+        closing: u32,
     },
     /// Ledger and chain disagree: nothing more is done for this job until a human looked.
     JobHalted {
@@ -200,11 +269,11 @@ pub enum Fact {
     },
 }
 
-/// A fact about a job.
+/// A fact about a job or about the wallet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// The job.
-    pub job: JobId,
+    /// Whose account it belongs to.
+    pub subject: Subject,
     /// Wall-clock time of the fact, for reports only.
     pub at: Millis,
     /// The fact.
@@ -212,30 +281,44 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// The job it is about; `None` for the wallet's own business.
+    #[must_use]
+    pub const fn job(&self) -> Option<JobId> {
+        self.subject.job()
+    }
+
     /// The entry's identity: appending the same key twice counts once.
     #[must_use]
     pub fn key(&self) -> String {
-        let job = self.job;
+        let of = self.subject;
         match &self.fact {
-            Fact::JobOpened { .. } => format!("{job}/opened"),
-            Fact::OwnerProven => format!("{job}/owner"),
-            Fact::TurnStarted(header) => format!("{job}/turn/{}", header.turn),
-            Fact::Delivered { turn, position, .. } => format!("{job}/turn/{turn}/at/{position}"),
-            Fact::TurnEnded { turn, .. } => format!("{job}/turn/{turn}/end"),
-            Fact::TxPrepared { nonce, attempt, .. } => {
-                format!("{job}/tx/{nonce}/{}", attempt.hash)
-            }
-            Fact::TxRepriced { nonce, attempt, .. } => {
-                format!("{job}/tx/{nonce}/{}", attempt.hash)
+            Fact::JobOpened { .. } => format!("{of}/opened"),
+            Fact::OwnerProven => format!("{of}/owner"),
+            Fact::TurnStarted(header) => format!("{of}/turn/{}", header.turn),
+            Fact::Delivered { turn, position, .. } => format!("{of}/turn/{turn}/at/{position}"),
+            Fact::TurnEnded { turn, .. } => format!("{of}/turn/{turn}/end"),
+            Fact::TxPrepared { nonce, attempt, .. }
+            | Fact::TxRepriced { nonce, attempt }
+            | Fact::TxCancelled { nonce, attempt } => {
+                format!("{of}/tx/{nonce}/{}", attempt.hash)
             }
             Fact::TxIncluded { nonce, hash, sighting, .. } => {
-                format!("{job}/tx/{nonce}/{hash}/in/{sighting}")
+                format!("{of}/tx/{nonce}/{hash}/in/{sighting}")
             }
-            Fact::TxReorged { nonce, sighting } => format!("{job}/tx/{nonce}/reorg/{sighting}"),
-            Fact::TxConfirmed { nonce } => format!("{job}/tx/{nonce}/confirmed"),
-            Fact::TxRejected { nonce, first, .. } => format!("{job}/tx/{nonce}/{first}/rejected"),
-            Fact::JobClosed { .. } => format!("{job}/closed"),
-            Fact::JobHalted { .. } => format!("{job}/halted"),
+            Fact::TxReorged { nonce, sighting } => format!("{of}/tx/{nonce}/reorg/{sighting}"),
+            Fact::TxConfirmed { nonce, sighting } => {
+                format!("{of}/tx/{nonce}/confirmed{}", again(*sighting))
+            }
+            Fact::TxRejected { nonce, first, .. } => format!("{of}/tx/{nonce}/{first}/rejected"),
+            Fact::JobClosed { closing, .. } => format!("{of}/closed{}", again(*closing)),
+            Fact::JobReopened { closing } => format!("{of}/reopened/{closing}"),
+            Fact::JobHalted { .. } => format!("{of}/halted"),
         }
     }
+}
+
+/// What tells a repeat from the first, which has no number: ledgers of the first schema know no
+/// repeats.
+fn again(nth: u32) -> String {
+    if nth == 0 { String::new() } else { format!("/{nth}") }
 }

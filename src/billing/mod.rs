@@ -3,11 +3,20 @@
 //! Never does I/O and never looks at a clock: a function of its arguments.
 
 mod account;
+mod accounts;
 mod entry;
+mod subject;
 mod tx;
+mod txs;
+mod wallet;
 
-pub use account::{Account, AccountFault, Terms};
+pub use account::{Account, AccountFault, Lost, Terms};
+pub use accounts::Accounts;
 pub use entry::{
-    Attempt, ClaimBody, Entry, Fact, Purpose, RejectReason, SeedOrigin, TurnEnd, TurnHeader,
+    Attempt, ClaimBody, Entry, Errand, ErrandKind, Fact, Purpose, RejectReason, SeedOrigin,
+    TurnEnd, TurnHeader,
 };
+pub use subject::Subject;
 pub use tx::{Tx, TxState};
+pub use txs::Txs;
+pub use wallet::WalletAccount;

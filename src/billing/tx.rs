@@ -19,7 +19,7 @@ pub enum TxState {
         /// The block's hash.
         block_hash: BlockHash,
     },
-    /// Final.
+    /// Final, for all that the operator's confirmations promise.
     Confirmed,
     /// It will never do its work.
     Rejected(RejectReason),
@@ -34,12 +34,16 @@ pub struct Tx {
     pub purpose: Purpose,
     /// Signed attempts, oldest first; never empty.
     pub attempts: Vec<Attempt>,
+    /// From which attempt on they are empty transfers that only take the nonce.
+    pub cancelled_from: Option<usize>,
     /// Where it stands.
     pub state: TxState,
     /// How many times it was seen in a block.
     pub sightings: u32,
     /// The attempt last seen in a block.
     pub mined: Option<TxHash>,
+    /// The block it was last seen in.
+    pub mined_in: Option<BlockNumber>,
     /// What it cost, wei, once it was in a block.
     pub fee: Amount,
 }
@@ -51,12 +55,18 @@ impl Tx {
         matches!(self.state, TxState::Prepared | TxState::Included { .. })
     }
 
+    /// Whether it was seen in a block and counts as done.
+    #[must_use]
+    pub const fn is_mined(&self) -> bool {
+        matches!(self.state, TxState::Included { .. } | TxState::Confirmed)
+    }
+
     /// What it claims, if it is a claim.
     #[must_use]
     pub const fn claim(&self) -> Option<&ClaimBody> {
         match &self.purpose {
             Purpose::Claim(claim) => Some(claim),
-            Purpose::Complete => None,
+            Purpose::Complete | Purpose::Fill | Purpose::Errand(_) => None,
         }
     }
 
@@ -71,5 +81,12 @@ impl Tx {
     pub fn named(&self) -> TxHash {
         let newest = || self.attempts.last().map(|attempt| attempt.hash);
         self.mined.or_else(newest).unwrap_or(TxHash::new([0; 32]))
+    }
+
+    /// Whether the attempt of this hash does the work, rather than take the nonce out of its way.
+    #[must_use]
+    pub fn does_work(&self, hash: TxHash) -> bool {
+        let at = self.attempts.iter().position(|attempt| attempt.hash == hash);
+        at.is_some_and(|at| self.cancelled_from.is_none_or(|from| at < from))
     }
 }

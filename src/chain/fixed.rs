@@ -62,6 +62,8 @@ impl FixedChain {
             start_time,
             last_proof_time: start_time,
             silence_max: ChainSeconds::new(3_600),
+            rate_per_second: 2_000,
+            model: None,
             status: JobStatus::Active,
         });
     }
@@ -93,7 +95,6 @@ impl FixedChain {
     pub const fn fixed_limits() -> Limits {
         Limits {
             claim_min: TokenCount::new(100),
-            rate_per_second: 2_000,
             price_unit: PriceUnit::ONE,
             dispute_window: ChainSeconds::new(30),
             fee_basis_points: 1_000,
@@ -171,6 +172,18 @@ impl Chain for FixedChain {
 
     async fn earnings(&self, _token: Address) -> Result<Amount, ChainError> {
         self.reached().map(|_| Amount::ZERO)
+    }
+
+    fn withdrawal(&self, token: Address, amount: Amount) -> Call {
+        Call::Raw { to: token, value: amount, input: b"withdraw".to_vec() }
+    }
+
+    fn transfer(&self, token: Address, to: Address, amount: Amount) -> Call {
+        Call::Raw { to, value: amount, input: token.bytes().to_vec() }
+    }
+
+    async fn funds(&self, _token: Address) -> Result<Amount, ChainError> {
+        Ok(Amount::new(u128::MAX))
     }
 }
 

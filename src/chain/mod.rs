@@ -31,8 +31,6 @@ pub struct Head {
 pub struct Limits {
     /// `MIN_PROVEN_TOKENS`: the smallest claim.
     pub claim_min: TokenCount,
-    /// Tokens per second since the last proof that one claim may carry.
-    pub rate_per_second: u64,
     /// Price unit of every session.
     pub price_unit: PriceUnit,
     /// Time after a session's start from which anyone may complete it.
@@ -79,6 +77,10 @@ pub struct ChainJob {
     pub last_proof_time: ChainTime,
     /// Silence after which anyone may trigger the timeout (v3: 3 × proofInterval seconds).
     pub silence_max: ChainSeconds,
+    /// Tokens per second since the last proof that one claim may carry; by model since v7.
+    pub rate_per_second: u64,
+    /// The model it was opened for (`keccak256(repo/file)`); `None` where sessions name none.
+    pub model: Option<Hash32>,
     /// Where it stands.
     pub status: JobStatus,
 }
@@ -129,6 +131,15 @@ pub enum Call {
     },
     /// An empty transfer to ourselves: takes a nonce out of the way.
     Nothing,
+    /// A call made elsewhere: an errand of the wallet.
+    Raw {
+        /// Receiver.
+        to: Address,
+        /// Native currency sent along, wei.
+        value: Amount,
+        /// Call data.
+        input: Vec<u8>,
+    },
 }
 
 /// EIP-1559 fees, in wei per gas.
@@ -285,6 +296,16 @@ pub trait Chain: Send + Sync {
 
     /// What the host has earned and not withdrawn, in `token` (zero: native).
     async fn earnings(&self, token: Address) -> Result<Amount, ChainError>;
+
+    /// The call that moves `amount` of `token` (zero: native) from the earnings to the wallet.
+    fn withdrawal(&self, token: Address, amount: Amount) -> Call;
+
+    /// The call that sends `amount` of `token` (zero: native) from the wallet to `to`.
+    fn transfer(&self, token: Address, to: Address, amount: Amount) -> Call;
+
+    /// What the marketplace itself holds of `token` (zero: native): the deposits that settlements
+    /// are paid from.
+    async fn funds(&self, token: Address) -> Result<Amount, ChainError>;
 }
 
 /// The host's key: signs, and tells who signed.

@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 
 use super::{Ledger, LedgerError, OnDurable};
-use crate::billing::{Entry, Fact};
+use crate::billing::{Entry, Fact, Subject};
 use crate::units::{JobId, TurnNo};
 
 /// Groups that may wait while the ledger is held, unless told otherwise.
@@ -24,7 +24,7 @@ pub struct MemoryLedger {
 struct State {
     durable: Vec<Entry>,
     by_key: HashMap<String, usize>,
-    spans: HashMap<(JobId, TurnNo), Vec<(u64, u64)>>,
+    spans: HashMap<(Subject, TurnNo), Vec<(u64, u64)>>,
     waiting: VecDeque<(Vec<Entry>, OnDurable)>,
     queue_capacity: usize,
     held: bool,
@@ -163,13 +163,14 @@ impl State {
 
     fn overlaps(&self, entry: &Entry) -> bool {
         let Some((turn, start, end)) = span(entry) else { return false };
-        let recorded = self.spans.get(&(entry.job, turn)).map(Vec::as_slice).unwrap_or_default();
+        let recorded =
+            self.spans.get(&(entry.subject, turn)).map(Vec::as_slice).unwrap_or_default();
         recorded.iter().any(|(from, to)| start < *to && *from < end)
     }
 
     fn insert(&mut self, entry: Entry) {
         if let Some((turn, start, end)) = span(&entry) {
-            self.spans.entry((entry.job, turn)).or_default().push((start, end));
+            self.spans.entry((entry.subject, turn)).or_default().push((start, end));
         }
         self.by_key.insert(entry.key(), self.durable.len());
         self.durable.push(entry);
@@ -179,7 +180,7 @@ impl State {
         for entry in self.durable.split_off(len) {
             self.by_key.remove(&entry.key());
             let Some((turn, start, end)) = span(&entry) else { continue };
-            if let Some(spans) = self.spans.get_mut(&(entry.job, turn)) {
+            if let Some(spans) = self.spans.get_mut(&(entry.subject, turn)) {
                 spans.retain(|known| *known != (start, end));
             }
         }
@@ -218,7 +219,7 @@ impl Ledger for MemoryLedger {
     }
 
     async fn job_entries(&self, job: JobId) -> Result<Vec<Entry>, LedgerError> {
-        Ok(self.entries().into_iter().filter(|entry| entry.job == job).collect())
+        Ok(self.entries().into_iter().filter(|entry| entry.job() == Some(job)).collect())
     }
 
     fn is_healthy(&self) -> bool {

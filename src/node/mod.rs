@@ -17,6 +17,7 @@ pub mod model_pull;
 pub mod preflight;
 pub mod serve;
 pub mod settings;
+mod settle_loop;
 pub mod status;
 pub mod tasks;
 pub mod version;

@@ -21,9 +21,11 @@ use super::lock::{self, LockError, WalletLock};
 use super::metrics::{Metrics, MetricsError};
 use super::preflight::{self, Finding, Findings, Grade, Subject};
 use super::settings::{ChainSettings, Cors, Settings};
+use super::settle_loop::{self, Pulse};
 use super::tasks::{Task, Tasks};
 use super::wiring::{self, Paid, WiringError};
 use crate::api::{self, ApiSettings, AppState, Hooks, HostSignature, Stops, VersionInfo};
+use crate::billing::Lost;
 use crate::chain::evm::{EvmChain, EvmWallet};
 use crate::chain::registry::Registry;
 use crate::chain::{Chain, Wallet};
@@ -31,8 +33,8 @@ use crate::clock::{Clock, SystemClock, within};
 use crate::engine::Engine;
 use crate::engine::local::LocalEngine;
 use crate::ledger::{Ledger, LedgerError};
-use crate::session::{Notice, Sessions};
-use crate::settlement::{Observer, Settlement, SettlementError};
+use crate::session::{Notice, PauseReason, Sessions};
+use crate::settlement::Observer;
 use crate::telemetry::{ENGINE_SEQUENCES_QUEUED, ENGINE_SEQUENCES_RUNNING, KV_BLOCK_COUNT_FREE};
 use crate::units::{Hash32, JobId, TokenCount, TxHash};
 
@@ -104,17 +106,16 @@ pub async fn run(settings: Settings) -> Result<(), ServeError> {
         Arc::clone(&clock),
     ));
     let (notices, _) = broadcast::channel(NOTICES_MAX);
-    let is_chain_silent = AtomicBool::new(false);
-    let news = Arc::new(News { notices: notices.clone(), is_chain_silent });
+    let news = Arc::new(News {
+        sessions: Arc::clone(&sessions),
+        notices: notices.clone(),
+        is_chain_silent: AtomicBool::new(false),
+    });
     let settle_stop = CancellationToken::new();
     let mut background = Vec::new();
     if let Some(paid) = paid {
-        let settlement = paid.settlement(&settings, Arc::clone(&news) as Arc<dyn Observer>);
-        let poll = settings.settlement.poll;
-        let work = settle(settlement, Arc::clone(&clock), poll, settle_stop.clone());
-        background.push(tasks.spawn("settlement", work));
-        let watch = watch_ledger(Arc::clone(paid), Arc::clone(&clock), settle_stop.clone());
-        background.push(tasks.spawn("ledger", watch));
+        let money = Money { settings: &settings, paid, news: &news };
+        background.extend(start_settlement(&tasks, money, &settle_stop));
     }
     let app = Arc::new(AppState {
         sessions: Arc::clone(&sessions),
@@ -147,6 +148,28 @@ pub async fn run(settings: Settings) -> Result<(), ServeError> {
     engine.shutdown();
     tracing::info!("stopped");
     tasks.failure().map_or(Ok(()), |why| Err(ServeError::Task(why)))
+}
+
+/// What settlement and its watchers need.
+struct Money<'a> {
+    settings: &'a Settings,
+    paid: &'a Arc<Paid>,
+    news: &'a Arc<News>,
+}
+
+fn start_settlement(tasks: &Tasks, money: Money<'_>, stop: &CancellationToken) -> [Task; 2] {
+    let Money { settings, paid, news } = money;
+    let settlement = paid.settlement(settings, Arc::clone(news) as Arc<dyn Observer>);
+    let (_, orders) = settle_loop::orders();
+    let pulse = Pulse {
+        clock: Arc::clone(&paid.clock),
+        poll: settings.settlement.poll,
+        tracker: Arc::clone(&paid.tracker),
+        orders,
+    };
+    let settling = settle_loop::run(settlement, pulse, stop.clone());
+    let watching = watch_ledger(Arc::clone(paid), Arc::clone(&paid.clock), stop.clone());
+    [tasks.spawn("settlement", settling), tasks.spawn("ledger", watching)]
 }
 
 async fn load_engine(settings: &Settings) -> Result<Arc<LocalEngine>, ServeError> {
@@ -188,7 +211,9 @@ async fn check(
     weights_sha256: Hash32,
 ) -> Result<(), ServeError> {
     let subject = Subject { chain, registry: chain, settings, weights_sha256 };
-    let findings = preflight::examine(&subject).await;
+    let mut findings = Findings::default();
+    preflight::endpoints(&chain.endpoints().await, &mut findings);
+    findings.0.extend(preflight::examine(&subject).await.0);
     findings.0.iter().for_each(log_finding);
     let failed = |finding: &&Finding| finding.grade == Grade::Failure;
     match findings.0.iter().find(failed) {
@@ -278,26 +303,13 @@ async fn flush(paid: &Paid) {
     }
 }
 
-/// Settlement's loop. A stop is heard between ticks: the append of a tick is never cut.
-async fn settle(
-    mut settlement: Settlement,
-    clock: Arc<dyn Clock>,
-    poll: Duration,
-    stop: CancellationToken,
-) -> Result<(), SettlementError> {
-    while within_stop(&stop, clock.sleep(poll)).await {
-        settlement.tick().await?;
-    }
-    Ok(())
-}
-
 /// A ledger that cannot be written stops the node: nothing may be delivered unrecorded.
 async fn watch_ledger(
     paid: Arc<Paid>,
     clock: Arc<dyn Clock>,
     stop: CancellationToken,
 ) -> Result<(), LedgerError> {
-    while within_stop(&stop, clock.sleep(WATCH_EVERY)).await {
+    while within_stop(&stop, clock.sleep(WATCH_EVERY)).await.is_some() {
         if !paid.ledger.is_healthy() {
             return Err(LedgerError::Store("it takes no entries any more".into()));
         }
@@ -311,7 +323,7 @@ async fn upkeep_metrics(
     clock: Arc<dyn Clock>,
     stop: CancellationToken,
 ) -> Result<(), std::convert::Infallible> {
-    while within_stop(&stop, clock.sleep(UPKEEP_EVERY)).await {
+    while within_stop(&stop, clock.sleep(UPKEEP_EVERY)).await.is_some() {
         let load = sessions.load();
         gauge!(ENGINE_SEQUENCES_RUNNING).set(f64::from(load.running));
         gauge!(ENGINE_SEQUENCES_QUEUED).set(f64::from(load.queued));
@@ -344,18 +356,19 @@ async fn say_reachability(
     Ok(())
 }
 
-/// Waits; false when the stop came first.
-async fn within_stop(stop: &CancellationToken, wait: impl Future<Output = ()>) -> bool {
+/// Waits; `None` when the stop came first.
+async fn within_stop<T>(stop: &CancellationToken, wait: impl Future<Output = T>) -> Option<T> {
     tokio::select! {
         biased;
-        () = stop.cancelled() => false,
-        () = wait => true,
+        () = stop.cancelled() => None,
+        done = wait => Some(done),
     }
 }
 
 /// Passes settlement's news on to WebSocket clients (nobody listening is fine) and to `/health`.
 struct News {
     notices: broadcast::Sender<Notice>,
+    sessions: Arc<Sessions>,
     is_chain_silent: AtomicBool,
 }
 
@@ -375,8 +388,12 @@ impl Observer for News {
         self.is_chain_silent.store(!answers, Ordering::Release);
     }
 
-    fn session_closed(&self, job: JobId, _forfeited: TokenCount) {
+    fn session_closed(&self, job: JobId, _lost: Lost) {
         drop(self.notices.send(Notice::Completed { job }));
+    }
+
+    fn gas_suffices(&self, suffices: bool) {
+        self.sessions.set_paused(PauseReason::Gas, !suffices);
     }
 }
 
@@ -397,8 +414,22 @@ fn hooks(paid: Option<&Arc<Paid>>, metrics: Metrics, news: Arc<News>) -> Hooks {
     Hooks {
         metrics: Arc::new(move || metrics.render()),
         signer: paid.map(|paid| signer(&paid.wallet)),
-        troubles: Arc::new(move || news.troubles()),
+        troubles: {
+            let paid = paid.cloned();
+            Arc::new(move || {
+                let endpoints = paid.as_ref().and_then(|paid| endpoint_trouble(&paid.chain));
+                news.troubles().into_iter().chain(endpoints).collect()
+            })
+        },
     }
+}
+
+/// What `/health` says of endpoints that are out of use while others go on.
+fn endpoint_trouble(chain: &EvmChain) -> Option<String> {
+    let (usable, all) = chain.endpoints_usable();
+    // The only one's silence is the chain's, which settlement tells.
+    let is_trouble = all > 1 && usable < all;
+    is_trouble.then(|| format!("{usable} of {all} RPC endpoints are well"))
 }
 
 fn signer(wallet: &Arc<EvmWallet>) -> api::HostSigner {

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::access;
 use super::settings::InspectSettings;
-use crate::billing::{Account, AccountFault, Purpose, Tx, TxState};
+use crate::billing::{Account, AccountFault, Accounts, Errand, ErrandKind, Purpose, Tx, TxState};
 use crate::chain::Chain;
 use crate::ledger::LedgerError;
 use crate::ledger::sqlite::SqliteReader;
@@ -32,8 +32,8 @@ pub enum StatusError {
 pub struct Status {
     /// The ledger's file.
     pub ledger: PathBuf,
-    /// Accounts by job; none where the node has not run yet.
-    pub accounts: BTreeMap<JobId, Account>,
+    /// All accounts; none where the node has not run yet.
+    pub accounts: Accounts,
     /// What the chain says.
     pub earnings: Earnings,
 }
@@ -57,9 +57,9 @@ pub async fn look(settings: &InspectSettings) -> Result<Status, StatusError> {
         let reader = SqliteReader::open(&ledger)?;
         fold(|each| reader.replay(each))?
     } else {
-        BTreeMap::new()
+        Accounts::default()
     };
-    let earnings = match earnings(settings, &accounts).await {
+    let earnings = match earnings(settings, &accounts.jobs).await {
         Ok(earnings) => Earnings::Known(earnings),
         Err(why) => Earnings::Unknown(why),
     };
@@ -69,12 +69,11 @@ pub async fn look(settings: &InspectSettings) -> Result<Status, StatusError> {
 /// Folds entries into accounts.
 fn fold(
     replay: impl FnOnce(&mut dyn FnMut(crate::billing::Entry)) -> Result<(), LedgerError>,
-) -> Result<BTreeMap<JobId, Account>, StatusError> {
-    let mut accounts = BTreeMap::new();
+) -> Result<Accounts, StatusError> {
+    let mut accounts = Accounts::default();
     let mut fault = None;
     replay(&mut |entry| {
-        let account = accounts.entry(entry.job).or_insert_with(|| Account::new(entry.job));
-        if let Err(error) = account.apply(&entry) {
+        if let Err(error) = accounts.apply(&entry) {
             fault.get_or_insert(error);
         }
     })?;
@@ -102,7 +101,7 @@ async fn earnings(
 
 /// The sum over all accounts.
 fn total(status: &Status, of: impl Fn(&Account) -> TokenCount) -> u64 {
-    let sum = status.accounts.values().map(of);
+    let sum = status.accounts.jobs.values().map(of);
     sum.fold(TokenCount::ZERO, TokenCount::saturating_add).get()
 }
 
@@ -116,7 +115,7 @@ pub fn lines(status: &Status) -> Vec<String> {
         total(status, Account::claimed),
         total(status, Account::confirmed),
         total(status, Account::unclaimed),
-        total(status, |account| account.forfeited().unwrap_or(TokenCount::ZERO)),
+        total(status, |account| account.lost().unwrap_or_default().total()),
     ));
     match &status.earnings {
         Earnings::Unknown(why) => lines.push(format!("earnings   not known: {why}")),
@@ -125,8 +124,8 @@ pub fn lines(status: &Status) -> Vec<String> {
             format!("earnings   {amount} {unit}, not withdrawn")
         })),
     }
-    lines.push(format!("sessions   {}", status.accounts.len()));
-    for account in status.accounts.values() {
+    lines.push(format!("sessions   {}", status.accounts.jobs.len()));
+    for account in status.accounts.jobs.values() {
         lines.extend(account_lines(account));
     }
     lines
@@ -144,20 +143,30 @@ fn account_lines(account: &Account) -> Vec<String> {
     if let Some(why) = account.halted() {
         lines.push(format!("           look into it: {why}"));
     }
-    lines.extend(account.txs().iter().map(|tx| {
-        let what = match &tx.purpose {
-            Purpose::Claim(claim) => format!("claim {} of {} tokens", claim.seq, claim.tokens),
-            Purpose::Complete => "completion".to_owned(),
-        };
-        format!("           {what}: {} {}", tx_state(tx), tx.named())
-    }));
+    lines.extend(account.txs().iter().map(tx_line));
     lines
+}
+
+fn tx_line(tx: &Tx) -> String {
+    let what = match &tx.purpose {
+        Purpose::Claim(claim) => format!("claim {} of {} tokens", claim.seq, claim.tokens),
+        Purpose::Complete => "completion".to_owned(),
+        Purpose::Fill => "empty transfer".to_owned(),
+        Purpose::Errand(Errand { kind, .. }) => match kind {
+            ErrandKind::Withdraw { token, amount, .. } => {
+                format!("withdrawal of {amount} of {token}")
+            }
+            ErrandKind::Forward { token, amount, .. } => format!("forward of {amount} of {token}"),
+            ErrandKind::Registry { name } => name.clone(),
+        },
+    };
+    format!("           {what}: {} {}", tx_state(tx), tx.named())
 }
 
 /// The report as one JSON object. Amounts are texts: they pass what JSON readers hold exactly.
 #[must_use]
 pub fn to_json(status: &Status) -> Value {
-    let sessions: Vec<_> = status.accounts.values().map(account_json).collect();
+    let sessions: Vec<_> = status.accounts.jobs.values().map(account_json).collect();
     let earnings = match &status.earnings {
         Earnings::Known(amounts) => {
             let by_token = |(token, amount): (&Address, &Amount)| {
@@ -175,7 +184,7 @@ pub fn to_json(status: &Status) -> Value {
         "tokens_confirmed": total(status, Account::confirmed),
         "tokens_unclaimed": total(status, Account::unclaimed),
         "tokens_forfeited":
-            total(status, |account| account.forfeited().unwrap_or(TokenCount::ZERO)),
+            total(status, |account| account.lost().unwrap_or_default().total()),
         "earnings": earnings,
         "sessions": sessions,
     })
@@ -204,7 +213,7 @@ fn account_json(account: &Account) -> Value {
         "tokens_claimed": account.claimed().get(),
         "tokens_confirmed": account.confirmed().get(),
         "tokens_unclaimed": account.unclaimed().get(),
-        "tokens_forfeited": account.forfeited().map(TokenCount::get),
+        "tokens_forfeited": account.lost().map(|lost| lost.total().get()),
         "transactions": txs.collect::<Vec<_>>(),
     })
 }
@@ -236,7 +245,7 @@ mod tests {
 
     fn status(facts: Vec<Fact>) -> Status {
         let job = JobId::new(7).unwrap();
-        let entry = |fact| Entry { job, at: Millis::ZERO, fact };
+        let entry = |fact| Entry { subject: job.into(), at: Millis::ZERO, fact };
         let accounts = fold(|each| {
             facts.into_iter().map(entry).for_each(each);
             Ok(())

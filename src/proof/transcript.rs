@@ -136,7 +136,7 @@ impl Transcript {
 
     /// Takes the next entry of the ledger. After a fault nothing is taken.
     pub fn push(&mut self, entry: &Entry) {
-        if entry.job == self.job && self.fault.is_none() {
+        if entry.job() == Some(self.job) && self.fault.is_none() {
             self.fault = self.apply(&entry.fact).err();
         }
     }
@@ -191,15 +191,20 @@ impl Transcript {
                 self.claimed.push((seq, claimed.get()));
                 Ok(())
             }
-            Fact::TxPrepared { purpose: Purpose::Complete, .. }
+            Fact::TxPrepared {
+                purpose: Purpose::Complete | Purpose::Fill | Purpose::Errand(_),
+                ..
+            }
             | Fact::JobOpened { .. }
             | Fact::OwnerProven
             | Fact::TxRepriced { .. }
+            | Fact::TxCancelled { .. }
             | Fact::TxIncluded { .. }
             | Fact::TxReorged { .. }
             | Fact::TxConfirmed { .. }
             | Fact::TxRejected { .. }
             | Fact::JobClosed { .. }
+            | Fact::JobReopened { .. }
             | Fact::JobHalted { .. } => Ok(()),
         }
     }

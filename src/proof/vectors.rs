@@ -87,7 +87,7 @@ fn transcripts_hash_as_the_independent_program_says() {
             .unwrap()
             .iter()
             .map(|step| fact(step[0].as_str().unwrap(), &step[1]))
-            .map(|fact| Entry { job, at: Millis::ZERO, fact })
+            .map(|fact| Entry { subject: job.into(), at: Millis::ZERO, fact })
             .collect();
         let transcript = Transcript::from_entries(job, &entries);
         assert_eq!(transcript.fault(), None);

@@ -85,6 +85,6 @@ pub(super) fn build(tracker: &Tracker, limits: &Limits, known: &ChainJob) -> Ses
             deadline(known.start_time, known.duration_max, known.last_proof_time, known.silence_max)
         }),
         phase: tracker.phase(job).unwrap_or(Phase::Active),
-        tokens_forfeited: account.forfeited().unwrap_or_default(),
+        tokens_forfeited: account.lost().unwrap_or_default().total(),
     }
 }

@@ -10,7 +10,7 @@ use metrics::{counter, histogram};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::tracker::Tracker;
-use crate::billing::{Entry, Fact, TurnEnd};
+use crate::billing::{Entry, Fact, Subject, TurnEnd};
 use crate::clock::Clock;
 use crate::ledger::{Ledger, LedgerError};
 use crate::telemetry::LEDGER_APPEND;
@@ -34,7 +34,7 @@ impl Books {
         tokens: TokenCount,
         then: impl FnOnce() + Send + 'static,
     ) -> Result<(), LedgerError> {
-        self.submit_entries(self.entries(job, facts), tokens, move |result| {
+        self.submit_entries(self.entries(job.into(), facts), tokens, move |result| {
             if let Err(error) = result {
                 tracing::error!(%job, %error, "ledger group lost");
             }
@@ -42,11 +42,16 @@ impl Books {
         })
     }
 
-    /// Appends facts of a job and waits until they are durable and the tracker knows them. Where
-    /// the caller is cancelled, the tracker follows all the same.
-    pub async fn append(&self, job: JobId, facts: Vec<Fact>) -> Result<(), LedgerError> {
+    /// Appends facts of a job or of the wallet and waits until they are durable and the tracker
+    /// knows them. Where the caller is cancelled, the tracker follows all the same.
+    pub async fn append(
+        &self,
+        subject: impl Into<Subject>,
+        facts: Vec<Fact>,
+    ) -> Result<(), LedgerError> {
         let (done, wait) = oneshot::channel();
-        self.submit_entries(self.entries(job, facts), TokenCount::ZERO, move |result| {
+        let entries = self.entries(subject.into(), facts);
+        self.submit_entries(entries, TokenCount::ZERO, move |result| {
             // Nobody waits any more where the caller was cancelled.
             drop(done.send(result));
         })?;
@@ -67,16 +72,16 @@ impl Books {
             match &result {
                 Ok(()) => settle(&tracker, &durable, tokens, clock.now()),
                 Err(LedgerError::Conflict { .. }) if tokens == TokenCount::ZERO => {}
-                Err(_) => durable.iter().for_each(|entry| tracker.ledger_lost(entry.job)),
+                Err(_) => durable.iter().for_each(|entry| tracker.ledger_lost(entry.subject)),
             }
             then(result);
         };
         self.ledger.submit(entries, Box::new(on_durable))
     }
 
-    fn entries(&self, job: JobId, facts: Vec<Fact>) -> Vec<Entry> {
+    fn entries(&self, subject: Subject, facts: Vec<Fact>) -> Vec<Entry> {
         let at = self.clock.unix();
-        facts.into_iter().map(|fact| Entry { job, at, fact }).collect()
+        facts.into_iter().map(|fact| Entry { subject, at, fact }).collect()
     }
 }
 
@@ -168,8 +173,9 @@ impl TurnMeter {
             // The queue is bounded above all credits, so this means a broken store: the node
             // stops. These tokens are the host's loss, never the client's.
             Err(error) => {
+                paid.books.tracker.give_away(paid.job, count);
                 if error != LedgerError::Full {
-                    paid.books.tracker.ledger_lost(paid.job);
+                    paid.books.tracker.ledger_lost(paid.job.into());
                 }
                 tracing::error!(job = %paid.job, %error, "delivered tokens are lost");
             }

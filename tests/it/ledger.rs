@@ -20,7 +20,7 @@ fn job(number: u64) -> JobId {
 }
 
 fn entry(of: u64, fact: Fact) -> Entry {
-    Entry { job: job(of), at: Millis::new(1_000), fact }
+    Entry { subject: job(of).into(), at: Millis::new(1_000), fact }
 }
 
 /// Ids are their own positions, so that content follows from place.

@@ -88,6 +88,15 @@ pub(super) mod v3 {
 pub(super) mod earnings {
     alloy::sol! {
         function getBalance(address host, address token) external view returns (uint256);
+        function withdraw(uint256 amount, address token) external;
+    }
+}
+
+/// A payment token.
+pub(super) mod erc20 {
+    alloy::sol! {
+        function balanceOf(address owner) external view returns (uint256);
+        function transfer(address to, uint256 amount) external returns (bool);
     }
 }
 

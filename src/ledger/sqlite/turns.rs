@@ -8,7 +8,8 @@ use std::collections::HashMap;
 
 use rusqlite::Statement;
 
-use crate::units::{JobId, TurnNo};
+use crate::billing::Subject;
+use crate::units::TurnNo;
 
 /// Keys and token counts of the entries between two keys.
 pub(super) const DELIVERED_IN_RANGE: &str =
@@ -19,7 +20,7 @@ const TURNS_MAX: usize = 4096;
 /// A stretch of one turn.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Span {
-    pub job: JobId,
+    pub subject: Subject,
     pub turn: TurnNo,
     /// Tokens of the turn before it.
     pub start: u64,
@@ -36,7 +37,7 @@ impl Span {
 /// Where each live turn ends: the first position after all that is recorded of it.
 #[derive(Debug, Default)]
 pub(super) struct TurnEnds {
-    ends: HashMap<(JobId, TurnNo), u64>,
+    ends: HashMap<(Subject, TurnNo), u64>,
 }
 
 impl TurnEnds {
@@ -48,7 +49,7 @@ impl TurnEnds {
         in_range: &mut Statement<'_>,
         span: Span,
     ) -> rusqlite::Result<bool> {
-        let known = self.ends.get(&(span.job, span.turn)).copied();
+        let known = self.ends.get(&(span.subject, span.turn)).copied();
         if known.is_some_and(|end| span.start >= end) {
             return Ok(false);
         }
@@ -62,28 +63,28 @@ impl TurnEnds {
 
     /// `span` was inserted.
     pub(super) fn extend(&mut self, span: Span) {
-        if let Some(end) = self.ends.get_mut(&(span.job, span.turn)) {
+        if let Some(end) = self.ends.get_mut(&(span.subject, span.turn)) {
             *end = span.end().max(*end);
         }
     }
 
     /// Nothing is known of this turn any more: it ended, or its group was rolled back.
-    pub(super) fn forget(&mut self, job: JobId, turn: TurnNo) {
-        self.ends.remove(&(job, turn));
+    pub(super) fn forget(&mut self, subject: Subject, turn: TurnNo) {
+        self.ends.remove(&(subject, turn));
     }
 
     fn remember(&mut self, span: Span, end: u64) {
         if self.ends.len() >= TURNS_MAX {
             self.ends.clear();
         }
-        self.ends.insert((span.job, span.turn), end);
+        self.ends.insert((span.subject, span.turn), end);
     }
 }
 
 /// Start and length of every delivery of the span's turn, in no order.
 fn recorded(in_range: &mut Statement<'_>, span: Span) -> rusqlite::Result<Vec<(u64, u64)>> {
     // '0' follows '/' in ASCII: the range holds exactly the keys with this prefix.
-    let stem = format!("{}/turn/{}/at", span.job, span.turn);
+    let stem = format!("{}/turn/{}/at", span.subject, span.turn);
     let (first, last) = (format!("{stem}/"), format!("{stem}0"));
     let mut rows = in_range.query((&first, last))?;
     let mut found = Vec::new();

@@ -245,7 +245,7 @@ fn append_entry(
         turns.extend(span);
     }
     if let Fact::TurnEnded { turn, .. } = &entry.fact {
-        turns.forget(entry.job, *turn);
+        turns.forget(entry.subject, *turn);
     }
     Ok(Appended::New)
 }
@@ -253,11 +253,11 @@ fn append_entry(
 fn delivered_span(entry: &Entry) -> Option<Span> {
     let Fact::Delivered { turn, position, ids } = &entry.fact else { return None };
     let count = u64::try_from(ids.len()).unwrap_or(u64::MAX);
-    Some(Span { job: entry.job, turn: *turn, start: u64::from(*position), count })
+    Some(Span { subject: entry.subject, turn: *turn, start: u64::from(*position), count })
 }
 
 fn forget(turns: &mut TurnEnds, group: &[Entry]) {
     for span in group.iter().filter_map(delivered_span) {
-        turns.forget(span.job, span.turn);
+        turns.forget(span.subject, span.turn);
     }
 }

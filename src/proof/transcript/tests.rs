@@ -11,7 +11,7 @@ fn job() -> JobId {
 }
 
 fn entry(fact: Fact) -> Entry {
-    Entry { job: job(), at: Millis::ZERO, fact }
+    Entry { subject: job().into(), at: Millis::ZERO, fact }
 }
 
 fn started(turn: u32) -> Entry {
@@ -215,7 +215,7 @@ fn other_jobs_are_passed_over() {
     let mut entries = vec![started(0), delivered(0, 0, 40)];
     let before = cut(&entries, 40);
     let mut stranger = delivered(0, 0, 9);
-    stranger.job = JobId::new(8).unwrap();
+    stranger.subject = JobId::new(8).unwrap().into();
     entries.insert(1, stranger);
     assert_eq!(cut(&entries, 40), before);
 }

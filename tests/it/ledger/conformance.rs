@@ -63,7 +63,11 @@ fn the_same_fact_twice_is_acknowledged_twice_and_counted_once() {
 
 #[test]
 fn other_content_under_a_key_is_a_conflict_and_its_group_leaves_no_trace() {
-    let forfeited = |n| Fact::JobClosed { forfeited: TokenCount::new(n) };
+    let forfeited = |n| Fact::JobClosed {
+        closing: 0,
+        unclaimable: TokenCount::ZERO,
+        forfeited: TokenCount::new(n),
+    };
     each_adapter(|name, ledger| {
         let first = entry(1, forfeited(10));
         append(&*ledger, std::slice::from_ref(&first)).unwrap();

@@ -19,7 +19,7 @@
 //! | one endpoint as the truth | [`a_lagging_or_dead_endpoint_is_not_the_truth`] |
 
 use serde_json::json;
-use tally::billing::{RejectReason, TxState};
+use tally::billing::{Lost, RejectReason, TxState};
 use tally::session::{Phase, Refusal, TurnEnd};
 use tally::units::{JobId, Millis, TokenCount};
 
@@ -59,7 +59,7 @@ async fn padding_a_small_claim_up_to_the_minimum() {
     world.settle().await;
     assert_eq!(world.claims(job).await, Vec::<u64>::new());
     assert_eq!(*world.news.closed.lock().unwrap(), vec![(job, 99)]);
-    assert_eq!(world.account(job).forfeited(), Some(count(99)));
+    assert_eq!(world.account(job).lost().map(Lost::total), Some(count(99)));
 }
 
 #[tokio::test]

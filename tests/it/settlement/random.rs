@@ -12,16 +12,14 @@ use tally::engine::scripted::ScriptedEngine;
 use tally::ledger::Ledger;
 use tally::ledger::memory::MemoryLedger;
 use tally::node::wiring;
-use tally::session::{
-    BooksParts, LegacyAccess, PaidBy, Reply, ReplyEvent, SessionRules, Sessions, Tracker,
-};
+use tally::session::{BooksParts, LegacyAccess, PaidBy, Reply, ReplyEvent, Sessions, Tracker};
 use tally::settlement::{Settlement, SettlementParts};
-use tally::units::{JobId, Millis};
+use tally::units::JobId;
 
 use super::auditor::{self, Sentence};
 use super::harness::{GRACE, News, request, rules, tokens};
 use super::sim::SimChain;
-use crate::support::node::{ManualClock, job};
+use crate::support::node::{ManualClock, job, session_rules};
 
 /// Jobs and what their deposits buy: plenty, a few claims with a rest, less than a claim.
 const JOBS: [(u64, u64); 3] = [(1, 5_000), (2, 250), (3, 90)];
@@ -95,16 +93,8 @@ async fn boot(
     let books =
         || BooksParts { ledger: ledger.clone(), tracker: tracker.clone(), clock: clock.clone() };
     let paid = PaidBy::new(chain.clone(), Arc::new(FixedWallet), limits, books());
-    let session_rules = SessionRules {
-        price_min: 0,
-        aliases: BTreeMap::new(),
-        legacy: LegacyAccess::On { cap: None },
-        snapshot_age_max: Millis::new(60_000),
-        challenge_lifetime: Millis::new(60_000),
-        token_lifetime: Millis::new(60_000),
-        chain_wait_max: Duration::from_secs(5),
-    };
-    let sessions = Sessions::new(engine.clone(), Some(paid), session_rules, clock.clone());
+    let open = session_rules(LegacyAccess::On { cap: None });
+    let sessions = Sessions::new(engine.clone(), Some(paid), open, clock.clone());
     let settlement = Settlement::new(SettlementParts {
         chain: chain.clone(),
         wallet: Arc::new(FixedWallet),
@@ -123,7 +113,7 @@ impl Model {
         let clock = Arc::<ManualClock>::default();
         let engine = ScriptedEngine::new(tokens(300));
         let news = Arc::<News>::default();
-        let limits = Limits { rate_per_second: 20, ..FixedChain::fixed_limits() };
+        let limits = FixedChain::fixed_limits();
         let process = boot(&chain, &clock, &engine, (&news, limits), MemoryLedger::new()).await;
         let delivered = opened.iter().map(|(job, _)| (*job, 0)).collect();
         Self { chain, clock, engine, news, limits, process, delivered, foreign: 0 }
@@ -228,8 +218,8 @@ impl Model {
             let claimed = claims.iter().sum();
             let (recorded, delivered) = (self.recorded(job), self.delivered[&job]);
             Sentence { claimed, recorded, delivered, affordable }.check(job);
-            assert_eq!(replayed.get(&job), self.process.tracker.account(job).as_ref());
-            let halted = replayed.get(&job).and_then(|account| account.halted());
+            assert_eq!(replayed.jobs.get(&job), self.process.tracker.account(job).as_ref());
+            let halted = replayed.jobs.get(&job).and_then(|account| account.halted());
             assert_eq!(halted, None, "job {job}");
         }
     }
@@ -256,7 +246,7 @@ impl Model {
             let Some(account) = self.process.tracker.account(job) else { continue };
             assert!(account.is_closed() && !self.chain.is_active(job), "job {job}: {account:?}");
             let paid: u64 = self.chain.claims(job).iter().sum();
-            let tail = account.forfeited().unwrap().get();
+            let tail = account.lost().unwrap().total().get();
             assert_eq!(paid + tail, self.recorded(job), "job {job}");
             assert!(tail < 100, "job {job} lost {tail}");
         }

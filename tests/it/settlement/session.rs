@@ -1,7 +1,6 @@
 //! The session service's rules of counting: credit, holds, the deposit's end, restarts. On a chain
 //! that holds what the test put there and a ledger that can be held and broken.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,13 +14,13 @@ use tally::ledger::memory::MemoryLedger;
 use tally::node::wiring;
 use tally::session::{
     BooksParts, Credential, Frame, LegacyAccess, PaidBy, Phase, PromptInput, PromptRequest,
-    Refusal, Reply, ReplyEvent, SessionRules, Sessions, Snapshot, Tracker,
+    Refusal, Reply, ReplyEvent, Sessions, Snapshot, Tracker,
 };
 use tally::units::{JobId, Millis, TokenCount, TurnNo};
 use tokio_util::task::TaskTracker;
 
 use super::harness::{GRACE, request, tokens};
-use crate::support::node::{ManualClock, job};
+use crate::support::node::{ManualClock, job, session_rules};
 
 /// The session service alone.
 struct Desk {
@@ -50,15 +49,7 @@ impl Desk {
             BooksParts { ledger: ledger.clone(), tracker: tracker.clone(), clock: clock.clone() };
         let limits = FixedChain::fixed_limits();
         let paid = PaidBy::new(chain, Arc::new(FixedWallet), limits, parts);
-        let rules = SessionRules {
-            price_min: 0,
-            aliases: BTreeMap::new(),
-            legacy,
-            snapshot_age_max: Millis::new(60_000),
-            challenge_lifetime: Millis::new(60_000),
-            token_lifetime: Millis::new(60_000),
-            chain_wait_max: Duration::from_secs(5),
-        };
+        let rules = session_rules(legacy);
         let sessions = Arc::new(Sessions::new(engine.clone(), Some(paid), rules, clock.clone()));
         Self { clock, engine, ledger, tracker, sessions }
     }
@@ -384,9 +375,9 @@ async fn a_job_whose_account_does_not_add_up_is_halted() {
     read(desk.begin(1, 5).await).await;
     let ids = vec![1, 2, 3];
     let stray = Fact::Delivered { turn: TurnNo::new(7), position: 0, ids };
-    let entry = Entry { job: job(1), at: Millis::ZERO, fact: stray };
+    let entry = Entry { subject: job(1).into(), at: Millis::ZERO, fact: stray };
     let fault = desk.tracker.record(&[entry], TokenCount::ZERO, Millis::ZERO);
-    assert_eq!(fault.unwrap_err().job, job(1));
+    assert_eq!(fault.unwrap_err().subject, job(1).into());
     assert_eq!(desk.recorded(1), 5, "nothing of it counts");
     assert_eq!(desk.tracker.phase(job(1)), Some(Phase::Halted));
     assert_eq!(desk.refusal(1).await, Refusal::Halted(job(1)));
@@ -458,7 +449,7 @@ async fn prompts_of_one_job_at_the_same_instant_are_recorded_in_turn() {
 }
 
 fn turns_started(ledger: &MemoryLedger, job: JobId) -> Vec<u32> {
-    let entries = ledger.entries().into_iter().filter(|entry| entry.job == job);
+    let entries = ledger.entries().into_iter().filter(|entry| entry.job() == Some(job));
     let turns = entries.filter_map(|entry| match entry.fact {
         Fact::TurnStarted(header) => Some(header.turn.get()),
         _ => None,

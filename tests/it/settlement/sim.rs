@@ -152,6 +152,8 @@ fn opened(job: JobId, tokens: u64) -> ChainJob {
         start_time: ChainTime::new(1_000),
         last_proof_time: ChainTime::new(1_000),
         silence_max: ChainSeconds::new(86_400),
+        rate_per_second: RATE,
+        model: None,
         status: JobStatus::Active,
     }
 }
@@ -175,7 +177,7 @@ impl State {
         let (job, claim) = match call {
             Call::Claim { job, tokens, proof } => (job, Some((tokens.get(), proof))),
             Call::Complete { job } => (job, None),
-            Call::Nothing => return None,
+            Call::Nothing | Call::Raw { .. } => return None,
         };
         let known = &self.now.jobs[job];
         if known.status != JobStatus::Active {
@@ -216,7 +218,7 @@ impl State {
             Call::Complete { job } if success => {
                 self.now.jobs.get_mut(job).unwrap().status = JobStatus::Completed;
             }
-            Call::Claim { .. } | Call::Complete { .. } | Call::Nothing => {}
+            Call::Claim { .. } | Call::Complete { .. } | Call::Nothing | Call::Raw { .. } => {}
         }
         let included = Inclusion::Included {
             block: BlockNumber::new(self.head),
@@ -248,7 +250,7 @@ impl Chain for SimChain {
     }
 
     async fn limits(&self) -> Result<Limits, ChainError> {
-        Ok(Limits { rate_per_second: RATE, ..FixedChain::fixed_limits() })
+        Ok(FixedChain::fixed_limits())
     }
 
     async fn job(&self, job: JobId) -> Result<Option<ChainJob>, ChainError> {
@@ -320,5 +322,17 @@ impl Chain for SimChain {
 
     async fn earnings(&self, _token: Address) -> Result<Amount, ChainError> {
         Ok(Amount::ZERO)
+    }
+
+    fn withdrawal(&self, token: Address, amount: Amount) -> Call {
+        Call::Raw { to: token, value: amount, input: b"withdraw".to_vec() }
+    }
+
+    fn transfer(&self, token: Address, to: Address, amount: Amount) -> Call {
+        Call::Raw { to, value: amount, input: token.bytes().to_vec() }
+    }
+
+    async fn funds(&self, _token: Address) -> Result<Amount, ChainError> {
+        Ok(Amount::new(u128::MAX))
     }
 }

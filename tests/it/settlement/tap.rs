@@ -235,4 +235,17 @@ impl Chain for Tap {
         self.reach().await?;
         self.real.earnings(token).await
     }
+
+    fn withdrawal(&self, token: Address, amount: Amount) -> Call {
+        self.real.withdrawal(token, amount)
+    }
+
+    fn transfer(&self, token: Address, to: Address, amount: Amount) -> Call {
+        self.real.transfer(token, to, amount)
+    }
+
+    async fn funds(&self, token: Address) -> Result<Amount, ChainError> {
+        self.reach().await?;
+        self.real.funds(token).await
+    }
 }

@@ -33,7 +33,7 @@ pub trait Tallied {
 
 impl Tallied for MemoryLedger {
     fn facts(&self, job: JobId) -> Vec<Fact> {
-        let own = self.entries().into_iter().filter(|entry| entry.job == job);
+        let own = self.entries().into_iter().filter(|entry| entry.job() == Some(job));
         own.map(|entry| entry.fact).collect()
     }
 }

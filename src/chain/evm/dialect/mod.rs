@@ -46,9 +46,6 @@ pub(super) trait Dialect: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// [`ChainError::Unexpected`] where topic 0 fits and the rest does not.
     fn proven(&self, log: &Log) -> Result<Option<Proven>, ChainError>;
-
-    /// Tokens per second since the last proof that one claim may carry.
-    fn rate_per_second(&self) -> u64;
 }
 
 /// The dialect of a version, where it is spoken here.

@@ -77,10 +77,6 @@ impl Dialect for V3 {
             tokens: TokenCount::new(u64_of(event.tokensClaimed, "tokensClaimed")?),
         }))
     }
-
-    fn rate_per_second(&self) -> u64 {
-        TOKENS_PER_SECOND
-    }
 }
 
 fn read(job: JobId, session: &Session) -> Result<ChainJob, ChainError> {
@@ -99,6 +95,8 @@ fn read(job: JobId, session: &Session) -> Result<ChainJob, ChainError> {
         start_time: ChainTime::new(number(session.startTime, "startTime")?),
         last_proof_time: ChainTime::new(number(session.lastProofTime, "lastProofTime")?),
         silence_max: ChainSeconds::new(interval.saturating_mul(INTERVALS_OF_SILENCE)),
+        rate_per_second: TOKENS_PER_SECOND,
+        model: None,
         status: status(job, session.status)?,
     })
 }

@@ -1,0 +1,171 @@
+//! The transactions of one account: the fold of its `Tx…` facts.
+//!
+//! Never forgets one, never lets two open ones share a nonce, never confirms what was not in a
+//! block. A fact that does not fit is refused and changes nothing.
+
+use super::tx::{Tx, TxState};
+use super::{Attempt, Fact, Purpose, RejectReason};
+use crate::units::{Amount, TokenCount, WalletNonce};
+
+/// Transactions, oldest first.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Txs {
+    all: Vec<Tx>,
+    claims: Claims,
+}
+
+/// Tokens of claims by how far they are, kept up to date: they are asked for with every token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Claims {
+    /// In claims that are not rejected.
+    pub claimed: TokenCount,
+    /// In claims that are in a block, final or not.
+    pub included: TokenCount,
+    /// In claims that are final.
+    pub confirmed: TokenCount,
+}
+
+impl Txs {
+    /// No transactions.
+    pub(super) const fn new() -> Self {
+        let zero = TokenCount::ZERO;
+        Self { all: Vec::new(), claims: Claims { claimed: zero, included: zero, confirmed: zero } }
+    }
+
+    /// All of them, oldest first.
+    #[must_use]
+    pub fn all(&self) -> &[Tx] {
+        &self.all
+    }
+
+    /// Those whose fate is not final.
+    pub fn open(&self) -> impl Iterator<Item = &Tx> {
+        self.all.iter().filter(|tx| tx.is_open())
+    }
+
+    /// The last one of a nonce.
+    #[must_use]
+    pub fn at(&self, nonce: WalletNonce) -> Option<&Tx> {
+        self.all.iter().rev().find(|tx| tx.nonce == nonce)
+    }
+
+    /// Sums over the claims.
+    pub(super) const fn claims(&self) -> Claims {
+        self.claims
+    }
+
+    fn sum_claims(&mut self) {
+        let sum = |counts: fn(&Tx) -> bool| {
+            let claims = self.all.iter().filter(|tx| counts(tx)).filter_map(Tx::claim);
+            claims.fold(TokenCount::ZERO, |sum, claim| sum.saturating_add(claim.tokens))
+        };
+        self.claims = Claims {
+            claimed: sum(|tx| !matches!(tx.state, TxState::Rejected(_))),
+            included: sum(Tx::is_mined),
+            confirmed: sum(|tx| tx.state == TxState::Confirmed),
+        };
+    }
+
+    /// Adds a fact about a transaction; false for any other fact.
+    ///
+    /// # Errors
+    /// What does not fit, in words.
+    pub(super) fn apply(&mut self, fact: &Fact) -> Result<bool, String> {
+        match fact {
+            Fact::TxPrepared { nonce, purpose, attempt } => {
+                self.prepare(*nonce, purpose, attempt)?;
+            }
+            Fact::TxRepriced { nonce, attempt } => {
+                self.open_tx(*nonce)?.attempts.push(attempt.clone());
+            }
+            Fact::TxCancelled { nonce, attempt } => self.cancel(*nonce, attempt)?,
+            Fact::TxIncluded { nonce, hash, sighting, block, block_hash, fee } => {
+                let tx = self.open_tx(*nonce)?;
+                tx.sightings = sighting.saturating_add(1);
+                tx.fee = *fee;
+                tx.mined = Some(*hash);
+                tx.mined_in = Some(*block);
+                tx.state =
+                    TxState::Included { hash: *hash, block: *block, block_hash: *block_hash };
+            }
+            Fact::TxReorged { nonce, .. } => self.reorg(*nonce)?,
+            Fact::TxConfirmed { nonce, .. } => self.confirm(*nonce)?,
+            Fact::TxRejected { nonce, reason, fee, .. } => self.reject(*nonce, *reason, *fee)?,
+            Fact::JobOpened { .. }
+            | Fact::OwnerProven
+            | Fact::TurnStarted(_)
+            | Fact::Delivered { .. }
+            | Fact::TurnEnded { .. }
+            | Fact::JobClosed { .. }
+            | Fact::JobReopened { .. }
+            | Fact::JobHalted { .. } => return Ok(false),
+        }
+        self.sum_claims();
+        Ok(true)
+    }
+
+    fn prepare(
+        &mut self,
+        nonce: WalletNonce,
+        purpose: &Purpose,
+        attempt: &Attempt,
+    ) -> Result<(), String> {
+        if self.open().any(|tx| tx.nonce == nonce) {
+            return Err(format!("nonce {nonce} prepared twice"));
+        }
+        // Sightings are counted by nonce, so that keys of two transactions never meet.
+        let sightings = self.at(nonce).map_or(0, |earlier| earlier.sightings);
+        self.all.push(Tx {
+            nonce,
+            purpose: purpose.clone(),
+            attempts: vec![attempt.clone()],
+            cancelled_from: None,
+            state: TxState::Prepared,
+            sightings,
+            mined: None,
+            mined_in: None,
+            fee: Amount::ZERO,
+        });
+        Ok(())
+    }
+
+    fn cancel(&mut self, nonce: WalletNonce, attempt: &Attempt) -> Result<(), String> {
+        let tx = self.open_tx(nonce)?;
+        tx.cancelled_from.get_or_insert(tx.attempts.len());
+        tx.attempts.push(attempt.clone());
+        Ok(())
+    }
+
+    fn reorg(&mut self, nonce: WalletNonce) -> Result<(), String> {
+        let mined = self.all.iter_mut().rev().find(|tx| tx.nonce == nonce && tx.is_mined());
+        let tx = mined.ok_or_else(|| format!("nonce {nonce} left a block it was not in"))?;
+        tx.state = TxState::Prepared;
+        Ok(())
+    }
+
+    fn confirm(&mut self, nonce: WalletNonce) -> Result<(), String> {
+        let tx = self.open_tx(nonce)?;
+        if !tx.is_mined() {
+            return Err(format!("nonce {nonce} confirmed without inclusion"));
+        }
+        tx.state = TxState::Confirmed;
+        Ok(())
+    }
+
+    fn reject(
+        &mut self,
+        nonce: WalletNonce,
+        reason: RejectReason,
+        fee: Amount,
+    ) -> Result<(), String> {
+        let tx = self.open_tx(nonce)?;
+        tx.fee = fee;
+        tx.state = TxState::Rejected(reason);
+        Ok(())
+    }
+
+    fn open_tx(&mut self, nonce: WalletNonce) -> Result<&mut Tx, String> {
+        let open = self.all.iter_mut().find(|tx| tx.nonce == nonce && tx.is_open());
+        open.ok_or_else(|| format!("no open transaction with nonce {nonce}"))
+    }
+}

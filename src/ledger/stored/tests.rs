@@ -1,0 +1,236 @@
+//! Every fact survives storage, and a row that was not written by us is refused by name.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::billing::{
+    Attempt, ClaimBody, Errand, ErrandKind, Purpose, RejectReason, SeedOrigin, TurnEnd, TurnHeader,
+};
+use crate::units::{
+    Address, Amount, BlockHash, BlockNumber, ChainTime, ClaimSeq, Hash32, PricePerToken,
+    TokenCount, TurnNo, TxHash, WalletNonce,
+};
+
+fn hash32() -> impl Strategy<Value = Hash32> {
+    any::<[u8; 32]>().prop_map(Hash32::new)
+}
+
+fn tx_hash() -> impl Strategy<Value = TxHash> {
+    any::<[u8; 32]>().prop_map(TxHash::new)
+}
+
+fn address() -> impl Strategy<Value = Address> {
+    any::<[u8; 20]>().prop_map(Address::new)
+}
+
+fn amount() -> impl Strategy<Value = Amount> {
+    any::<u128>().prop_map(Amount::new)
+}
+
+fn nonce() -> impl Strategy<Value = WalletNonce> {
+    any::<u64>().prop_map(WalletNonce::new)
+}
+
+fn turn() -> impl Strategy<Value = TurnNo> {
+    any::<u32>().prop_map(TurnNo::new)
+}
+
+fn bytes() -> impl Strategy<Value = Vec<u8>> {
+    proptest::collection::vec(any::<u8>(), 0..40)
+}
+
+fn ids() -> impl Strategy<Value = Vec<u32>> {
+    proptest::collection::vec(any::<u32>(), 0..40)
+}
+
+fn attempt() -> impl Strategy<Value = Attempt> {
+    (tx_hash(), bytes(), amount(), amount(), any::<u64>()).prop_map(
+        |(hash, raw, fee_max, tip_max, gas_limit)| Attempt {
+            hash,
+            raw,
+            fee_max,
+            tip_max,
+            gas_limit,
+        },
+    )
+}
+
+fn purpose() -> impl Strategy<Value = Purpose> {
+    prop_oneof![
+        Just(Purpose::Complete),
+        Just(Purpose::Fill),
+        errand().prop_map(Purpose::Errand),
+        (any::<u32>(), any::<u64>(), any::<u64>(), bytes()).prop_map(
+            |(seq, tokens, cumulative, proof)| Purpose::Claim(ClaimBody {
+                seq: ClaimSeq::new(seq),
+                tokens: TokenCount::new(tokens),
+                tokens_cumulative: TokenCount::new(cumulative),
+                proof,
+            })
+        ),
+    ]
+}
+
+fn errand() -> impl Strategy<Value = Errand> {
+    let kind =
+        prop_oneof![
+            (address(), amount(), proptest::option::of(address()))
+                .prop_map(|(token, amount, cold)| ErrandKind::Withdraw { token, amount, cold }),
+            (address(), amount(), address())
+                .prop_map(|(token, amount, cold)| ErrandKind::Forward { token, amount, cold }),
+            any::<String>().prop_map(|name| ErrandKind::Registry { name }),
+        ];
+    (kind, address(), amount(), bytes()).prop_map(|(kind, to, value, input)| Errand {
+        kind,
+        to,
+        value,
+        input,
+    })
+}
+
+fn header() -> impl Strategy<Value = TurnHeader> {
+    let specs = (hash32(), hash32(), hash32(), hash32());
+    let origin = prop_oneof![Just(SeedOrigin::Client), Just(SeedOrigin::Derived)];
+    (turn(), specs, any::<u32>(), origin, ids()).prop_map(
+        |(turn, (model_spec, tokenizer_spec, decode_spec, seed), engine_spec, origin, ids)| {
+            TurnHeader {
+                turn,
+                model_spec,
+                tokenizer_spec,
+                decode_spec,
+                engine_spec,
+                seed,
+                seed_origin: origin,
+                prompt_ids: ids,
+            }
+        },
+    )
+}
+
+fn job_fact() -> impl Strategy<Value = Fact> {
+    let terms = (address(), amount(), any::<u128>(), address(), any::<u64>(), any::<u64>());
+    prop_oneof![
+        terms.prop_map(|(depositor, deposit, price, payment_token, start, before)| {
+            Fact::JobOpened {
+                depositor,
+                deposit,
+                price: PricePerToken::new(price),
+                payment_token,
+                start_time: ChainTime::new(start),
+                tokens_before: TokenCount::new(before),
+            }
+        }),
+        Just(Fact::OwnerProven),
+        (any::<u32>(), any::<u64>(), any::<u64>()).prop_map(|(closing, tail, lost)| {
+            Fact::JobClosed {
+                closing,
+                unclaimable: TokenCount::new(tail),
+                forfeited: TokenCount::new(lost),
+            }
+        }),
+        any::<u32>().prop_map(|closing| Fact::JobReopened { closing }),
+        any::<String>().prop_map(|why| Fact::JobHalted { why }),
+    ]
+}
+
+fn turn_fact() -> impl Strategy<Value = Fact> {
+    let end = prop_oneof![
+        Just(TurnEnd::Stop),
+        Just(TurnEnd::Length),
+        Just(TurnEnd::Cancelled),
+        Just(TurnEnd::DepositExhausted),
+        Just(TurnEnd::Error),
+    ];
+    prop_oneof![
+        header().prop_map(Fact::TurnStarted),
+        (turn(), any::<u32>(), ids()).prop_map(|(turn, position, ids)| Fact::Delivered {
+            turn,
+            position,
+            ids
+        }),
+        (turn(), end).prop_map(|(turn, end)| Fact::TurnEnded { turn, end }),
+    ]
+}
+
+fn tx_fact() -> impl Strategy<Value = Fact> {
+    let reason = prop_oneof![
+        Just(RejectReason::Reverted),
+        Just(RejectReason::NonceTaken),
+        Just(RejectReason::Cancelled),
+    ];
+    let block = (any::<u64>(), any::<[u8; 32]>());
+    prop_oneof![
+        (nonce(), purpose(), attempt()).prop_map(|(nonce, purpose, attempt)| Fact::TxPrepared {
+            nonce,
+            purpose,
+            attempt
+        }),
+        (nonce(), attempt()).prop_map(|(nonce, attempt)| Fact::TxRepriced { nonce, attempt }),
+        (nonce(), attempt()).prop_map(|(nonce, attempt)| Fact::TxCancelled { nonce, attempt }),
+        (nonce(), tx_hash(), any::<u32>(), block, amount()).prop_map(
+            |(nonce, hash, sighting, (block, block_hash), fee)| Fact::TxIncluded {
+                nonce,
+                hash,
+                sighting,
+                block: BlockNumber::new(block),
+                block_hash: BlockHash::new(block_hash),
+                fee,
+            }
+        ),
+        (nonce(), any::<u32>()).prop_map(|(nonce, sighting)| Fact::TxReorged { nonce, sighting }),
+        (nonce(), any::<u32>()).prop_map(|(nonce, sighting)| Fact::TxConfirmed { nonce, sighting }),
+        (nonce(), tx_hash(), reason, amount()).prop_map(|(nonce, first, reason, fee)| {
+            Fact::TxRejected { nonce, first, reason, fee }
+        }),
+    ]
+}
+
+fn entry() -> impl Strategy<Value = Entry> {
+    let fact = prop_oneof![job_fact(), turn_fact(), tx_fact()];
+    (any::<u64>(), any::<u64>(), fact).prop_map(|(job, at, fact)| Entry {
+        subject: JobId::new(job).map_or(Subject::Wallet, Subject::Job),
+        at: Millis::new(at),
+        fact,
+    })
+}
+
+proptest! {
+    #[test]
+    fn every_fact_survives_storage_unchanged(entry in entry()) {
+        let row = encode(&entry).unwrap();
+        prop_assert_eq!(decode(1, &row), Ok(entry));
+    }
+}
+
+fn delivered() -> Row {
+    let turn = TurnNo::new(3);
+    let fact = Fact::Delivered { turn, position: 8, ids: vec![1, 2] };
+    encode(&Entry { subject: JobId::new(7).unwrap().into(), at: Millis::new(5), fact }).unwrap()
+}
+
+#[test]
+fn the_stored_text_of_version_1_never_changes() {
+    let row = delivered();
+    assert_eq!(row.body, r#"{"v":1,"fact":{"delivered":{"turn":3,"position":8,"ids":[1,2]}}}"#);
+    assert_eq!((row.kind.as_str(), row.tokens), ("delivered", 2));
+}
+
+#[test]
+fn what_was_not_written_by_us_is_refused_by_row() {
+    let good = delivered();
+    let with = |change: &dyn Fn(&mut Row)| {
+        let mut row = good.clone();
+        change(&mut row);
+        let Err(LedgerError::Store(why)) = decode(42, &row) else { panic!("{row:?}") };
+        assert!(why.contains("entry 42"), "{why}");
+        why
+    };
+    assert!(with(&|row| row.body = row.body.replace("\"v\":1", "\"v\":2")).contains("version"));
+    assert!(with(&|row| row.body = "{".into()).contains("malformed"));
+    assert!(with(&|row| row.body = row.body.replace("delivered", "gifted")).contains("gifted"));
+    with(&|row| row.kind = "gifted".into());
+    with(&|row| row.body = row.body.replace("[1,2]", "[1,2,3]"));
+    with(&|row| row.body = row.body.replace("\"position\":8", "\"position\":9"));
+    with(&|row| row.job = 0);
+    with(&|row| row.key = "7/turn/3/at/9".into());
+}
