@@ -53,16 +53,6 @@ function startAnvil() {
 
 /** A deployed set of contracts on a chain of its own; times and amounts are bigint. */
 class World {
-  /** As a new contract of a test, deployed by `deployer`: { address, abi }. */
-  async deploy(name, types = [], args = []) {
-    const { abi, bytecode } = chain.artifact(name);
-    const words = ethers.AbiCoder.defaultAbiCoder().encode(types, args);
-    const result = await this.send(this.deployer, null, ethers.concat([bytecode, words]));
-    assert.ok(result.ok, result.reason);
-    const nonce = Number(await this.rpc("eth_getTransactionCount", this.deployer, "latest")) - 1;
-    return { address: ethers.getCreateAddress({ from: this.deployer, nonce }), abi };
-  }
-
   /** Deploys a version. With `registered`, both hosts offer MODEL and v7 knows its rate. */
   static async start({ name = DEFAULT_VERSION, registered = true } = {}) {
     const world = new World();
@@ -114,6 +104,16 @@ class World {
 
   stop() {
     this.anvil.stop();
+  }
+
+  /** Deploys one more contract, as `deployer`; resolves with { address, abi }. */
+  async deploy(name, types = [], args = []) {
+    const { abi, bytecode } = chain.artifact(name);
+    const words = ethers.AbiCoder.defaultAbiCoder().encode(types, args);
+    const result = await this.send(this.deployer, null, ethers.concat([bytecode, words]));
+    assert.ok(result.ok, result.reason);
+    const nonce = Number(await this.rpc("eth_getTransactionCount", this.deployer, "latest")) - 1;
+    return { address: ethers.getCreateAddress({ from: this.deployer, nonce }), abi };
   }
 
   /** Runs `body` and undoes all it did to the chain. */
