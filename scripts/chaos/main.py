@@ -26,6 +26,8 @@ from wire import Broken, request_json  # noqa: E402
 PRICE = 10**15  # wei: a hundred tokens are worth more than a claim's gas in any weather
 UP_SECONDS_MAX = 60
 CALM_SECONDS_MAX = 180
+STARTS_MAX = 5
+CHAIN_SILENT = "chain endpoint did not answer"
 # (weight, moment, how often it may pass before the kill)
 TRAPS = (
     (30, "time", 0), (6, "start", 0), (8, "transaction broadcast", 1), (6, "claim included", 1),
@@ -102,12 +104,29 @@ class Run:
 
     async def launch(self, grace):
         """A new life of the node."""
+        self.grace = grace
         environment = self.environment(self.url, grace)
         self.node = Node(self.options.binary, environment, self.fire, self.home / "node.log")
         await self.node.start()
 
     async def until_up(self):
-        """Waits until the node listens; false where it was killed before."""
+        """Waits until the node listens; false where it was killed before.
+
+        A node that cannot read the chain at its start ends and says so: as its supervisor does,
+        it is started again.
+        """
+        for _ in range(STARTS_MAX):
+            try:
+                return await self.until_up_once()
+            except NodeEnded as ended:
+                if CHAIN_SILENT not in str(ended):
+                    raise
+                self.moments["start refused"] += 1
+                await self.launch(self.grace)
+        raise NodeEnded(f"{STARTS_MAX} times at its start:\n{self.node.last_words()}")
+
+    async def until_up_once(self):
+        """One start's end: true when it listens, false when it was killed."""
         up = asyncio.create_task(self.node.is_up.wait())
         end = asyncio.create_task(self.node.ended())
         await asyncio.wait({up, end}, timeout=UP_SECONDS_MAX, return_when=asyncio.FIRST_COMPLETED)

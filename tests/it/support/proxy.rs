@@ -4,7 +4,10 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+
+use super::storm::Storm;
 
 /// What happens to the answer of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +27,8 @@ pub struct Proxy {
     /// Where it listens.
     pub url: String,
     fault: Arc<Mutex<(String, Fault)>>,
+    storm: Arc<OnceLock<Arc<Storm>>>,
+    held: Arc<AtomicUsize>,
 }
 
 impl Proxy {
@@ -33,13 +38,31 @@ impl Proxy {
         let url = format!("http://{}", listener.local_addr().unwrap());
         let fault = Arc::new(Mutex::new((String::new(), Fault::None)));
         let shared = fault.clone();
+        let storm = Arc::new(OnceLock::<Arc<Storm>>::new());
+        let weather = storm.clone();
+        let held = Arc::new(AtomicUsize::new(0));
+        let holding = held.clone();
         std::thread::spawn(move || {
             for client in listener.incoming().flatten() {
-                let shared = shared.clone();
-                std::thread::spawn(move || serve(client, port, &shared));
+                let (shared, storm) = (shared.clone(), weather.get().cloned());
+                let holding = holding.clone();
+                std::thread::spawn(move || match storm {
+                    None => serve(client, port, (&shared, &holding)),
+                    Some(storm) => serve_in(&storm, client, port),
+                });
             }
         });
-        Self { url, fault }
+        Self { url, fault, storm, held }
+    }
+
+    /// Requests that were held so far.
+    pub fn held(&self) -> usize {
+        self.held.load(Ordering::Acquire)
+    }
+
+    /// From now on, every request meets this weather. Once only.
+    pub fn brew(&self, storm: Arc<Storm>) {
+        assert!(self.storm.set(storm).is_ok(), "it storms already");
     }
 
     /// From now on, requests that contain `word` suffer `fault`.
@@ -48,7 +71,11 @@ impl Proxy {
     }
 }
 
-fn serve(mut client: TcpStream, port: u16, shared: &Mutex<(String, Fault)>) -> Option<()> {
+fn serve(
+    mut client: TcpStream,
+    port: u16,
+    (shared, held): (&Mutex<(String, Fault)>, &AtomicUsize),
+) -> Option<()> {
     let (head, body) = request(&mut client)?;
     let fault = {
         let guard = shared.lock().unwrap();
@@ -67,9 +94,17 @@ fn serve(mut client: TcpStream, port: u16, shared: &Mutex<(String, Fault)>) -> O
         }
         Fault::Closed => {}
         // Until the client hangs up.
-        Fault::Held => drop(client.read(&mut [0])),
+        Fault::Held => {
+            held.fetch_add(1, Ordering::Release);
+            drop(client.read(&mut [0]));
+        }
     }
     client.shutdown(Shutdown::Both).ok()
+}
+
+fn serve_in(storm: &Storm, mut client: TcpStream, port: u16) -> Option<()> {
+    let (_, body) = request(&mut client)?;
+    storm.serve(client, port, &body)
 }
 
 /// Head (with its blank line) and body of one request.
