@@ -65,7 +65,9 @@ trap 'exit 143' TERM
 
 say "seed $seed; building the node (the first build takes some minutes)"
 (cd "$TALLY_ROOT" && cargo build --quiet --bin tally >&2)
-BINARY=$(cd "$TALLY_ROOT" && realpath "${CARGO_TARGET_DIR:-target}")/debug/tally
+BINARY="$STATE/tally"
+# A copy: a build that runs meanwhile must not change what comes back after a kill.
+cp "$(cd "$TALLY_ROOT" && realpath "${CARGO_TARGET_DIR:-target}")/debug/tally" "$BINARY"
 CHAIN=$("$TALLY_ROOT/scripts/devchain.sh" --state-dir "$STATE/chain" --block-time 0 \
     --model-file "$MODEL" --dispute-window 10)
 python3 "$TALLY_ROOT/scripts/chaos/main.py" --chain "$CHAIN" --binary "$BINARY" \
