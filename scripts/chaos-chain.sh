@@ -3,12 +3,14 @@
 # (reorganised blocks, dropped and stuck transactions, fees that jump, a second holder of the key,
 # an RPC endpoint that loses answers), then lets it settle and audits every token.
 #
-#   scripts/chaos-chain.sh --kills N [--seed S] [--confirmations C] [--reorg-depth D] [--keep]
+#   scripts/chaos-chain.sh --kills N [--seed S] [--confirmations C] [--reorg-depth D]
+#                          [--binary PATH] [--keep]
 #
 #   --kills N          how often (default: 20)
 #   --seed S           seed of all that is random here (default: another one each time)
 #   --confirmations C  the node's setting (default: 4)
 #   --reorg-depth D    deepest reorganisation (default: 3)
+#   --binary PATH      this node, instead of a debug build of this source
 #   --keep             leave logs and ledger where they are
 #
 # The last line is one JSON object: ok, kills, double_claims, lost_claims, max_drift_tokens (most
@@ -26,6 +28,7 @@ seed=
 confirmations=4
 reorg_depth=3
 keep=false
+binary=
 while [ $# -gt 0 ]; do
     case "$1" in
     -h | --help)
@@ -33,6 +36,11 @@ while [ $# -gt 0 ]; do
         exit 0
         ;;
     --keep) keep=true ;;
+    --binary)
+        [ -x "${2:-}" ] || die "--binary wants an executable"
+        binary=$2
+        shift
+        ;;
     --kills | --seed | --confirmations | --reorg-depth)
         [[ "${2:-}" =~ ^[0-9]{1,9}$ ]] || die "$1 wants a whole number"
         name=${1#--}
@@ -63,11 +71,15 @@ trap clean_up EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-say "seed $seed; building the node (the first build takes some minutes)"
-(cd "$TALLY_ROOT" && cargo build --quiet --bin tally >&2)
-BINARY="$STATE/tally"
+if [ -z "$binary" ]; then
+    say "building the node (the first build takes some minutes)"
+    (cd "$TALLY_ROOT" && cargo build --quiet --bin tally >&2)
+    binary=$(cd "$TALLY_ROOT" && realpath "${CARGO_TARGET_DIR:-target}")/debug/tally
+fi
 # A copy: a build that runs meanwhile must not change what comes back after a kill.
-cp "$(cd "$TALLY_ROOT" && realpath "${CARGO_TARGET_DIR:-target}")/debug/tally" "$BINARY"
+BINARY="$STATE/tally"
+cp "$binary" "$BINARY"
+say "seed $seed"
 CHAIN=$("$TALLY_ROOT/scripts/devchain.sh" --state-dir "$STATE/chain" --block-time 0 \
     --model-file "$MODEL" --dispute-window 10)
 python3 "$TALLY_ROOT/scripts/chaos/main.py" --chain "$CHAIN" --binary "$BINARY" \

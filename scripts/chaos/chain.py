@@ -26,8 +26,8 @@ class RpcError(Exception):
 class Chain:
     """One anvil and the contracts on it."""
 
-    def __init__(self, facts, price):
-        self.facts, self.price = facts, price
+    def __init__(self, facts, price, burial=5):
+        self.facts, self.price, self.burial = facts, price, burial
         host, port = facts["rpc_url"].removeprefix("http://").split(":")
         self.address = (host, int(port))
         self.marketplace = facts["addresses"]["job_marketplace"]
@@ -61,7 +61,7 @@ class Chain:
                 "from": self.depositor, "to": self.marketplace, "data": data,
                 "value": hex(tokens * self.price),
             })
-            await self.mine(5)
+            await self.mine(self.burial)
         for log in receipt["logs"]:
             if log["topics"][0] == TOPIC_SESSION_CREATED:
                 return int(log["topics"][1], 16)

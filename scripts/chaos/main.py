@@ -17,7 +17,7 @@ from pathlib import Path
 sys.dont_write_bytecode = True  # nothing is left beside the sources
 
 from audit import Audit  # noqa: E402
-from chain import Chain, Weather  # noqa: E402
+from chain import Chain, RpcError, Weather  # noqa: E402
 from clients import TOKENS_IN_WHOLE, Client, Seat  # noqa: E402
 from node import Node, NodeEnded  # noqa: E402
 from proxy import Proxy  # noqa: E402
@@ -45,7 +45,7 @@ class Run:
         self.home = Path(options.state)
         self.data_dir = self.home / "data"
         self.random = self.random_for("kills")
-        self.chain = Chain(json.loads(options.chain), PRICE)
+        self.chain = Chain(json.loads(options.chain), PRICE, options.reorg_depth + 2)
         self.proxy = Proxy(self.chain, self.random_for("proxy"), self.fire)
         self.weather = Weather(self.chain, self.proxy.seen, self.random_for("weather"), options)
         self.accounts, self.clients = {}, []
@@ -253,8 +253,8 @@ class Run:
             await self.chaos()
             await self.settle()
             result = await self.audit.finish(await self.status())
-        except NodeEnded as ended:
-            self.audit.problems.append(f"the node ended {ended}")
+        except (NodeEnded, RpcError, *Broken) as ended:
+            self.audit.problems.append(f"{type(ended).__name__}: {ended}")
             result = {"double_claims": None, "lost_claims": None,
                       "max_drift_tokens": self.audit.max_drift}
         finally:

@@ -157,3 +157,29 @@ async fn every_claim_counts_once_whatever_the_endpoint_loses_or_misremembers() {
     });
     println!("{line}");
 }
+
+#[tokio::test]
+async fn an_endpoint_that_forgets_transactions_makes_no_claim_twice_and_stops_no_job() {
+    let store = Store::Memory(Arc::new(MemoryLedger::new()));
+    let mut world = World::patient(rules(), store, PATIENCE).await;
+    let job = world.open(10_000).await;
+    let storm = Arc::new(Storm::new(1));
+    storm.set_calm(true);
+    world.proxy.brew(storm.clone());
+    world.deliver(job, 150).await;
+    world.tick().await;
+    world.mine(1).await;
+    // The nonce is used, the contract has counted, and nobody knows the transaction.
+    storm.set_blind(true);
+    for _ in 0..10 {
+        world.tick().await;
+        world.devnet.increase_time(10).await;
+    }
+    assert_eq!(world.claims(job).await, vec![150]);
+    storm.set_blind(false);
+    world.settle().await;
+    world.deliver(job, 120).await;
+    world.settle().await;
+    assert_eq!(world.account(job).halted(), None);
+    assert_eq!(world.claims(job).await, vec![150, 120]);
+}

@@ -57,6 +57,9 @@ const KEPT: [&str; 5] = [
     "eth_getTransactionReceipt",
     "eth_getTransactionByHash",
 ];
+/// What needs an index of transactions.
+const BY_HASH: [&str; 2] = ["eth_getTransactionReceipt", "eth_getTransactionByHash"];
+
 /// Different answers kept of one question.
 const KEPT_MAX: usize = 6;
 
@@ -68,6 +71,7 @@ pub struct Storm {
 struct Inner {
     random: u64,
     is_calm: bool,
+    is_blind: bool,
     older: BTreeMap<String, Vec<Value>>,
     counts: BTreeMap<Mishap, u64>,
 }
@@ -75,14 +79,24 @@ struct Inner {
 impl Storm {
     /// From a seed.
     pub fn new(seed: u64) -> Self {
-        let inner =
-            Inner { random: seed, is_calm: false, older: BTreeMap::new(), counts: BTreeMap::new() };
+        let inner = Inner {
+            random: seed,
+            is_calm: false,
+            is_blind: false,
+            older: BTreeMap::new(),
+            counts: BTreeMap::new(),
+        };
         Self { inner: Mutex::new(inner) }
     }
 
     /// It is over, or it begins again.
     pub fn set_calm(&self, is_calm: bool) {
         self.lock().is_calm = is_calm;
+    }
+
+    /// Its index of transactions has gone: blocks and state are known, no transaction is.
+    pub fn set_blind(&self, is_blind: bool) {
+        self.lock().is_blind = is_blind;
     }
 
     /// How often each thing happened.
@@ -167,6 +181,10 @@ impl Inner {
 
     /// Remembers a true answer, and falsifies it where that is its fate.
     fn spoil(&mut self, mishap: Mishap, (method, question): (&str, String), answer: &mut Value) {
+        if self.is_blind && BY_HASH.contains(&method) {
+            answer["result"] = Value::Null;
+            return;
+        }
         if mishap == Mishap::WrongNonce
             && let Some(true_one) = answer["result"].as_str()
         {
