@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Kills the node with -9 again and again while it streams and claims, on a real EVM in bad weather
 # (reorganised blocks, dropped and stuck transactions, fees that jump, a second holder of the key,
-# an RPC endpoint that loses answers), then lets it settle and audits every token.
+# an RPC endpoint that loses answers) and on a disk that stalls; then lets it settle and audits
+# every token.
 #
 #   scripts/chaos-chain.sh --kills N [--seed S] [--confirmations C] [--reorg-depth D]
 #                          [--binary PATH] [--keep]
@@ -79,9 +80,11 @@ fi
 # A copy: a build that runs meanwhile must not change what comes back after a kill.
 BINARY="$STATE/tally"
 cp "$binary" "$BINARY"
+cc -O1 -fPIC -shared -o "$STATE/slow_disk.so" "$TALLY_ROOT/scripts/chaos/slow_disk.c"
 say "seed $seed"
 CHAIN=$("$TALLY_ROOT/scripts/devchain.sh" --state-dir "$STATE/chain" --block-time 0 \
     --model-file "$MODEL" --dispute-window 10)
 python3 "$TALLY_ROOT/scripts/chaos/main.py" --chain "$CHAIN" --binary "$BINARY" \
     --model "$MODEL" --state "$STATE/node" --kills "$kills" --seed "$seed" \
-    --confirmations "$confirmations" --reorg-depth "$reorg_depth"
+    --confirmations "$confirmations" --reorg-depth "$reorg_depth" \
+    --preload "$STATE/slow_disk.so"

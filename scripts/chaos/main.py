@@ -32,7 +32,7 @@ CHAIN_SILENT = "chain endpoint did not answer"
 TRAPS = (
     (30, "time", 0), (6, "start", 0), (8, "transaction broadcast", 1), (6, "claim included", 1),
     (10, "before send", 2), (10, "after send", 2), (8, "dry run", 2), (8, "receipt", 6),
-    (10, "token", 80), (4, "body", 1),
+    (14, "token", 80), (4, "body", 1),
 )
 
 
@@ -83,6 +83,7 @@ class Run:
         facts = self.chain.facts
         return {
             "HOME": str(self.home),
+            "LD_PRELOAD": self.options.preload,
             "TALLY_DATA_DIR": str(self.data_dir),
             "TALLY_LISTEN": "127.0.0.1:0",
             "TALLY_MODEL_PATH": self.options.model,
@@ -280,6 +281,7 @@ def main():
     add("--binary", required=True)
     add("--model", required=True)
     add("--state", required=True, help="a folder for the node")
+    add("--preload", default="", help="a library that the node loads: scripts/chaos/slow_disk.c")
     add("--kills", type=int, required=True)
     add("--seed", type=int, required=True)
     add("--confirmations", type=int, required=True)
