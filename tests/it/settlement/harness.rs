@@ -8,6 +8,7 @@ use std::time::Duration;
 use tally::billing::{Account, Entry, Lost, TxState};
 use tally::chain::evm::connect;
 use tally::chain::{Chain, Limits};
+use tally::clock::{Clock, SystemClock};
 use tally::engine::scripted::{Script, ScriptedEngine};
 use tally::ledger::memory::MemoryLedger;
 use tally::ledger::sqlite::{LedgerBinding, SqliteLedger, SqliteOptions};
@@ -143,24 +144,36 @@ impl World {
 
     async fn with(rules: SettlementRules, store: Store) -> Self {
         // Long enough for a slow machine's answers, short enough to wait for.
-        Self::patient(rules, store, Duration::from_secs(10)).await
+        let patience = Duration::from_secs(10);
+        Self::build(rules, store, (patience, SystemClock::shared(), Arc::default())).await
     }
 
-    /// With another bound for each answer of the chain.
+    /// With another bound for each answer of the chain, and endpoints that rest by the test's
+    /// clock.
     pub async fn patient(rules: SettlementRules, store: Store, patience: Duration) -> Self {
+        let clock = Arc::<ManualClock>::default();
+        Self::build(rules, store, (patience, clock.clone(), clock)).await
+    }
+
+    async fn build(
+        rules: SettlementRules,
+        store: Store,
+        (patience, rests, clock): (Duration, Arc<dyn Clock>, Arc<ManualClock>),
+    ) -> Self {
         let devnet = Devnet::start().await;
         devnet.set_automine(false).await;
         let proxy = Proxy::start(devnet.port);
         let mut settings = devnet.settings(HOST);
         settings.rpc_urls = vec![proxy.url.clone()];
         settings.request_timeout = patience;
+        settings.clock = rests;
         let chain = connect(settings).await.unwrap();
         let limits = chain.limits().await.unwrap();
         let mut world = Self {
             devnet,
             proxy,
             tap: Tap::new(chain),
-            clock: Arc::default(),
+            clock,
             engine: ScriptedEngine::new(tokens(1)),
             news: Arc::default(),
             rules,

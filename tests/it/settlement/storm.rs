@@ -11,9 +11,11 @@ use std::time::Duration;
 use serde_json::json;
 use tally::billing::TxState;
 use tally::ledger::memory::MemoryLedger;
-use tally::units::JobId;
+use tally::session::Grace;
+use tally::settlement::SettlementRules;
+use tally::units::{JobId, Millis};
 
-use super::harness::{Store, World, request, rules, tokens};
+use super::harness::{GRACE, Store, World, request, rules, tokens};
 use crate::support::storm::{Mishap, Storm};
 
 /// The node's bound for one answer. Only how long the storm lasts depends on it, not how it ends:
@@ -24,11 +26,19 @@ const PATIENCE: Duration = Duration::from_millis(800);
 /// short by the weather, a claim needs three, and a gap of nonces some more.
 const PASSES_MAX: u64 = 400;
 
+/// Time between two passes. An endpoint that asked for a pause of a second gets it.
+const PASS: Millis = Millis::new(1_100);
+
 /// Rounds between two deaths of the process.
 const ROUNDS_PER_LIFE: u64 = 3;
 
 fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |text| text.parse().unwrap())
+}
+
+/// However long the weather lasts, nobody takes a client's silence for the end.
+fn patient() -> SettlementRules {
+    SettlementRules { grace: Grace { idle: Millis::new(u64::MAX), ..GRACE }, ..rules() }
 }
 
 struct Sea {
@@ -42,7 +52,7 @@ struct Sea {
 impl Sea {
     async fn new(jobs: u64, rounds: u64, seed: u64) -> Self {
         let store = Store::Memory(Arc::new(MemoryLedger::new()));
-        let mut world = World::patient(rules(), store, PATIENCE).await;
+        let mut world = World::patient(patient(), store, PATIENCE).await;
         let mut due = BTreeMap::new();
         for _ in 0..jobs {
             // More than is used: a last claim would wait so as to carry the rest.
@@ -64,6 +74,7 @@ impl Sea {
                 if let Ok(reply) = self.world.sessions().begin(request(job, count)).await {
                     break reply;
                 }
+                self.world.advance(PASS);
             };
             self.world.read(job, reply).await;
             let due = self.due.get_mut(&job).unwrap();
@@ -76,6 +87,7 @@ impl Sea {
     async fn claim(&mut self) {
         for _ in 0..PASSES_MAX {
             self.world.try_tick().await.unwrap();
+            self.world.advance(PASS);
             self.world.devnet.increase_time(10).await;
             self.passes += 1;
             if self.is_claimed().await {
@@ -112,6 +124,7 @@ impl Sea {
         self.storm.set_calm(true);
         for _ in 0..8 {
             self.world.tick().await;
+            self.world.advance(PASS);
             self.world.devnet.increase_time(10).await;
         }
         for job in self.due.keys() {
@@ -161,7 +174,7 @@ async fn every_claim_counts_once_whatever_the_endpoint_loses_or_misremembers() {
 #[tokio::test]
 async fn an_endpoint_that_forgets_transactions_makes_no_claim_twice_and_stops_no_job() {
     let store = Store::Memory(Arc::new(MemoryLedger::new()));
-    let mut world = World::patient(rules(), store, PATIENCE).await;
+    let mut world = World::patient(patient(), store, PATIENCE).await;
     let job = world.open(10_000).await;
     let storm = Arc::new(Storm::new(1));
     storm.set_calm(true);
