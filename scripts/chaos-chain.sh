@@ -39,7 +39,7 @@ while [ $# -gt 0 ]; do
     --keep) keep=true ;;
     --binary)
         [ -x "${2:-}" ] || die "--binary wants an executable"
-        binary=$2
+        binary=$(realpath "$2")
         shift
         ;;
     --kills | --seed | --confirmations | --reorg-depth)

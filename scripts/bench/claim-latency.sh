@@ -2,11 +2,12 @@
 # How long a claim that is due waits for its broadcast, and what streams notice of a chain that
 # hangs or is dead, on the real node with default settings.
 #
-#   scripts/bench/claim-latency.sh [--samples N] [--rounds R] [--debug]
+#   scripts/bench/claim-latency.sh [--samples N] [--rounds R] [--debug | --binary PATH]
 #
 #   --samples N  claims to time (default: 60)
 #   --rounds R   streams under each state of the chain (default: 6)
 #   --debug      the debug build, which is there already where tests ran
+#   --binary P   this node, instead of a build of this source
 #
 # The last line is one JSON object, times in milliseconds: claim_ms_* from the token that made the
 # claim due (as the client saw it) to the first broadcast; gap_STATE_ms_* between the frames of a
@@ -21,6 +22,7 @@ source "$TALLY_ROOT/scripts/lib/system.sh"
 samples=60
 rounds=6
 profile=release
+binary=
 while [ $# -gt 0 ]; do
     case "$1" in
     -h | --help)
@@ -28,6 +30,11 @@ while [ $# -gt 0 ]; do
         exit 0
         ;;
     --debug) profile=debug ;;
+    --binary)
+        [ -x "${2:-}" ] || die "--binary wants an executable"
+        binary=$(realpath "$2")
+        shift
+        ;;
     --samples | --rounds)
         [[ "${2:-}" =~ ^[1-9][0-9]{0,5}$ ]] || die "$1 wants a whole number from 1"
         printf -v "${1#--}" %s "$2"
@@ -52,12 +59,14 @@ trap clean_up EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-say "building the node (the first build takes some minutes)"
-options=(--quiet --bin tally)
-[ "$profile" = debug ] || options+=(--release)
-(cd "$TALLY_ROOT" && cargo build "${options[@]}" >&2)
-BINARY=$(cd "$TALLY_ROOT" && realpath "${CARGO_TARGET_DIR:-target}")/$profile/tally
+if [ -z "$binary" ]; then
+    say "building the node (the first build takes some minutes)"
+    options=(--quiet --bin tally)
+    [ "$profile" = debug ] || options+=(--release)
+    (cd "$TALLY_ROOT" && cargo build "${options[@]}" >&2)
+    binary=$(cd "$TALLY_ROOT" && realpath "${CARGO_TARGET_DIR:-target}")/$profile/tally
+fi
 CHAIN=$("$TALLY_ROOT/scripts/devchain.sh" --state-dir "$STATE/chain" --block-time 0 \
     --model-file "$MODEL" --dispute-window 10)
-python3 "$TALLY_ROOT/scripts/bench/claim_latency.py" --chain "$CHAIN" --binary "$BINARY" \
+python3 "$TALLY_ROOT/scripts/bench/claim_latency.py" --chain "$CHAIN" --binary "$binary" \
     --model "$MODEL" --state "$STATE/node" --samples "$samples" --rounds "$rounds"

@@ -27,8 +27,9 @@ SELECTOR_CLAIM = "c8c664ee"
 PROMPT = "Write a very long story about a lighthouse keeper. Once upon a time"
 SESSIONS = 4
 CLAIM_MS_MAX = 1000  # p95, from due to broadcast
-# What a loaded machine adds by itself: a wait for the chain is a hundred times longer.
-GAP_SLACK_MS, TTFT_SLACK_MS = 50, 400
+# How far the same percentile lies apart on a busy machine without any cause. A wait for the chain
+# would be one of a second and more.
+NOISE, NOISE_MS = 2, 50
 QUIET_SECONDS = 2.5  # past which a session's reading is no longer fresh
 
 
@@ -180,13 +181,13 @@ class Bench:
         result = {"claim_samples": len(latencies), **spread("claim_ms", latencies)}
         for state, (firsts, pauses) in measured.items():
             result |= spread(f"gap_{state}_ms", pauses) | spread(f"ttft_{state}_ms", firsts)
-        for kind, slack in (("gap", GAP_SLACK_MS), ("ttft", TTFT_SLACK_MS)):
+        is_ok = result["claim_ms_p95"] <= CLAIM_MS_MAX
+        for kind in ("gap", "ttft"):
+            well = result[f"{kind}_healthy_ms_p99"]
             worst = max(result[f"{kind}_{state}_ms_p99"] for state in ("dead", "hung"))
-            cost = round(worst - result[f"{kind}_healthy_ms_p99"], 1)
-            result[f"{kind}_cost_of_silence_ms_p99"] = cost
-            result["ok"] = result.get("ok", True) and cost <= slack
-        result["ok"] = result["ok"] and result["claim_ms_p95"] <= CLAIM_MS_MAX
-        return result
+            result[f"{kind}_cost_of_silence_ms_p99"] = round(worst - well, 1)
+            is_ok = is_ok and worst <= NOISE * well + NOISE_MS
+        return {"ok": is_ok, **result}
 
 
 def spread(name, values):

@@ -47,7 +47,7 @@ const OFTEN: [(Mishap, u64); 7] = [
 ];
 /// More of them where they hurt most, in a thousand.
 const HELD_BROADCASTS: u64 = 20;
-const WRONG_NONCES: u64 = 60;
+const WRONG_NONCES: u64 = 150;
 
 /// Reads whose older answers are kept.
 const KEPT: [&str; 5] = [
