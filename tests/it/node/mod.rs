@@ -3,3 +3,4 @@
 mod kill;
 mod operator;
 mod process;
+mod stop;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tally::billing::{Account, Entry, Lost, TxState};
 use tally::chain::evm::connect;
 use tally::chain::{Chain, Limits};
+use tally::clock::{Clock, SystemClock};
 use tally::engine::scripted::{Script, ScriptedEngine};
 use tally::ledger::memory::MemoryLedger;
 use tally::ledger::sqlite::{LedgerBinding, SqliteLedger, SqliteOptions};
@@ -142,20 +143,37 @@ impl World {
     }
 
     async fn with(rules: SettlementRules, store: Store) -> Self {
+        // Long enough for a slow machine's answers, short enough to wait for.
+        let patience = Duration::from_secs(10);
+        Self::build(rules, store, (patience, SystemClock::shared(), Arc::default())).await
+    }
+
+    /// With another bound for each answer of the chain, and endpoints that rest by the test's
+    /// clock.
+    pub async fn patient(rules: SettlementRules, store: Store, patience: Duration) -> Self {
+        let clock = Arc::<ManualClock>::default();
+        Self::build(rules, store, (patience, clock.clone(), clock)).await
+    }
+
+    async fn build(
+        rules: SettlementRules,
+        store: Store,
+        (patience, rests, clock): (Duration, Arc<dyn Clock>, Arc<ManualClock>),
+    ) -> Self {
         let devnet = Devnet::start().await;
         devnet.set_automine(false).await;
         let proxy = Proxy::start(devnet.port);
         let mut settings = devnet.settings(HOST);
         settings.rpc_urls = vec![proxy.url.clone()];
-        // Long enough for a slow machine's answers, short enough to wait for.
-        settings.request_timeout = Duration::from_secs(10);
+        settings.request_timeout = patience;
+        settings.clock = rests;
         let chain = connect(settings).await.unwrap();
         let limits = chain.limits().await.unwrap();
         let mut world = Self {
             devnet,
             proxy,
             tap: Tap::new(chain),
-            clock: Arc::default(),
+            clock,
             engine: ScriptedEngine::new(tokens(1)),
             news: Arc::default(),
             rules,
@@ -268,15 +286,17 @@ impl World {
     }
 
     /// The client reads an answer to its end.
-    pub async fn read(&mut self, job: JobId, mut reply: Reply) -> TurnEnd {
-        loop {
-            match reply.next().await {
-                ReplyEvent::Frame(frame) => {
-                    self.seen.get_mut(&job).unwrap().0 += u64::from(frame.token_count());
-                    frame.delivered();
-                }
-                ReplyEvent::End(end) => return end.reason,
-            }
+    pub async fn read(&mut self, job: JobId, reply: Reply) -> TurnEnd {
+        read_all(&mut self.seen.get_mut(&job).unwrap().0, reply).await
+    }
+
+    /// As [`Self::read`], while a pass of settlement waits for a chain that hangs.
+    pub async fn read_beside_a_hung_pass(&mut self, job: JobId, reply: Reply) -> TurnEnd {
+        let seen = &mut self.seen.get_mut(&job).unwrap().0;
+        tokio::select! {
+            biased;
+            _ = self.process.as_mut().unwrap().settlement.tick() => panic!("nothing hangs"),
+            end = read_all(seen, reply) => end,
         }
     }
 
@@ -372,6 +392,19 @@ impl World {
 /// A token dear enough that small deposits pass the contract's minimum.
 pub fn opening() -> OpenSession {
     OpenSession { price: 10_000, proof_interval: 100, ..OpenSession::default() }
+}
+
+/// Reads an answer to its end and counts.
+async fn read_all(seen: &mut u64, mut reply: Reply) -> TurnEnd {
+    loop {
+        match reply.next().await {
+            ReplyEvent::Frame(frame) => {
+                *seen += u64::from(frame.token_count());
+                frame.delivered();
+            }
+            ReplyEvent::End(end) => return end.reason,
+        }
+    }
 }
 
 /// Claims of an account: nonce, tokens, state.
