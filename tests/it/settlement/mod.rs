@@ -1,12 +1,21 @@
 //! The money, end to end: sessions, ledger and settlement on a real EVM, under an auditor.
 
 pub mod auditor;
+mod calls;
+mod cancel;
 mod claims;
 mod completion;
 mod crashes;
+mod deep;
+mod exposure;
 mod harness;
+mod line;
 mod mistakes;
+mod orders;
+mod ordering;
+mod outage;
 mod random;
 mod session;
 mod sim;
 mod tap;
+mod terms;
