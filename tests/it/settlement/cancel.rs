@@ -41,15 +41,15 @@ async fn a_claim_that_is_mined_before_its_cancellation_counts() {
     let mut world = World::start().await;
     let job = world.open(1000).await;
     world.deliver(job, 150).await;
-    world.tick().await; // In the pool: the next block holds it, and the session's end after it.
+    world.tick().await;
+    // One block holds it, the next one the session's end: settlement meets both at once.
+    world.mine(1).await;
     world.devnet.complete(CLIENT, job).await;
     world.settle().await;
-    let counted = world.claims(job).await;
+    assert_eq!(world.claims(job).await, vec![150]);
     let account = world.account(job);
-    let claimed: u64 = counted.iter().sum();
-    assert_eq!(account.confirmed().get(), claimed, "as the chain has it: {counted:?}");
-    let lost = account.lost().map(Lost::total);
-    assert_eq!(lost, Some(TokenCount::new(150 - claimed)));
+    assert_eq!(claims_of(&account), vec![(0, 150, TxState::Confirmed)]);
+    assert_eq!(account.lost().map(Lost::total), Some(TokenCount::ZERO));
     world.replay_is_live();
 }
 

@@ -20,7 +20,8 @@ async fn delivered() -> (World, JobId) {
 /// Somebody else with the key takes the next nonce.
 async fn foreign(world: &World) -> TxHash {
     let receipt = world.devnet.send(HOST, STRANGER.address(), vec![], 1).await;
-    let hash: alloy::primitives::B256 = receipt["transactionHash"].as_str().unwrap().parse().unwrap();
+    let hash: alloy::primitives::B256 =
+        receipt["transactionHash"].as_str().unwrap().parse().unwrap();
     TxHash::new(hash.0)
 }
 
@@ -119,4 +120,59 @@ async fn a_fill_whose_nonce_was_taken_and_given_back_is_another_transaction() {
     assert_eq!(world.claims(job).await, vec![150]);
     world.replay_is_live();
     world.restart().await;
+}
+
+#[tokio::test]
+async fn a_head_answered_too_high_does_not_keep_holes_from_being_filled() {
+    let (mut world, job) = delivered().await;
+    world.tick().await; // Nonce 0 is believed.
+    world.tap.show_head_ahead_once(1_000_000);
+    world.tick().await;
+    world.passes(2).await;
+    let other = world.open(1000).await;
+    let theirs = foreign(&world).await;
+    world.deliver(other, 120).await;
+    world.passes(3).await;
+    assert_eq!(claims_of(&world.account(other))[0].0, 2, "behind theirs");
+    world.unmine(theirs).await;
+    world.settle().await;
+    world.settle().await;
+    assert_eq!(world.claims(job).await, vec![150]);
+    assert_eq!(world.claims(other).await, vec![120]);
+}
+
+#[tokio::test]
+async fn a_pass_that_was_dropped_at_the_store_signs_no_second_claim_for_the_same_tokens() {
+    let mut world = World::in_memory().await;
+    let job = world.open(1000).await;
+    world.deliver(job, 150).await;
+    let ledger = world.memory();
+    ledger.hold();
+    {
+        let mut tick = Box::pin(world.try_tick());
+        while ledger.waiting() == 0 {
+            tokio::select! {
+                biased;
+                ended = &mut tick => panic!("settlement did not wait: {ended:?}"),
+                () = tokio::task::yield_now() => {}
+            }
+        }
+    }
+    {
+        let mut tick = Box::pin(world.try_tick());
+        loop {
+            tokio::select! {
+                biased;
+                ended = &mut tick => break ended.unwrap(),
+                () = tokio::task::yield_now() => {}
+            }
+            // What the first pass handed over becomes durable while the second one looks around.
+            if ledger.waiting() > 1 {
+                ledger.release();
+            }
+        }
+    }
+    world.restart().await;
+    world.settle().await;
+    assert_eq!(world.claims(job).await, vec![150]);
 }

@@ -54,6 +54,8 @@ struct State {
     hidden: Option<JobId>,
     /// The next answer about the wallet's mined nonce.
     nonce_once: Option<u64>,
+    /// Blocks by which the next answer about the head is too high.
+    head_ahead_once: u64,
     is_deaf: bool,
     heard: Vec<(u64, u64)>,
 }
@@ -120,6 +122,11 @@ impl Tap {
         self.state.lock().unwrap().nonce_once = Some(nonce);
     }
 
+    /// The next answer about the head is this many blocks too high.
+    pub fn show_head_ahead_once(&self, blocks: u64) {
+        self.state.lock().unwrap().head_ahead_once = blocks;
+    }
+
     /// Whether events are not to be had, while all else is.
     pub fn set_deaf(&self, is_deaf: bool) {
         self.state.lock().unwrap().is_deaf = is_deaf;
@@ -166,10 +173,12 @@ impl Chain for Tap {
 
     async fn head(&self) -> Result<Head, ChainError> {
         self.reach().await?;
-        match self.old() {
-            Some(old) => Ok(old.head),
-            None => self.real.head().await,
+        if let Some(old) = self.old() {
+            return Ok(old.head);
         }
+        let head = self.real.head().await?;
+        let ahead = std::mem::take(&mut self.state.lock().unwrap().head_ahead_once);
+        Ok(Head { number: head.number.saturating_add(BlockNumber::new(ahead)), ..head })
     }
 
     async fn limits(&self) -> Result<Limits, ChainError> {
