@@ -134,9 +134,10 @@ pub(super) fn what_the_ledger_knows(
         line.take(tx.nonce, subject);
         newest = newest.max(tx.mined_in);
     };
-    tracker.wallet().txs().all().iter().for_each(|tx| take(Subject::Wallet, tx));
     tracker.each(|account: &Account| {
         account.txs().iter().for_each(|tx| take(Subject::Job(account.job()), tx));
     });
+    // Last: where a claim's nonce was lost and filled, the fill is what holds it now.
+    tracker.wallet().txs().all().iter().for_each(|tx| take(Subject::Wallet, tx));
     (line, newest.map(|block| block.saturating_sub(BlockNumber::new(reorg_depth))))
 }
