@@ -140,39 +140,3 @@ async fn a_head_answered_too_high_does_not_keep_holes_from_being_filled() {
     assert_eq!(world.claims(job).await, vec![150]);
     assert_eq!(world.claims(other).await, vec![120]);
 }
-
-#[tokio::test]
-async fn a_pass_that_was_dropped_at_the_store_signs_no_second_claim_for_the_same_tokens() {
-    let mut world = World::in_memory().await;
-    let job = world.open(1000).await;
-    world.deliver(job, 150).await;
-    let ledger = world.memory();
-    ledger.hold();
-    {
-        let mut tick = Box::pin(world.try_tick());
-        while ledger.waiting() == 0 {
-            tokio::select! {
-                biased;
-                ended = &mut tick => panic!("settlement did not wait: {ended:?}"),
-                () = tokio::task::yield_now() => {}
-            }
-        }
-    }
-    {
-        let mut tick = Box::pin(world.try_tick());
-        loop {
-            tokio::select! {
-                biased;
-                ended = &mut tick => break ended.unwrap(),
-                () = tokio::task::yield_now() => {}
-            }
-            // What the first pass handed over becomes durable while the second one looks around.
-            if ledger.waiting() > 1 {
-                ledger.release();
-            }
-        }
-    }
-    world.restart().await;
-    world.settle().await;
-    assert_eq!(world.claims(job).await, vec![150]);
-}
