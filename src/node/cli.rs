@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use clap::{Arg, ArgMatches, Args, Command, FromArgMatches, Parser, Subcommand};
+use clap::{Arg, ArgMatches, Args, Command, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use super::settings::catalog::{Fallback, SETTINGS, Setting};
 use super::settings::{Inputs, Kind};
@@ -34,6 +34,10 @@ pub enum Task {
     Doctor(Report),
     /// Show sessions, unclaimed tokens, claims and earnings. Works while the node runs.
     Status(Report),
+    /// Show what the recorded work earned, by day, model or job. Works while the node runs.
+    Earnings(EarningsTask),
+    /// Prove the ledger against the chain line by line; exit code 1 on a difference.
+    Audit(AuditTask),
     /// Fetch model files.
     #[command(subcommand)]
     Model(ModelTask),
@@ -51,6 +55,43 @@ pub struct Report {
     /// The settings.
     #[command(flatten)]
     pub flags: Flags,
+}
+
+/// How earnings are shown.
+#[derive(Args, Clone)]
+pub struct EarningsTask {
+    /// What a row is about.
+    #[arg(long, value_enum, default_value = "job")]
+    pub by: By,
+    /// Print comma-separated values with a header.
+    #[arg(long, conflicts_with = "json")]
+    pub csv: bool,
+    /// How it is printed, and the settings.
+    #[command(flatten)]
+    pub report: Report,
+}
+
+/// What a row of earnings is about.
+#[derive(ValueEnum, Clone, Copy)]
+pub enum By {
+    /// A day, UTC.
+    Day,
+    /// A model.
+    Model,
+    /// A job.
+    Job,
+}
+
+/// What is audited.
+#[derive(Args, Clone)]
+pub struct AuditTask {
+    /// Block from which the chain's events are compared; by default the one of the ledger's first
+    /// claim.
+    #[arg(long, value_name = "BLOCK")]
+    pub from_block: Option<u64>,
+    /// How it is printed, and the settings.
+    #[command(flatten)]
+    pub report: Report,
 }
 
 /// Commands about model files.

@@ -2,11 +2,15 @@
 //!
 //! Never decides anything about money: commands read, or make files. `serve` is the node itself.
 
-use super::cli::{Cli, Flags, KeystoreTask, ModelTask, Pull, Report, Task};
+use super::cli::{
+    AuditTask, By, Cli, EarningsTask, Flags, KeystoreTask, ModelTask, Pull, Report, Task,
+};
 use super::model_pull::{self, CHUNK_BYTES, PullError, PullSpec};
 use super::preflight::Findings;
 use super::settings::{Inputs, InspectSettings, Settings, SettingsError};
-use super::{console, doctor, keystore, logging, serve, status};
+use super::{audit, console, doctor, earnings, keystore, logging, serve, status};
+use crate::billing::earnings::GroupBy;
+use crate::units::BlockNumber;
 use crate::units::Hash32;
 
 /// A command failed; its words are for the operator.
@@ -27,6 +31,15 @@ pub enum CommandError {
     /// The status could not be told.
     #[error(transparent)]
     Status(#[from] status::StatusError),
+    /// The earnings could not be told.
+    #[error(transparent)]
+    Earnings(#[from] earnings::EarningsFailure),
+    /// The audit could not be made.
+    #[error(transparent)]
+    Audit(#[from] audit::AuditError),
+    /// Ledger and chain differ. All was printed.
+    #[error("ledger and chain differ in {0} places; see the lines above")]
+    Differs(usize),
     /// A hash on the command line is none.
     #[error("--sha256: found \"{0}\", wanted 64 hex digits")]
     Hash(String),
@@ -51,6 +64,10 @@ pub async fn run(cli: Cli) -> Result<(), CommandError> {
         Some(Task::Serve(flags)) => serve_node(&inputs(flags)).await,
         Some(Task::Doctor(report)) => examine(&inputs(report.flags.clone()), &report).await,
         Some(Task::Status(report)) => show_status(&inputs(report.flags.clone()), &report).await,
+        Some(Task::Earnings(task)) => {
+            show_earnings(&inputs(task.report.flags.clone()), &task).await
+        }
+        Some(Task::Audit(task)) => audit_ledger(&inputs(task.report.flags.clone()), &task).await,
         Some(Task::Model(ModelTask::Pull(pull))) => pull_model(pull).await,
         Some(Task::Keystore(KeystoreTask::New(task))) => {
             say_made(&keystore::new(&task)?);
@@ -113,6 +130,35 @@ async fn show_status(inputs: &Inputs, report: &Report) -> Result<(), CommandErro
         status::lines(&status).iter().for_each(console::line);
     }
     Ok(())
+}
+
+async fn show_earnings(inputs: &Inputs, task: &EarningsTask) -> Result<(), CommandError> {
+    let by = match task.by {
+        By::Day => GroupBy::Day,
+        By::Model => GroupBy::Model,
+        By::Job => GroupBy::Job,
+    };
+    let statement = earnings::look(&InspectSettings::load(inputs)?, by).await?;
+    match (task.csv, task.report.json) {
+        (true, _) => earnings::csv(&statement).iter().for_each(console::line),
+        (false, true) => console::line(earnings::to_json(&statement)),
+        (false, false) => earnings::lines(&statement).iter().for_each(console::line),
+    }
+    Ok(())
+}
+
+async fn audit_ledger(inputs: &Inputs, task: &AuditTask) -> Result<(), CommandError> {
+    let from = task.from_block.map(BlockNumber::new);
+    let verdict = audit::examine(&InspectSettings::load(inputs)?, from).await?;
+    if task.report.json {
+        console::line(audit::to_json(&verdict));
+    } else {
+        audit::lines(&verdict).iter().for_each(console::line);
+    }
+    match verdict.differences() {
+        0 => Ok(()),
+        count => Err(CommandError::Differs(count)),
+    }
 }
 
 async fn pull_model(pull: Pull) -> Result<(), CommandError> {

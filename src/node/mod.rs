@@ -4,19 +4,23 @@
 //! them. The top layer: nothing imports it but `main.rs`.
 
 pub mod access;
+pub mod audit;
 pub mod cli;
 pub mod commands;
 pub mod console;
 pub mod doctor;
+pub mod earnings;
 pub mod file_hash;
 pub mod keystore;
 pub mod lock;
 pub mod logging;
 pub mod metrics;
+pub mod model_names;
 pub mod model_pull;
 pub mod preflight;
 pub mod serve;
 pub mod settings;
+pub mod small_file;
 pub mod status;
 pub mod tasks;
 pub mod version;

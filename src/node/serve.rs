@@ -19,6 +19,7 @@ use super::access::{self, WalletError};
 use super::doctor;
 use super::lock::{self, LockError, WalletLock};
 use super::metrics::{Metrics, MetricsError};
+use super::model_names;
 use super::preflight::{self, Finding, Findings, Grade, Subject};
 use super::settings::{ChainSettings, Cors, Settings};
 use super::tasks::{Task, Tasks};
@@ -210,6 +211,7 @@ async fn prepare(
     check(settings, &chain, weights_sha256).await?;
     let limits = chain.limits().await.map_err(WiringError::from)?;
     let ledger = wiring::open_ledger(settings, &*chain, &*wallet)?;
+    model_names::remember(&settings.ledger_path(), &engine.catalog());
     let tracker = wiring::restore(&*ledger, &**clock).await?;
     let clock = Arc::clone(clock);
     Ok(Arc::new(Paid { chain, wallet, limits, ledger, tracker, clock }))

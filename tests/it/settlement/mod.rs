@@ -4,7 +4,7 @@ pub mod auditor;
 mod claims;
 mod completion;
 mod crashes;
-mod harness;
+pub mod harness;
 mod mistakes;
 mod random;
 mod session;
