@@ -5,8 +5,10 @@
 //! `Debug` nor in an error. Relies on being called once, at start.
 
 mod build;
+mod build_host;
 pub mod catalog;
 mod error;
+mod host_table;
 mod kind;
 mod read;
 mod sources;
@@ -49,6 +51,8 @@ pub struct Settings {
     pub settlement: SettlementSettings,
     /// Who is served.
     pub session: SessionSettings,
+    /// What the host's key may do besides claiming.
+    pub wallet: WalletSettings,
     /// The front-ends.
     pub api: ApiSettings,
     /// Where clients reach the node, to compare with the registered address.
@@ -90,8 +94,63 @@ pub struct InspectSettings {
     pub chain: Option<ChainSettings>,
     /// The host's key, where it is set.
     pub key: Option<KeySource>,
+    /// When and how work is claimed.
+    pub settlement: SettlementSettings,
+    /// What the host's key may do besides claiming.
+    pub wallet: WalletSettings,
+    /// What the node registry shows of the host.
+    pub registration: RegistrationSettings,
     /// The log.
     pub log: LogSettings,
+}
+
+/// What the host's key may do besides claiming.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct WalletSettings {
+    /// Where withdrawn earnings move on to.
+    pub cold_address: Option<Address>,
+    /// Earnings from which the node withdraws by itself, by currency (zero is native), in its
+    /// smallest unit.
+    pub withdraw_above: BTreeMap<Address, Amount>,
+    /// What is signed at all.
+    pub duties: Duties,
+}
+
+/// What the host's key signs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Duties {
+    /// Everything that is ordered.
+    #[default]
+    All,
+    /// Claims, completions, what frees the wallet's nonces, and withdrawals to the cold address.
+    Claims,
+}
+
+/// What the node registry shows of the host. Prices are in the contract's price unit.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RegistrationSettings {
+    /// Where clients reach the host.
+    pub public_url: Option<String>,
+    /// Names of its model in the model registry, `(repository, file)`.
+    pub model: Option<(String, String)>,
+    /// Lowest price in native coin.
+    pub price_native: Option<u128>,
+    /// Lowest price in payment tokens.
+    pub price_stable: Option<u128>,
+    /// Lowest price of the model, by payment token.
+    pub model_prices: BTreeMap<Address, u128>,
+    /// Accelerator.
+    pub gpu: String,
+    /// Its memory, GB.
+    pub vram_gigabytes: u64,
+    /// The machine's memory, GB.
+    pub ram_gigabytes: u64,
+    /// What the host can do.
+    pub capabilities: Vec<String>,
+    /// Where it stands.
+    pub location: String,
+    /// Requests served at once.
+    pub concurrent_max: u32,
 }
 
 impl InspectSettings {
