@@ -20,6 +20,7 @@ pub mod model_names;
 pub mod model_pull;
 pub mod pause;
 pub mod preflight;
+pub mod registration;
 pub mod serve;
 pub mod settings;
 pub mod small_file;

@@ -265,7 +265,9 @@ fn unread(check: &'static str, error: &RegistryError, findings: &mut Findings) {
         RegistryError::NotConfigured(_) => {
             "set its address (chain.node_registry, chain.model_registry)"
         }
-        RegistryError::Chain(_) => "check the registry's address and chain.rpc_urls",
+        RegistryError::NoRegistry { .. } | RegistryError::Chain(_) => {
+            "check the registry's address and chain.rpc_urls"
+        }
     };
     findings.warn(check, error.to_string(), remedy);
 }

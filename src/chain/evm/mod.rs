@@ -11,6 +11,7 @@ mod connect;
 mod dialect;
 mod events;
 mod fees;
+mod registrar;
 mod registry;
 mod revert;
 mod rpc;
