@@ -3,12 +3,16 @@
 //! Never decides anything about money: commands read, or make files. `serve` is the node itself.
 
 use super::cli::{
-    AuditTask, By, Cli, EarningsTask, Flags, KeystoreTask, ModelTask, Pull, Report, Task,
+    AuditTask, By, Cli, EarningsTask, Flags, KeystoreTask, ModelTask, Pull, RegisterTask, Report,
+    Task, WithdrawTask,
 };
 use super::model_pull::{self, CHUNK_BYTES, PullError, PullSpec};
 use super::preflight::Findings;
 use super::settings::{Inputs, InspectSettings, Settings, SettingsError};
-use super::{audit, console, doctor, earnings, keystore, logging, serve, status};
+use super::registration::Goal;
+use super::{
+    audit, console, doctor, earnings, keystore, logging, orders, pause, serve, status,
+};
 use crate::billing::earnings::GroupBy;
 use crate::units::BlockNumber;
 use crate::units::Hash32;
@@ -40,6 +44,12 @@ pub enum CommandError {
     /// Ledger and chain differ. All was printed.
     #[error("ledger and chain differ in {0} places; see the lines above")]
     Differs(usize),
+    /// An order to the wallet.
+    #[error(transparent)]
+    Order(#[from] orders::OrderError),
+    /// Pausing.
+    #[error(transparent)]
+    Pause(#[from] pause::PauseError),
     /// A hash on the command line is none.
     #[error("--sha256: found \"{0}\", wanted 64 hex digits")]
     Hash(String),
@@ -68,6 +78,20 @@ pub async fn run(cli: Cli) -> Result<(), CommandError> {
             show_earnings(&inputs(task.report.flags.clone()), &task).await
         }
         Some(Task::Audit(task)) => audit_ledger(&inputs(task.report.flags.clone()), &task).await,
+        Some(Task::Withdraw(task)) => withdraw(&inputs(task.report.flags.clone()), &task).await,
+        Some(Task::Register(task)) => {
+            register(&inputs(task.report.flags.clone()), &task, Goal::Registered).await
+        }
+        Some(Task::Update(task)) => {
+            register(&inputs(task.report.flags.clone()), &task, Goal::Updated).await
+        }
+        Some(Task::Unregister(task)) => {
+            register(&inputs(task.report.flags.clone()), &task, Goal::Unregistered).await
+        }
+        Some(Task::Pause(report)) => pause_node(&inputs(report.flags.clone()), &report, true).await,
+        Some(Task::Resume(report)) => {
+            pause_node(&inputs(report.flags.clone()), &report, false).await
+        }
         Some(Task::Model(ModelTask::Pull(pull))) => pull_model(pull).await,
         Some(Task::Keystore(KeystoreTask::New(task))) => {
             say_made(&keystore::new(&task)?);
@@ -159,6 +183,51 @@ async fn audit_ledger(inputs: &Inputs, task: &AuditTask) -> Result<(), CommandEr
         0 => Ok(()),
         count => Err(CommandError::Differs(count)),
     }
+}
+
+async fn withdraw(inputs: &Inputs, task: &WithdrawTask) -> Result<(), CommandError> {
+    let settings = InspectSettings::load(inputs)?;
+    logging::install(&settings.log)?;
+    // Boxed: it may hold a whole settlement.
+    let answer = Box::pin(orders::withdraw(&settings, task.token)).await?;
+    say_order(&answer, &task.report);
+    Ok(())
+}
+
+async fn register(inputs: &Inputs, task: &RegisterTask, goal: Goal) -> Result<(), CommandError> {
+    let settings = InspectSettings::load(inputs)?;
+    logging::install(&settings.log)?;
+    let registering = orders::Registering { goal, dry_run: task.dry_run };
+    let answer = Box::pin(orders::register(&settings, registering)).await?;
+    say_order(&answer, &task.report);
+    Ok(())
+}
+
+fn say_order(answer: &serde_json::Value, report: &Report) {
+    if report.json {
+        console::line(answer);
+    } else {
+        orders::lines(answer).iter().for_each(console::line);
+    }
+}
+
+async fn pause_node(inputs: &Inputs, report: &Report, pause: bool) -> Result<(), CommandError> {
+    let settings = InspectSettings::load(inputs)?;
+    let answer = pause::order(&settings.data_dir, pause).await?;
+    if report.json {
+        console::line(&answer);
+        return Ok(());
+    }
+    let what = if pause { "paused: no new paid work" } else { "resumed" };
+    let whose = if answer["running"] == true { "" } else { "; holds from the next start on" };
+    console::line(format!("{what}{whose}"));
+    let other = answer["pauses"].as_array().into_iter().flatten();
+    other.filter_map(serde_json::Value::as_str).for_each(|why| {
+        if !pause {
+            console::line(format!("still no new work: {why}"));
+        }
+    });
+    Ok(())
 }
 
 async fn pull_model(pull: Pull) -> Result<(), CommandError> {

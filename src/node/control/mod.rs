@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 pub use client::{AskError, ask};
 pub use server::{Control, Door, DoorError, serve};
-pub use wire::{Answer, Command, Fault};
+pub use wire::{Answer, Command, Fault, token, token_text};
 
 /// Longest line that is read from either side, bytes: a registration's call fits many times over.
 const LINE_BYTES_MAX: usize = 256 << 10;
