@@ -8,11 +8,9 @@ use super::cli::{
 };
 use super::model_pull::{self, CHUNK_BYTES, PullError, PullSpec};
 use super::preflight::Findings;
-use super::settings::{Inputs, InspectSettings, Settings, SettingsError};
 use super::registration::Goal;
-use super::{
-    audit, console, doctor, earnings, keystore, logging, orders, pause, serve, status,
-};
+use super::settings::{Inputs, InspectSettings, Settings, SettingsError};
+use super::{audit, console, doctor, earnings, keystore, logging, orders, pause, serve, status};
 use crate::billing::earnings::GroupBy;
 use crate::units::BlockNumber;
 use crate::units::Hash32;

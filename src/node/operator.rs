@@ -10,34 +10,25 @@ use async_trait::async_trait;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 
-use super::control::{Answer, Command, Control, Fault};
+use super::control::{Answer, Command, Control, Door, Fault, serve};
 use super::pause;
-use super::settings::{Duties, WalletSettings};
+use super::settings::{Duties, Settings, WalletSettings};
+use super::settle_loop::Orders;
+use super::tasks::{Task, Tasks};
+use crate::clock::Clock;
 use crate::session::{PauseReason, Sessions};
 use crate::settlement::{Order, OrderOutcome};
 
-/// Orders on their way to settlement; one more is refused, and may be given again.
-const ORDERS_MAX: usize = 8;
-
-/// An order, and who waits for its outcome.
-pub type Placed = (Order, oneshot::Sender<OrderOutcome>);
-
-/// The queue between the control socket and settlement.
-#[must_use]
-pub fn queue() -> (mpsc::Sender<Placed>, mpsc::Receiver<Placed>) {
-    mpsc::channel(ORDERS_MAX)
-}
-
 /// A running node, for its control socket.
-pub struct Operator {
+pub(super) struct Operator {
     /// Folder of the pause's file.
-    pub data_dir: PathBuf,
+    data_dir: PathBuf,
     /// The service that takes work or does not.
-    pub sessions: Arc<Sessions>,
+    sessions: Arc<Sessions>,
     /// The way to settlement; `None` for a node that is not paid.
-    pub orders: Option<mpsc::Sender<Placed>>,
+    orders: Option<Orders>,
     /// What the key may do.
-    pub wallet: WalletSettings,
+    wallet: WalletSettings,
 }
 
 #[async_trait]
@@ -54,6 +45,38 @@ impl Control for Operator {
 }
 
 impl Operator {
+    /// For a node that is about to serve. Takes up a pause that was ordered before this start.
+    pub(super) fn new(
+        settings: &Settings,
+        sessions: &Arc<Sessions>,
+        orders: Option<Orders>,
+    ) -> Self {
+        if pause::is_paused(&settings.data_dir) {
+            tracing::warn!("paused by the operator: no new paid work; `tally resume` ends it");
+            sessions.set_paused(PauseReason::ByHand, true);
+        }
+        Self {
+            data_dir: settings.data_dir.clone(),
+            sessions: Arc::clone(sessions),
+            orders,
+            wallet: settings.wallet.clone(),
+        }
+    }
+
+    /// Starts to listen. A node without a control socket serves all the same: commands that need
+    /// it say that no node answers.
+    pub(super) fn listen(self, tasks: &Tasks, clock: &Arc<dyn Clock>) -> Option<Task> {
+        let door = match Door::open(&self.data_dir) {
+            Ok(door) => door,
+            Err(error) => {
+                tracing::warn!(%error, "no control socket: orders need this node stopped");
+                return None;
+            }
+        };
+        let serving = serve(door, Arc::new(self), Arc::clone(clock), tasks.stop());
+        Some(tasks.spawn("control", serving))
+    }
+
     /// Written down before it holds, so that a restart keeps it.
     async fn pause(&self, pause: bool) -> Answer {
         let data_dir = self.data_dir.clone();

@@ -24,10 +24,10 @@ use super::wiring::{self, Paid, WiringError};
 use crate::billing::Lost;
 use crate::chain::evm::{ConnectError, EvmChain, EvmWallet};
 use crate::chain::registry::{Registrar, RegistryError, RegistryWrite};
-use crate::chain::{Call, Chain, Wallet};
+use crate::chain::{Chain, Wallet};
 use crate::clock::{Clock, SystemClock};
 use crate::settlement::{Observer, Order, OrderOutcome, Settlement, SettlementError};
-use crate::units::{Address, Amount, JobId, TokenCount, TxHash};
+use crate::units::{Address, JobId, TokenCount, TxHash};
 
 /// Writes of one command: many times what any registry needs, so that one that never says what was
 /// written to it ends in an error and not in an empty wallet.
@@ -202,11 +202,7 @@ async fn open(settings: &InspectSettings) -> Result<Opened, OrderError> {
     Ok(Opened { chain, wallet })
 }
 
-fn wanted(
-    settings: &InspectSettings,
-    goal: Goal,
-    opened: &Opened,
-) -> Result<Wanted, OrderError> {
+fn wanted(settings: &InspectSettings, goal: Goal, opened: &Opened) -> Result<Wanted, OrderError> {
     match goal {
         Goal::Registered | Goal::Updated => {
             let key = opened.wallet.public_key_compressed();
@@ -225,10 +221,8 @@ async fn look(goal: Goal, wanted: &Wanted, opened: &Opened) -> Result<Plan, Orde
 }
 
 fn call_json(opened: &Opened, write: &RegistryWrite) -> Result<Value, OrderError> {
-    let line = Command::Call {
-        name: write.name().to_owned(),
-        call: opened.chain.registry_call(write)?,
-    };
+    let line =
+        Command::Call { name: write.name().to_owned(), call: opened.chain.registry_call(write)? };
     let mut shown: Value = serde_json::from_str(&line.to_line()).unwrap_or_default();
     if let Some(fields) = shown.as_object_mut() {
         fields.remove("command");
@@ -283,7 +277,7 @@ impl Alone {
         let tracker = wiring::restore(&*ledger, &*clock).await?;
         let poll = settings.settlement.poll;
         let paid = Paid { chain, wallet, limits, ledger, tracker, clock: Arc::clone(&clock) };
-        let rules = wiring::settlement_rules(&settings.wishes());
+        let rules = wiring::settlement_rules(&settings.money());
         let settlement = paid.settlement(rules, Arc::new(Words));
         Ok(Self { settlement, clock, poll, _lock })
     }

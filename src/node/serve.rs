@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use metrics::gauge;
 use tokio::net::TcpListener;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::access::{self, WalletError};
@@ -20,8 +20,10 @@ use super::doctor;
 use super::lock::{self, LockError, WalletLock};
 use super::metrics::{Metrics, MetricsError};
 use super::model_names;
+use super::operator::Operator;
 use super::preflight::{self, Finding, Findings, Grade, Subject};
 use super::settings::{ChainSettings, Cors, Settings};
+use super::settle_loop::{self, PlacedOrder, Pulse};
 use super::tasks::{Task, Tasks};
 use super::wiring::{self, Paid, WiringError};
 use crate::api::{self, ApiSettings, AppState, Hooks, HostSignature, Stops, VersionInfo};
@@ -33,8 +35,8 @@ use crate::clock::{Clock, SystemClock, within};
 use crate::engine::Engine;
 use crate::engine::local::LocalEngine;
 use crate::ledger::{Ledger, LedgerError};
-use crate::session::{Notice, Sessions};
-use crate::settlement::{Observer, Settlement, SettlementError};
+use crate::session::{Notice, PauseReason, Sessions};
+use crate::settlement::Observer;
 use crate::telemetry::{ENGINE_SEQUENCES_QUEUED, ENGINE_SEQUENCES_RUNNING, KV_BLOCK_COUNT_FREE};
 use crate::units::{Hash32, JobId, TokenCount, TxHash};
 
@@ -106,17 +108,19 @@ pub async fn run(settings: Settings) -> Result<(), ServeError> {
         Arc::clone(&clock),
     ));
     let (notices, _) = broadcast::channel(NOTICES_MAX);
-    let is_chain_silent = AtomicBool::new(false);
-    let news = Arc::new(News { notices: notices.clone(), is_chain_silent });
+    let news = Arc::new(News {
+        sessions: Arc::clone(&sessions),
+        notices: notices.clone(),
+        is_chain_silent: AtomicBool::new(false),
+    });
     let settle_stop = CancellationToken::new();
     let mut background = Vec::new();
+    let (to_settlement, orders) = settle_loop::orders();
+    let operator = Operator::new(&settings, &sessions, paid.map(|_| to_settlement));
+    background.extend(operator.listen(&tasks, &clock));
     if let Some(paid) = paid {
-        let settlement = paid.settlement(&settings, Arc::clone(&news) as Arc<dyn Observer>);
-        let poll = settings.settlement.poll;
-        let work = settle(settlement, Arc::clone(&clock), poll, settle_stop.clone());
-        background.push(tasks.spawn("settlement", work));
-        let watch = watch_ledger(Arc::clone(paid), Arc::clone(&clock), settle_stop.clone());
-        background.push(tasks.spawn("ledger", watch));
+        let money = Money { settings: &settings, paid, news: &news, orders };
+        background.extend(start_settlement(&tasks, money, &settle_stop));
     }
     let app = Arc::new(AppState {
         sessions: Arc::clone(&sessions),
@@ -149,6 +153,29 @@ pub async fn run(settings: Settings) -> Result<(), ServeError> {
     engine.shutdown();
     tracing::info!("stopped");
     tasks.failure().map_or(Ok(()), |why| Err(ServeError::Task(why)))
+}
+
+/// What settlement and its watchers need.
+struct Money<'a> {
+    settings: &'a Settings,
+    paid: &'a Arc<Paid>,
+    news: &'a Arc<News>,
+    orders: mpsc::Receiver<PlacedOrder>,
+}
+
+fn start_settlement(tasks: &Tasks, money: Money<'_>, stop: &CancellationToken) -> [Task; 2] {
+    let Money { settings, paid, news, orders } = money;
+    let rules = wiring::settlement_rules(&settings.money());
+    let settlement = paid.settlement(rules, Arc::clone(news) as Arc<dyn Observer>);
+    let pulse = Pulse {
+        clock: Arc::clone(&paid.clock),
+        poll: settings.settlement.poll,
+        tracker: Arc::clone(&paid.tracker),
+        orders,
+    };
+    let settling = settle_loop::run(settlement, pulse, stop.clone());
+    let watching = watch_ledger(Arc::clone(paid), Arc::clone(&paid.clock), stop.clone());
+    [tasks.spawn("settlement", settling), tasks.spawn("ledger", watching)]
 }
 
 async fn load_engine(settings: &Settings) -> Result<Arc<LocalEngine>, ServeError> {
@@ -190,7 +217,9 @@ async fn check(
     weights_sha256: Hash32,
 ) -> Result<(), ServeError> {
     let subject = Subject { chain, registry: chain, settings, weights_sha256 };
-    let findings = preflight::examine(&subject).await;
+    let mut findings = Findings::default();
+    preflight::endpoints(&chain.endpoints().await, &mut findings);
+    findings.0.extend(preflight::examine(&subject).await.0);
     findings.0.iter().for_each(log_finding);
     let failed = |finding: &&Finding| finding.grade == Grade::Failure;
     match findings.0.iter().find(failed) {
@@ -210,7 +239,7 @@ async fn prepare(
     let chain = Arc::new(connected.map_err(WiringError::from)?);
     check(settings, &chain, weights_sha256).await?;
     let limits = chain.limits().await.map_err(WiringError::from)?;
-    let ledger = wiring::open_ledger(settings, &*chain, &*wallet)?;
+    let ledger = wiring::open_ledger(&settings.ledger_path(), &*chain, &*wallet)?;
     model_names::remember(&settings.ledger_path(), &engine.catalog());
     let tracker = wiring::restore(&*ledger, &**clock).await?;
     let clock = Arc::clone(clock);
@@ -281,26 +310,13 @@ async fn flush(paid: &Paid) {
     }
 }
 
-/// Settlement's loop. A stop is heard between ticks: the append of a tick is never cut.
-async fn settle(
-    mut settlement: Settlement,
-    clock: Arc<dyn Clock>,
-    poll: Duration,
-    stop: CancellationToken,
-) -> Result<(), SettlementError> {
-    while within_stop(&stop, clock.sleep(poll)).await {
-        settlement.tick().await?;
-    }
-    Ok(())
-}
-
 /// A ledger that cannot be written stops the node: nothing may be delivered unrecorded.
 async fn watch_ledger(
     paid: Arc<Paid>,
     clock: Arc<dyn Clock>,
     stop: CancellationToken,
 ) -> Result<(), LedgerError> {
-    while within_stop(&stop, clock.sleep(WATCH_EVERY)).await {
+    while within_stop(&stop, clock.sleep(WATCH_EVERY)).await.is_some() {
         if !paid.ledger.is_healthy() {
             return Err(LedgerError::Store("it takes no entries any more".into()));
         }
@@ -314,7 +330,7 @@ async fn upkeep_metrics(
     clock: Arc<dyn Clock>,
     stop: CancellationToken,
 ) -> Result<(), std::convert::Infallible> {
-    while within_stop(&stop, clock.sleep(UPKEEP_EVERY)).await {
+    while within_stop(&stop, clock.sleep(UPKEEP_EVERY)).await.is_some() {
         let load = sessions.load();
         gauge!(ENGINE_SEQUENCES_RUNNING).set(f64::from(load.running));
         gauge!(ENGINE_SEQUENCES_QUEUED).set(f64::from(load.queued));
@@ -347,18 +363,19 @@ async fn say_reachability(
     Ok(())
 }
 
-/// Waits; false when the stop came first.
-async fn within_stop(stop: &CancellationToken, wait: impl Future<Output = ()>) -> bool {
+/// Waits; `None` when the stop came first.
+async fn within_stop<T>(stop: &CancellationToken, wait: impl Future<Output = T>) -> Option<T> {
     tokio::select! {
         biased;
-        () = stop.cancelled() => false,
-        () = wait => true,
+        () = stop.cancelled() => None,
+        done = wait => Some(done),
     }
 }
 
 /// Passes settlement's news on to WebSocket clients (nobody listening is fine) and to `/health`.
 struct News {
     notices: broadcast::Sender<Notice>,
+    sessions: Arc<Sessions>,
     is_chain_silent: AtomicBool,
 }
 
@@ -381,6 +398,10 @@ impl Observer for News {
     fn session_closed(&self, job: JobId, _lost: Lost) {
         drop(self.notices.send(Notice::Completed { job }));
     }
+
+    fn gas_suffices(&self, suffices: bool) {
+        self.sessions.set_paused(PauseReason::Gas, !suffices);
+    }
 }
 
 fn api_settings(settings: &Settings) -> ApiSettings {
@@ -400,8 +421,22 @@ fn hooks(paid: Option<&Arc<Paid>>, metrics: Metrics, news: Arc<News>) -> Hooks {
     Hooks {
         metrics: Arc::new(move || metrics.render()),
         signer: paid.map(|paid| signer(&paid.wallet)),
-        troubles: Arc::new(move || news.troubles()),
+        troubles: {
+            let paid = paid.cloned();
+            Arc::new(move || {
+                let endpoints = paid.as_ref().and_then(|paid| endpoint_trouble(&paid.chain));
+                news.troubles().into_iter().chain(endpoints).collect()
+            })
+        },
     }
+}
+
+/// What `/health` says of endpoints that are out of use while others go on.
+fn endpoint_trouble(chain: &EvmChain) -> Option<String> {
+    let (usable, all) = chain.endpoints_usable();
+    // The only one's silence is the chain's, which settlement tells.
+    let is_trouble = all > 1 && usable < all;
+    is_trouble.then(|| format!("{usable} of {all} RPC endpoints are well"))
 }
 
 fn signer(wallet: &Arc<EvmWallet>) -> api::HostSigner {

@@ -15,6 +15,7 @@ mod model_pull;
 mod money;
 mod node;
 mod rest;
+mod rpc_pool;
 mod settings;
 mod settlement;
 mod ws;

@@ -73,9 +73,9 @@ mod by_model {
 impl Registrar for EvmChain {
     async fn registry_shape(&self) -> Result<RegistryShape, RegistryError> {
         let address = self.nodes()?;
-        let mut code = self.rpc.code(address).await?;
-        if let Some(implementation) = self.rpc.implementation(address).await? {
-            code = self.rpc.code(implementation).await?;
+        let mut code = self.rpc.first(|rpc| rpc.code(address)).await?;
+        if let Some(implementation) = self.rpc.first(|rpc| rpc.implementation(address)).await? {
+            code = self.rpc.first(|rpc| rpc.code(implementation)).await?;
         }
         shape_of(&code).ok_or(RegistryError::NoRegistry { address, missing: "registerNode" })
     }

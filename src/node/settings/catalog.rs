@@ -3,23 +3,8 @@
 //! Never reads a value: that is `read.rs`. The command line, the environment, the file and
 //! `docs/config.md` all follow this one list, and tests compare them with it.
 
-use super::host_table::HOST;
 use super::kind::Kind;
-use super::table::SETTINGS as NODE;
-
-/// Every setting.
-pub const SETTINGS: &[Setting] = &joined::<{ NODE.len() + HOST.len() }>(NODE, HOST);
-
-/// Two lists as one; `N` is the length of both together.
-const fn joined<const N: usize>(one: &[Setting], other: &[Setting]) -> [Setting; N] {
-    let mut all = [one[0]; N];
-    let mut at = 0;
-    while at < N {
-        all[at] = if at < one.len() { one[at] } else { other[at - one.len()] };
-        at += 1;
-    }
-    all
-}
+pub use super::table::SETTINGS;
 
 /// What holds where nobody sets it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,7 +92,7 @@ mod tests {
 
     #[test]
     fn flag_and_variable_follow_from_the_key() {
-        for setting in SETTINGS {
+        for setting in SETTINGS.iter() {
             let flag = setting.key.replace(['.', '_'], "-");
             let env = format!("TALLY_{}", setting.key.replace('.', "_").to_uppercase());
             assert_eq!(setting.env, env);
