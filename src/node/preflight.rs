@@ -9,6 +9,7 @@ use crate::chain::registry::{ModelId, Registry, RegistryError};
 use crate::chain::{Chain, ChainError, Fees, Limits};
 use crate::units::{Amount, Gas, Hash32, TokenCount};
 
+use super::orders;
 use super::settings::Settings;
 
 /// Gas of a claim and a completion: the dearest that docs/spec/contract.md section 2 measured
@@ -110,6 +111,7 @@ pub async fn examine(subject: &Subject<'_>) -> Findings {
     let limits = limits(subject, &mut findings).await;
     host(subject, &mut findings).await;
     model(subject, &mut findings).await;
+    cold_address(subject, &mut findings);
     let fees = gas(subject, &mut findings).await;
     price(subject, limits, fees, &mut findings);
     findings
@@ -223,6 +225,19 @@ async fn model(subject: &Subject<'_>, findings: &mut Findings) {
             findings.warn(CHECK, format!("{name}: this host does not announce it"), remedy);
         }
         Err(error) => unread(CHECK, &error, findings),
+    }
+}
+
+fn cold_address(subject: &Subject<'_>, findings: &mut Findings) {
+    const CHECK: &str = "withdrawals";
+    let wallet = &subject.settings.wallet;
+    let Some(cold) = wallet.cold_address else { return };
+    match orders::check_cold_address(wallet, subject.registry.host()) {
+        Ok(()) => findings.ok(CHECK, format!("earnings move on to {cold}")),
+        Err(found) => {
+            let remedy = "set wallet.cold_address to an account whose key is elsewhere";
+            findings.fail(CHECK, found, remedy);
+        }
     }
 }
 
