@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{access, pause};
 use super::file_hash::sha256_file;
 use super::model_pull::plain;
 use super::preflight::{self, Finding, Findings, Grade, Subject, examine};
 use super::settings::{ChainSettings, KeySource, Settings};
+use super::{access, pause};
 use crate::chain::registry::Registry;
 use crate::units::Hash32;
 

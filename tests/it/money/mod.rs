@@ -2,4 +2,8 @@
 //! orders.
 
 mod audit;
+pub mod earned;
+mod orders;
+mod registration;
 mod site;
+mod withdrawals;

@@ -2,4 +2,5 @@
 
 mod kill;
 mod operator;
+mod orders;
 mod process;

@@ -17,9 +17,12 @@ use tally::session::{
     BooksParts, Credential, Grace, LegacyAccess, PaidBy, Phase, Prompt, PromptInput, PromptRequest,
     Refusal, Reply, ReplyEvent, SamplingInput, Sessions, Tracker, TurnEnd,
 };
-use tally::settlement::{Observer, Settlement, SettlementError, SettlementParts, SettlementRules};
+use tally::settlement::{
+    Observer, Order, OrderOutcome, Settlement, SettlementError, SettlementParts, SettlementRules,
+};
 use tally::units::{ChainSeconds, JobId, Millis, TokenCount, TxHash};
 use tempfile::TempDir;
+use tokio::sync::oneshot;
 
 use super::auditor::{self, Sentence};
 use super::tap::Tap;
@@ -320,6 +323,13 @@ impl World {
 
     pub async fn try_tick(&mut self) -> Result<(), SettlementError> {
         self.process.as_mut().unwrap().settlement.tick().await
+    }
+
+    /// Gives settlement an order; the receiver hears of its end.
+    pub fn order(&mut self, order: Order) -> oneshot::Receiver<OrderOutcome> {
+        let (reply, outcome) = oneshot::channel();
+        self.process.as_mut().unwrap().settlement.place(order, reply);
+        outcome
     }
 
     /// A pass that ends where the tap lets the process die.

@@ -9,4 +9,4 @@ mod mistakes;
 mod random;
 mod session;
 mod sim;
-mod tap;
+pub mod tap;
