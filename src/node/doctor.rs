@@ -143,6 +143,6 @@ const fn word(grade: Grade) -> &'static str {
     match grade {
         Grade::Ok => "ok",
         Grade::Warning => "warning",
-        Grade::Failure => "failure",
+        Grade::Unanswered | Grade::Failure => "failure",
     }
 }

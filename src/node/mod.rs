@@ -27,6 +27,7 @@ pub mod serve;
 pub mod settings;
 mod settle_loop;
 pub mod small_file;
+mod start;
 pub mod status;
 pub mod tasks;
 pub mod version;

@@ -28,6 +28,8 @@ pub enum Grade {
     Ok,
     /// It may cost clients or money; the node can work.
     Warning,
+    /// The chain did not answer: it may the next time.
+    Unanswered,
     /// The node cannot be paid like this.
     Failure,
 }
@@ -53,7 +55,8 @@ impl Findings {
     /// Whether any is a failure.
     #[must_use]
     pub fn has_failure(&self) -> bool {
-        self.0.iter().any(|finding| finding.grade == Grade::Failure)
+        let fails = |grade| matches!(grade, Grade::Failure | Grade::Unanswered);
+        self.0.iter().any(|finding| fails(finding.grade))
     }
 
     /// Adds a finding that is fine.
@@ -300,7 +303,11 @@ fn price(
 
 fn unanswered(check: &'static str, error: &ChainError, findings: &mut Findings) {
     let remedy = "check chain.rpc_urls; the node starts when the endpoint answers";
-    findings.fail(check, error.to_string(), remedy);
+    let grade = match error {
+        ChainError::Unreachable(_) => Grade::Unanswered,
+        ChainError::Unexpected(_) => Grade::Failure,
+    };
+    findings.add(check, grade, error.to_string(), remedy);
 }
 
 /// Registries tell clients where to go; the marketplace pays without them (v3).

@@ -19,18 +19,18 @@ use super::access::{self, WalletError};
 use super::doctor;
 use super::lock::{self, LockError, WalletLock};
 use super::metrics::{Metrics, MetricsError};
-use super::model_names;
 use super::operator::Operator;
-use super::preflight::{self, Finding, Findings, Grade, Subject};
-use super::settings::{ChainSettings, Cors, Settings};
+use super::preflight::Findings;
+use super::settings::{Cors, Settings};
 use super::settle_loop::{self, PlacedOrder, Pulse};
+use super::start::{self, Parts, log_finding};
 use super::tasks::{Task, Tasks};
 use super::wiring::{self, Paid, WiringError};
 use crate::api::{self, ApiSettings, AppState, Hooks, HostSignature, Stops, VersionInfo};
 use crate::billing::Lost;
-use crate::chain::evm::{EvmChain, EvmWallet};
+use crate::chain::evm::{ConnectError, EvmChain, EvmWallet};
 use crate::chain::registry::Registry;
-use crate::chain::{Chain, Wallet};
+use crate::chain::{Chain, ChainError, Wallet};
 use crate::clock::{Clock, SystemClock, within};
 use crate::engine::Engine;
 use crate::engine::local::LocalEngine;
@@ -63,6 +63,9 @@ pub enum ServeError {
     /// The chain, the registry or the wallet does not allow a paid node; the log says the remedy.
     #[error("the node cannot be paid like this: {0}; `tally doctor` says more")]
     Unfit(String),
+    /// The chain does not answer.
+    #[error("the chain does not answer: {0}")]
+    Silent(String),
     /// The metrics.
     #[error(transparent)]
     Metrics(#[from] MetricsError),
@@ -79,6 +82,25 @@ pub enum ServeError {
     Task(String),
 }
 
+impl ServeError {
+    /// Whether waiting may cure it.
+    pub(super) fn may_pass(&self) -> bool {
+        match self {
+            Self::Silent(_) => true,
+            Self::Wiring(WiringError::Connect(ConnectError::Chain(error))) => {
+                matches!(error, ChainError::Unreachable(_))
+            }
+            Self::Wiring(_)
+            | Self::Lock(_)
+            | Self::Wallet(_)
+            | Self::Unfit(_)
+            | Self::Metrics(_)
+            | Self::Listen { .. }
+            | Self::Task(_) => false,
+        }
+    }
+}
+
 /// Serves until a stop signal, or until a part fails.
 ///
 /// # Errors
@@ -90,13 +112,8 @@ pub async fn run(settings: Settings) -> Result<(), ServeError> {
     let address = wallet.as_ref().map(|wallet| wallet.address());
     let _lock = WalletLock::take(address, &lock::user_dir(), &settings.data_dir)?;
     let engine = load_engine(&settings).await?;
-    let paid = match (&settings.chain, wallet) {
-        (Some(chain), Some(wallet)) => Some(
-            prepare(Parts { settings: &settings, engine: &engine, clock: &clock }, chain, wallet)
-                .await?,
-        ),
-        (Some(_) | None, _) => None,
-    };
+    let parts = Parts { settings: &settings, engine: &engine, clock: &clock };
+    let paid = start::paid(parts, wallet).await?;
     let paid = paid.as_ref();
     let listener = listen(&settings).await?;
     let tasks = Tasks::default();
@@ -192,58 +209,6 @@ async fn load_engine(settings: &Settings) -> Result<Arc<LocalEngine>, ServeError
         );
     }
     Ok(Arc::new(engine))
-}
-
-/// What stands before the chain is asked.
-struct Parts<'a> {
-    settings: &'a Settings,
-    engine: &'a LocalEngine,
-    clock: &'a Arc<dyn Clock>,
-}
-
-fn log_finding(finding: &Finding) {
-    let Finding { check, found, remedy, grade } = finding;
-    match grade {
-        Grade::Ok => tracing::info!(check, found, "preflight"),
-        Grade::Warning => tracing::warn!(check, found, remedy, "preflight"),
-        Grade::Failure => tracing::error!(check, found, remedy, "preflight"),
-    }
-}
-
-/// What `tally doctor` prints, to the log; a failure stops the start.
-async fn check(
-    settings: &Settings,
-    chain: &EvmChain,
-    weights_sha256: Hash32,
-) -> Result<(), ServeError> {
-    let subject = Subject { chain, registry: chain, settings, weights_sha256 };
-    let mut findings = Findings::default();
-    preflight::endpoints(&chain.endpoints().await, &mut findings);
-    findings.0.extend(preflight::examine(&subject).await.0);
-    findings.0.iter().for_each(log_finding);
-    let failed = |finding: &&Finding| finding.grade == Grade::Failure;
-    match findings.0.iter().find(failed) {
-        Some(finding) => Err(ServeError::Unfit(format!("{}: {}", finding.check, finding.found))),
-        None => Ok(()),
-    }
-}
-
-async fn prepare(
-    parts: Parts<'_>,
-    chain: &ChainSettings,
-    wallet: Arc<EvmWallet>,
-) -> Result<Arc<Paid>, ServeError> {
-    let Parts { settings, engine, clock } = parts;
-    let weights_sha256 = engine.catalog().first().map_or(Hash32::ZERO, |card| card.weights_sha256);
-    let connected = access::connect(chain, Arc::clone(&wallet)).await;
-    let chain = Arc::new(connected.map_err(WiringError::from)?);
-    check(settings, &chain, weights_sha256).await?;
-    let limits = chain.limits().await.map_err(WiringError::from)?;
-    let ledger = wiring::open_ledger(&settings.ledger_path(), &*chain, &*wallet)?;
-    model_names::remember(&settings.ledger_path(), &engine.catalog());
-    let tracker = wiring::restore(&*ledger, &**clock).await?;
-    let clock = Arc::clone(clock);
-    Ok(Arc::new(Paid { chain, wallet, limits, ledger, tracker, clock }))
 }
 
 async fn listen(settings: &Settings) -> Result<TcpListener, ServeError> {

@@ -56,7 +56,7 @@ impl Settlement {
     ) -> Result<(), StepError> {
         let Due { account, known, plan } = due;
         let job = account.job();
-        if self.open_count() >= OPEN_TXS_MAX {
+        if self.waiting >= OPEN_TXS_MAX {
             tracing::debug!(%job, "as many transactions wait for blocks as an endpoint keeps");
             return Ok(());
         }

@@ -57,7 +57,7 @@ impl Settlement {
     /// Mends holes of the line, oldest first. Not on a reading older than one we had: what it does
     /// not know yet is no hole.
     pub(super) async fn mend_line(&mut self, view: &View) -> Result<(), StepError> {
-        if self.watch.is_behind(view.head.number) {
+        if self.watch.is_behind(view.head.number) || !view.is_nonce_sure {
             return Ok(());
         }
         for (nonce, holder) in self.line.not_mined(view.wallet.nonce_mined) {

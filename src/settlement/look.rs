@@ -12,19 +12,36 @@ use super::{Settlement, View, chain_failed, precise};
 use crate::billing::{Account, Subject, Tx};
 use crate::chain::{ChainError, ChainEvent};
 use crate::session::Tracker;
-use crate::units::{Address, Amount, BlockNumber, JobId};
+use crate::units::{Address, Amount, BlockNumber, JobId, WalletNonce};
 
 /// Blocks of logs read in one pass: a long gap is back-filled in pieces, small enough for
 /// providers that page at ten blocks.
 const LOG_BLOCKS_MAX: u64 = 500;
 
+/// Looks in a row that must show the same jump of the wallet's nonce.
+const JUMP_LOOKS: u32 = 3;
+
 impl Settlement {
     pub(super) async fn look(&mut self) -> Result<View, ChainError> {
         let head = self.chain.head().await?;
         let wallet = self.chain.wallet().await?;
+        let is_nonce_sure = self.is_nonce_sure(wallet.nonce_mined);
         gauge!("chain_head_block").set(precise(head.number.get()));
         self.watch.saw_head(head.number);
-        Ok(View { head, wallet, now: self.books.clock.now() })
+        Ok(View { head, wallet, is_nonce_sure, now: self.books.clock.now() })
+    }
+
+    /// Whether the chain's nonce is believed. A jump past everything of ours means that the key
+    /// signs elsewhere, or that an answer is wrong: to sign behind a wrong one would leave a hole,
+    /// so it has to be seen some times in a row.
+    fn is_nonce_sure(&mut self, mined: WalletNonce) -> bool {
+        let before = self.mined_before.unwrap_or(mined);
+        if mined > self.line.next(before) && self.watch.jumped(mined) < JUMP_LOOKS {
+            return false;
+        }
+        self.mined_before = Some(mined);
+        self.watch.no_jump();
+        true
     }
 
     /// Jobs to look at: those with something to do, those the chain spoke of, and all of them

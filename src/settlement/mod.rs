@@ -27,7 +27,9 @@ use crate::chain::{
 };
 use crate::ledger::LedgerError;
 use crate::session::{Books, BooksParts, Grace, Phase, Snapshot};
-use crate::units::{Address, Amount, BlockNumber, ChainSeconds, JobId, Millis, TokenCount, TxHash};
+use crate::units::{
+    Address, Amount, BlockNumber, ChainSeconds, JobId, Millis, TokenCount, TxHash, WalletNonce,
+};
 use doubt::disagreement;
 use errands::Desk;
 pub use errands::{Order, OrderOutcome};
@@ -117,6 +119,8 @@ impl From<LedgerError> for StepError {
 struct View {
     head: Head,
     wallet: WalletState,
+    /// Whether the wallet's nonce is believed: nothing is signed where it is not.
+    is_nonce_sure: bool,
     now: Millis,
 }
 
@@ -136,6 +140,10 @@ pub struct Settlement {
     /// Fees as read at a block.
     market: Option<(BlockNumber, Fees)>,
     events_from: Option<BlockNumber>,
+    /// The chain's nonce as last believed.
+    mined_before: Option<WalletNonce>,
+    /// Transactions of ours that waited for a block when this pass began, or were signed in it.
+    waiting: usize,
     swept_at: Option<Millis>,
     is_sweep: bool,
 }
@@ -162,6 +170,8 @@ impl Settlement {
             earned: BTreeMap::new(),
             market: None,
             events_from,
+            mined_before: None,
+            waiting: 0,
             swept_at: None,
             is_sweep: false,
         }
@@ -194,7 +204,8 @@ impl Settlement {
             active.extend(self.settled(job, stepped)?.flatten());
         }
         active.sort_by_key(Due::order);
-        for due in &active {
+        self.waiting = self.count_waiting();
+        for due in active.iter().filter(|_| view.is_nonce_sure) {
             let stepped = self.claim_or_complete(due, &view).await;
             self.settled(due.account.job(), stepped)?;
         }
@@ -303,11 +314,11 @@ impl Settlement {
             let suffices = self.can_pay_gas(view).await?;
             self.observer.gas_suffices(suffices);
         }
-        self.run_errands(view).await
+        if view.is_nonce_sure { self.run_errands(view).await } else { Ok(()) }
     }
 
     /// Transactions of ours that wait for a block.
-    fn open_count(&self) -> usize {
+    fn count_waiting(&self) -> usize {
         let is_waiting = |state: &TxState| *state == TxState::Prepared;
         let of = |account: &Account| account.txs_open().filter(|tx| is_waiting(&tx.state)).count();
         let wallet = self.books.tracker.wallet();

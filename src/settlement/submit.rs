@@ -77,6 +77,7 @@ impl Settlement {
         let prepared = Fact::TxPrepared { nonce: spec.nonce, purpose, attempt };
         // The nonce is taken before the append: where its outcome is not heard, it may be durable.
         self.line.take(spec.nonce, subject);
+        self.waiting = self.waiting.saturating_add(1);
         self.books.append(subject, vec![prepared]).await?;
         self.send(subject, spec.nonce, &signed).await;
         Ok(Ok(spec.nonce))

@@ -34,6 +34,8 @@ pub(super) struct Watch {
     refused: BTreeMap<(JobId, Step), (u32, BlockNumber)>,
     /// The highest block seen.
     head_max: BlockNumber,
+    /// A jump of the wallet's nonce, and how often in a row it was seen.
+    jump: Option<(WalletNonce, u32)>,
 }
 
 impl Watch {
@@ -68,6 +70,21 @@ impl Watch {
     /// Whether a reading is older than one we had.
     pub fn is_behind(&self, head: BlockNumber) -> bool {
         head < self.head_max
+    }
+
+    /// How often in a row the wallet's nonce was seen at `nonce`, this time included.
+    pub fn jumped(&mut self, nonce: WalletNonce) -> u32 {
+        let seen = match self.jump {
+            Some((at, seen)) if at == nonce => seen.saturating_add(1),
+            Some(_) | None => 1,
+        };
+        self.jump = Some((nonce, seen));
+        seen
+    }
+
+    /// The nonce stands where it is explained.
+    pub fn no_jump(&mut self) {
+        self.jump = None;
     }
 
     /// Blocks for which `nonce` has been held by nothing of ours.

@@ -559,8 +559,10 @@ async fn a_contradiction_is_counted_and_its_author_is_asked_last() {
     net.clock.skip(Duration::from_secs(61));
     chain.head().await.unwrap();
     assert_eq!(chain.endpoints_usable(), (3, 3));
-    assert_eq!(chain.job(job).await.unwrap().unwrap().tokens_used, TokenCount::ZERO);
-    assert!(counted(2), "{}", recorder.handle().render());
+    // Two that agree may be quicker than its lie, which is then not heard.
+    while !counted(2) {
+        assert_eq!(chain.job(job).await.unwrap().unwrap().tokens_used, TokenCount::ZERO);
+    }
     assert!(recorder.handle().render().contains("chain_endpoints_usable 3"));
 }
 
