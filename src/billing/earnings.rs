@@ -6,10 +6,14 @@
 //! job is worth the difference of two such counts, so that parts always add up to the whole.
 //! Relies on the price unit and the treasury's share being the contract's own.
 
+mod date;
+
 use std::collections::BTreeMap;
 
+pub use date::date;
+
 use super::{Account, AccountFault, Accounts, Entry, Fact, Subject, Tx, TxState};
-use crate::units::{Address, Amount, Hash32, JobId, PriceUnit, TokenCount, TurnNo};
+use crate::units::{Address, Amount, Hash32, JobId, PriceUnit, TokenCount, TurnNo, WalletNonce};
 
 /// Milliseconds of a day.
 const DAY_MS: u64 = 86_400_000;
@@ -228,7 +232,7 @@ impl Earnings {
     }
 
     /// A nonce that was refused is used again: the newest transaction of it is meant.
-    fn fee_seen(&mut self, subject: Subject, nonce: crate::units::WalletNonce, day: u64) {
+    fn fee_seen(&mut self, subject: Subject, nonce: WalletNonce, day: u64) {
         let txs: &[Tx] = match subject {
             Subject::Wallet => self.accounts.wallet.txs().all(),
             Subject::Job(job) => self.accounts.jobs.get(&job).map_or(&[], Account::txs),
@@ -470,36 +474,6 @@ fn sum<T>(one: Parts<T>, other: Parts<T>, add: impl Fn(T, T) -> Option<T>) -> Op
         unclaimable: add(one.unclaimable, other.unclaimable)?,
         forfeited: add(one.forfeited, other.forfeited)?,
     })
-}
-
-/// `2026-11-22` for a number of days since the Unix epoch (proleptic Gregorian calendar).
-#[must_use]
-pub fn date(days: u64) -> String {
-    let mut left = days;
-    let mut year = 1970_u64;
-    // A cycle of 400 years has 146097 days.
-    year = year.saturating_add((left / 146_097).saturating_mul(400));
-    left %= 146_097;
-    while left >= year_days(year) {
-        left = left.saturating_sub(year_days(year));
-        year = year.saturating_add(1);
-    }
-    let february = if year_days(year) == 366 { 29 } else { 28 };
-    let months = [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
-    let mut month = 1_u64;
-    for length in months {
-        if left < length {
-            break;
-        }
-        left = left.saturating_sub(length);
-        month = month.saturating_add(1);
-    }
-    format!("{year:04}-{month:02}-{:02}", left.saturating_add(1))
-}
-
-const fn year_days(year: u64) -> u64 {
-    let is_leap = year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
-    if is_leap { 366 } else { 365 }
 }
 
 #[cfg(test)]

@@ -388,7 +388,8 @@ proptest! {
         let accounts = earnings.accounts();
         let txs = accounts.jobs.values().flat_map(Account::txs).chain(accounts.wallet.txs().all());
         let gas: u128 = txs.filter(|tx| tx.state != TxState::Prepared).map(|tx| tx.fee.get()).sum();
-        let claimed: u128 = accounts.jobs.values().map(|one| u128::from(one.confirmed().get())).sum();
+        let confirmed = accounts.jobs.values().map(|one| u128::from(one.confirmed().get()));
+        let claimed: u128 = confirmed.sum();
         let reports = ALL.map(|by| checked(&earnings, by, terms(unit)));
         for report in &reports {
             prop_assert_eq!(&report.totals, &reports[0].totals);

@@ -1,7 +1,7 @@
 //! The port [`Registry`], implemented.
 //!
-//! Never writes: registering is the operator's act (`registrar`). Relies on reads that are the same in every
-//! version (docs/spec/contract.md section 4).
+//! Never writes: registering is the operator's act (`registrar`). Relies on reads that are the
+//! same in every version (docs/spec/contract.md section 4).
 
 use alloy::primitives::B256;
 use async_trait::async_trait;

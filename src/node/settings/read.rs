@@ -159,7 +159,10 @@ impl Reader {
             (None, Fallback::Computed(_) | Fallback::None | Fallback::Required(_)) => return None,
         };
         let value = parse(setting.kind, &text);
-        let is_known = |problem: &Problem| matches!(problem, Problem::Unfit { key, .. } if *key == setting.key);
+        let is_known = |problem: &Problem| match problem {
+            Problem::Unfit { key, .. } => *key == setting.key,
+            _ => false,
+        };
         // Some settings are read for more than one purpose.
         if value.is_none() && !self.problems.iter().any(is_known) {
             self.problems.push(unfit(setting, &text, origin));
