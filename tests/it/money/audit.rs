@@ -3,8 +3,9 @@
 
 use tally::billing::{Entry, Fact, Purpose, Subject};
 use tally::node::audit::{self, Grade, Verdict};
-use tally::units::{Amount, JobId, PricePerToken, TokenCount};
+use tally::units::{Address, Amount, JobId, PricePerToken, TokenCount};
 
+use super::earned::left;
 use super::site::Site;
 use crate::settlement::harness::World;
 use crate::support::anvil::{CLIENT, HOST};
@@ -64,6 +65,8 @@ async fn a_ledger_and_its_chain_agree_line_by_line_and_every_token_has_its_colum
     assert_eq!(ended["paid"]["claimed"], "2800000");
     assert_eq!(ended["host"]["claimed"], "2520000");
     assert_eq!(ended["treasury_claimed"], "280000");
+    // The only session that ended: what the contract credited is what the statement says.
+    assert_eq!(left(&world.devnet, Address::ZERO).await, 2_520_000);
     let gas: u128 = ended["gas_wei"].as_str().unwrap().parse().unwrap();
     assert!(gas > 0);
     let net: i128 = ended["net_wei"].as_str().unwrap().parse().unwrap();
