@@ -274,11 +274,16 @@ fn session(reader: &mut Reader, reach: Reach) -> SessionSettings {
 }
 
 fn exposure(reader: &mut Reader) -> ExposureRule {
-    let tokens_max = reader.integer("session.exposure_tokens_max").unwrap_or_default();
+    let tokens_max: u64 = reader.integer("session.exposure_tokens_max").unwrap_or_default();
     let beyond = match reader.choice("session.exposure_beyond") {
         Some("refuse") => Beyond::Refuse,
         _ => Beyond::Slow,
     };
+    let claim_at = reader.integer("settlement.claim_at").unwrap_or_default();
+    if beyond == Beyond::Refuse && tokens_max < claim_at {
+        let why = format!("prompts would be refused for ever: claims wait for {claim_at} tokens");
+        reader.clash("session.exposure_tokens_max", why);
+    }
     ExposureRule { tokens_max: TokenCount::new(tokens_max), beyond }
 }
 
