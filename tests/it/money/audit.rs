@@ -87,7 +87,12 @@ async fn what_is_on_its_way_is_pending_and_a_foreign_nonce_is_named() {
     // Another program uses the same key.
     world.devnet.send(HOST, CLIENT.address(), Vec::new(), 1).await;
     world.deliver(job, 150).await;
+    // A nonce that jumped is believed when it lasts; what is sent then waits for its block.
     world.tick().await;
+    while world.account(job).claims().count() < 2 {
+        world.mine(1).await;
+        world.tick().await;
+    }
     let sent = verdict(&world, world.entries()).await;
     assert_eq!(sent.differences(), 0, "{}", shown(&sent));
     let pending = sent.lines.iter().filter(|line| line.grade == Grade::Pending);
