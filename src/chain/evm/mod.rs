@@ -15,6 +15,7 @@ mod health;
 mod models;
 mod pool;
 mod quorum;
+mod registrar;
 mod registry;
 mod revert;
 mod rpc;

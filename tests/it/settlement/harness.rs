@@ -385,6 +385,13 @@ impl World {
         self.process.as_mut().unwrap().settlement.tick().await
     }
 
+    /// Gives settlement an order; the receiver hears of its end.
+    pub fn order(&mut self, order: Order) -> oneshot::Receiver<OrderOutcome> {
+        let (reply, outcome) = oneshot::channel();
+        self.process.as_mut().unwrap().settlement.place(order, reply);
+        outcome
+    }
+
     /// A pass that ends where the tap lets the process die.
     pub async fn tick_until_death(&mut self) {
         let tap = self.tap.clone();
