@@ -7,11 +7,13 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use clap::{Arg, ArgMatches, Args, Command, FromArgMatches, Parser, Subcommand};
+use clap::{Arg, ArgMatches, Args, Command, FromArgMatches, Parser, Subcommand, ValueEnum};
 
+use super::control::token;
 use super::settings::catalog::{Fallback, SETTINGS, Setting};
 use super::settings::{Inputs, Kind};
 use super::version;
+use crate::units::Address;
 
 /// Host node of a blockchain-paid LLM marketplace.
 #[derive(Parser, Clone)]
@@ -34,6 +36,22 @@ pub enum Task {
     Doctor(Report),
     /// Show sessions, unclaimed tokens, claims and earnings. Works while the node runs.
     Status(Report),
+    /// Show what the recorded work earned, by day, model or job. Works while the node runs.
+    Earnings(EarningsTask),
+    /// Prove the ledger against the chain line by line; exit code 1 on a difference.
+    Audit(AuditTask),
+    /// Withdraw earnings, and move them on to the cold address where one is set.
+    Withdraw(WithdrawTask),
+    /// Enter this host in the node registry, or bring its entry up to date.
+    Register(RegisterTask),
+    /// Bring this host's entry in the node registry up to date.
+    Update(RegisterTask),
+    /// Remove this host from the node registry; its stake comes back.
+    Unregister(RegisterTask),
+    /// Take no new paid work; running answers finish and claims go on. Survives restarts.
+    Pause(Report),
+    /// Take paid work again.
+    Resume(Report),
     /// Fetch model files.
     #[command(subcommand)]
     Model(ModelTask),
@@ -51,6 +69,69 @@ pub struct Report {
     /// The settings.
     #[command(flatten)]
     pub flags: Flags,
+}
+
+/// How earnings are shown.
+#[derive(Args, Clone)]
+pub struct EarningsTask {
+    /// What a row is about.
+    #[arg(long, value_enum, default_value = "job")]
+    pub by: By,
+    /// Print comma-separated values with a header.
+    #[arg(long, conflicts_with = "json")]
+    pub csv: bool,
+    /// How it is printed, and the settings.
+    #[command(flatten)]
+    pub report: Report,
+}
+
+/// What a row of earnings is about.
+#[derive(ValueEnum, Clone, Copy)]
+pub enum By {
+    /// A day, UTC.
+    Day,
+    /// A model.
+    Model,
+    /// A job.
+    Job,
+}
+
+/// What is audited.
+#[derive(Args, Clone)]
+pub struct AuditTask {
+    /// Block from which the chain's events are compared; by default the one of the ledger's first
+    /// claim.
+    #[arg(long, value_name = "BLOCK")]
+    pub from_block: Option<u64>,
+    /// How it is printed, and the settings.
+    #[command(flatten)]
+    pub report: Report,
+}
+
+/// What is withdrawn.
+#[derive(Args, Clone)]
+pub struct WithdrawTask {
+    /// The currency: `native`, or an ERC-20's address.
+    #[arg(long, default_value = "native", value_name = "CURRENCY", value_parser = currency)]
+    pub token: Address,
+    /// How it is printed, and the settings.
+    #[command(flatten)]
+    pub report: Report,
+}
+
+/// How the registry is written.
+#[derive(Args, Clone)]
+pub struct RegisterTask {
+    /// Only print the calls that would be sent.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// How it is printed, and the settings.
+    #[command(flatten)]
+    pub report: Report,
+}
+
+fn currency(text: &str) -> Result<Address, String> {
+    token(text).ok_or_else(|| "wanted native or an address of 40 hex digits".to_owned())
 }
 
 /// Commands about model files.

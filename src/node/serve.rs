@@ -12,16 +12,17 @@ use std::time::Duration;
 
 use metrics::gauge;
 use tokio::net::TcpListener;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::access::{self, WalletError};
 use super::doctor;
 use super::lock::{self, LockError, WalletLock};
 use super::metrics::{Metrics, MetricsError};
+use super::operator::Operator;
 use super::preflight::Findings;
 use super::settings::{Cors, Settings};
-use super::settle_loop::{self, Pulse};
+use super::settle_loop::{self, PlacedOrder, Pulse};
 use super::start::{self, Parts, log_finding};
 use super::tasks::{Task, Tasks};
 use super::wiring::{self, Paid, WiringError};
@@ -131,8 +132,11 @@ pub async fn run(settings: Settings) -> Result<(), ServeError> {
     });
     let settle_stop = CancellationToken::new();
     let mut background = Vec::new();
+    let (to_settlement, orders) = settle_loop::orders();
+    let operator = Operator::new(&settings, &sessions, paid.map(|_| to_settlement));
+    background.extend(operator.listen(&tasks, &clock));
     if let Some(paid) = paid {
-        let money = Money { settings: &settings, paid, news: &news };
+        let money = Money { settings: &settings, paid, news: &news, orders };
         background.extend(start_settlement(&tasks, money, &settle_stop));
     }
     let app = Arc::new(AppState {
@@ -173,12 +177,13 @@ struct Money<'a> {
     settings: &'a Settings,
     paid: &'a Arc<Paid>,
     news: &'a Arc<News>,
+    orders: mpsc::Receiver<PlacedOrder>,
 }
 
 fn start_settlement(tasks: &Tasks, money: Money<'_>, stop: &CancellationToken) -> [Task; 2] {
-    let Money { settings, paid, news } = money;
-    let settlement = paid.settlement(settings, Arc::clone(news) as Arc<dyn Observer>);
-    let (_, orders) = settle_loop::orders();
+    let Money { settings, paid, news, orders } = money;
+    let rules = wiring::settlement_rules(&settings.money());
+    let settlement = paid.settlement(rules, Arc::clone(news) as Arc<dyn Observer>);
     let pulse = Pulse {
         clock: Arc::clone(&paid.clock),
         poll: settings.settlement.poll,

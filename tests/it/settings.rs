@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use tally::chain::evm::ContractVersion;
 use tally::node::settings::catalog::SETTINGS;
 use tally::node::settings::{
     Cors, Inputs, InspectSettings, KeySource, Kind, LegacyMode, PasswordSource, Settings,
@@ -268,6 +269,19 @@ fn serving_without_pay_is_said_aloud_and_excludes_a_chain() {
 }
 
 #[test]
+fn every_contract_version_can_be_pinned_and_none_is_by_itself() {
+    let pinned = |word| Case::paid(&[("TALLY_CHAIN_CONTRACT_VERSION", word)]).load();
+    for version in ContractVersion::ALL {
+        let chain = pinned(version.name()).chain.unwrap();
+        assert_eq!(chain.contract_version, Some(version));
+    }
+    assert_eq!(pinned("auto").chain.unwrap().contract_version, None);
+    assert_eq!(Case::paid(&[]).load().chain.unwrap().contract_version, None);
+    let refused = Case::paid(&[("TALLY_CHAIN_CONTRACT_VERSION", "v8")]).refused();
+    assert_says(&refused, &["chain.contract_version", "v8", "v3a"]);
+}
+
+#[test]
 fn the_proof_system_is_not_taken_for_the_marketplace() {
     let both = [("TALLY_CHAIN_PROOF_SYSTEM", MARKETPLACE)];
     assert_says(&Case::paid(&both).refused(), &["proof system's address"]);
@@ -394,7 +408,10 @@ fn every_setting_is_used_where_the_node_is_put_together() {
         "commands.rs",
         "doctor.rs",
         "logging.rs",
+        "operator.rs",
+        "orders.rs",
         "preflight.rs",
+        "registration.rs",
         "serve.rs",
         "status.rs",
         "wiring.rs",

@@ -9,10 +9,11 @@ use super::read::Reader;
 use super::table::THREADS_MAX;
 use super::wallet::is_private_key;
 use super::{
-    ApiSettings, ChainSettings, ContractPin, Cors, DEV_CHAIN_ID, EngineSettings, InspectSettings,
-    KeySource, LegacyMode, LogFormat, LogSettings, ModelSettings, PasswordSource, PaymentToken,
-    RpcUrl, SessionSettings, Settings, SettlementSettings, sources,
+    ApiSettings, ChainSettings, Cors, DEV_CHAIN_ID, EngineSettings, InspectSettings, KeySource,
+    LegacyMode, LogFormat, LogSettings, ModelSettings, PasswordSource, PaymentToken, RpcUrl,
+    SessionSettings, Settings, SettlementSettings, build_host, sources,
 };
+use crate::chain::evm::ContractVersion;
 use crate::session::{Beyond, ExposureRule};
 use crate::units::{Address, Amount, ChainSeconds, PricePerToken, TokenCount};
 
@@ -46,6 +47,7 @@ fn build(
         free,
         data_dir: data_dir(r),
         settlement: settlement(r),
+        wallet: build_host::wallet(r),
         session: session(r, Reach { is_dev_local, is_local: listen.ip().is_loopback() }),
         api: api(r, is_dev_chain),
         public_url: r.url("public_url"),
@@ -54,6 +56,8 @@ fn build(
         launcher_compat: r.switch("launcher_compat").unwrap_or(inputs.is_launcher()),
         notes,
     };
+    // Read by the commands that register; a typing error in it stops the node all the same.
+    build_host::registration(&mut reader);
     let problems = std::mem::take(&mut reader.problems);
     let result = if problems.is_empty() { Ok(settings) } else { Err(SettingsError(problems)) };
     (result, reader)
@@ -66,6 +70,10 @@ pub(super) fn inspect_settings(inputs: &sources::Inputs) -> Result<InspectSettin
         chain: chain(&mut reader, free),
         key: key(&mut reader),
         data_dir: data_dir(&mut reader),
+        settlement: settlement(&mut reader),
+        payment_tokens: payment_tokens(&mut reader),
+        wallet: build_host::wallet(&mut reader),
+        registration: build_host::registration(&mut reader),
         log: log(&mut reader),
     };
     // What is missing only matters to a node that serves; a needed folder does matter here.
@@ -99,10 +107,7 @@ fn chain(reader: &mut Reader, free: bool) -> Option<ChainSettings> {
         model_registry: reader.address("chain.model_registry"),
         proof_system: reader.address("chain.proof_system"),
         host_earnings: reader.address("chain.host_earnings"),
-        contract_version: match reader.choice("chain.contract_version") {
-            Some("v3") => ContractPin::V3,
-            _ => ContractPin::Auto,
-        },
+        contract_version: reader.choice("chain.contract_version").and_then(ContractVersion::parse),
     };
     if free {
         refuse_chain(reader);
@@ -267,11 +272,16 @@ fn session(reader: &mut Reader, reach: Reach) -> SessionSettings {
 }
 
 fn exposure(reader: &mut Reader) -> ExposureRule {
-    let tokens_max = reader.integer("session.exposure_tokens_max").unwrap_or_default();
+    let tokens_max: u64 = reader.integer("session.exposure_tokens_max").unwrap_or_default();
     let beyond = match reader.choice("session.exposure_beyond") {
         Some("refuse") => Beyond::Refuse,
         _ => Beyond::Slow,
     };
+    let claim_at = reader.integer("settlement.claim_at").unwrap_or_default();
+    if beyond == Beyond::Refuse && tokens_max < claim_at {
+        let why = format!("prompts would be refused for ever: claims wait for {claim_at} tokens");
+        reader.clash("session.exposure_tokens_max", why);
+    }
     ExposureRule { tokens_max: TokenCount::new(tokens_max), beyond }
 }
 

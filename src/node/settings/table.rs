@@ -6,6 +6,7 @@
 use std::sync::LazyLock;
 
 use super::catalog::{Fallback, Setting};
+use super::host_table::HOST;
 use super::kind::Kind;
 use super::table_paid::PAID;
 
@@ -13,7 +14,7 @@ use super::table_paid::PAID;
 pub(super) const THREADS_MAX: u128 = 256;
 
 /// The settings.
-pub static SETTINGS: LazyLock<Vec<Setting>> = LazyLock::new(|| [NODE, PAID, FACES].concat());
+pub static SETTINGS: LazyLock<Vec<Setting>> = LazyLock::new(|| [NODE, PAID, HOST, FACES].concat());
 
 /// The node, its model, its engine, its chain and its key.
 const NODE: &[Setting] = &[
@@ -247,9 +248,9 @@ const NODE: &[Setting] = &[
         flag: Some("chain-contract-version"),
         env: "TALLY_CHAIN_CONTRACT_VERSION",
         alias: None,
-        kind: Kind::Choice(&["auto", "v3"]),
+        kind: Kind::Choice(&["auto", "v3a", "v3", "v4", "v5", "v6", "v7"]),
         fallback: Fallback::Text("auto"),
-        about: "Pins the contract's version instead of detecting it",
+        about: "The only contract version to start with; auto: whichever is found",
     },
     Setting {
         key: "host.keystore",

@@ -15,6 +15,7 @@ use tempfile::TempDir;
 use crate::settlement::auditor;
 use crate::support::anvil::{Devnet, HOST, OpenSession};
 use crate::support::http::{Client, post, text};
+use crate::support::proxy::Proxy;
 
 /// A word that no log may hold.
 pub const SECRET_WORD: &str = "zanzibarberry";
@@ -28,6 +29,8 @@ fn model() -> String {
 pub struct Site {
     pub devnet: Devnet,
     pub job: JobId,
+    /// Between the node and the chain; does nothing until it is told to.
+    pub proxy: Proxy,
     home: TempDir,
 }
 
@@ -42,11 +45,13 @@ impl Site {
                 price: 100_000_000_000_000,
                 duration_max: 31_536_000,
                 proof_interval: 1_000_000,
+                ..OpenSession::default()
             })
             .await;
         // Allowance for every claim of the test (docs/spec/contract.md section 2, rule 5).
         devnet.increase_time(1000).await;
-        Self { devnet, job, home: tempfile::tempdir().unwrap() }
+        let proxy = Proxy::start(devnet.port);
+        Self { devnet, job, proxy, home: tempfile::tempdir().unwrap() }
     }
 
     fn data_dir(&self) -> PathBuf {
@@ -55,31 +60,48 @@ impl Site {
 
     /// Starts the node; returns when it listens.
     pub fn start(&self, grace_seconds: u64) -> Node {
-        let child = Command::new(env!("CARGO_BIN_EXE_tally"))
-            .arg("serve")
-            .env_clear()
-            .env("HOME", self.home.path())
-            .env("TALLY_DATA_DIR", self.data_dir())
-            .env("TALLY_LISTEN", "127.0.0.1:0")
-            .env("TALLY_MODEL_PATH", model())
-            .env("TALLY_MODEL_NAME", "smol")
-            .env("TALLY_CHAIN_RPC_URLS", &self.devnet.url)
-            .env("TALLY_CHAIN_ID", "31337")
-            .env("TALLY_CHAIN_MARKETPLACE", self.devnet.contracts.marketplace.to_string())
-            .env("TALLY_HOST_PRIVATE_KEY", HOST.key)
-            .env("TALLY_SETTLEMENT_POLL_MILLISECONDS", "20")
-            .env("TALLY_SETTLEMENT_CONFIRMATIONS", "1")
+        let child = self
+            .command(&["serve"])
             .env("TALLY_SHUTDOWN_GRACE_SECONDS", grace_seconds.to_string())
-            .env("TALLY_LOG_FORMAT", "json")
-            .env("TALLY_LOG_FILTER", "info,tally=trace,tally_engine=trace")
-            .current_dir(self.home.path())
-            .stdin(Stdio::null())
             .env("TALLY_LAUNCHER_COMPAT", "1")
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
         Node::listening(child)
+    }
+
+    /// A command of the operator beside the node: whether it succeeded, and all that it said.
+    pub async fn tally(&self, arguments: &[&str]) -> (bool, String) {
+        let mut command = self.command(arguments);
+        let ended = tokio::task::spawn_blocking(move || command.output()).await;
+        let output = ended.unwrap().unwrap();
+        let (out, err) = (output.stdout, output.stderr);
+        let said = [out, err].map(|bytes| String::from_utf8(bytes).unwrap()).concat();
+        (output.status.success(), said)
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tally"));
+        command
+            .args(arguments)
+            .env_clear()
+            .env("HOME", self.home.path())
+            .env("TALLY_DATA_DIR", self.data_dir())
+            .env("TALLY_LISTEN", "127.0.0.1:0")
+            .env("TALLY_MODEL_PATH", model())
+            .env("TALLY_MODEL_NAME", "smol")
+            .env("TALLY_CHAIN_RPC_URLS", &self.proxy.url)
+            .env("TALLY_CHAIN_ID", "31337")
+            .env("TALLY_CHAIN_MARKETPLACE", self.devnet.contracts.marketplace.to_string())
+            .env("TALLY_HOST_PRIVATE_KEY", HOST.key)
+            .env("TALLY_SETTLEMENT_POLL_MILLISECONDS", "20")
+            .env("TALLY_SETTLEMENT_CONFIRMATIONS", "1")
+            .env("TALLY_LOG_FORMAT", "json")
+            .env("TALLY_LOG_FILTER", "info,tally=trace,tally_engine=trace")
+            .current_dir(self.home.path())
+            .stdin(Stdio::null());
+        command
     }
 
     /// Tokens in the ledger's file, by the auditor's arithmetic.
@@ -131,7 +153,7 @@ impl Site {
         client
     }
 
-    fn prompt(&self, max_tokens: u64, stream: bool) -> Value {
+    pub fn prompt(&self, max_tokens: u64, stream: bool) -> Value {
         json!({
             "model": "smol",
             "prompt": format!("Write a long story about a {SECRET_WORD}. Once upon a time"),
