@@ -2,6 +2,7 @@
 
 mod conformance;
 mod file;
+mod fixture;
 mod kill;
 mod writer;
 
