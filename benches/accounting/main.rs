@@ -37,8 +37,10 @@ fn main() {
     let tokens = if is_bench { 20_000 } else { 100 };
     let workers = contention::workers(tokens);
     let threads = contention::threads(tokens);
-    eprintln!("tracker, one thread a core: {workers:?}");
-    eprintln!("tracker, one thread a session: {threads:?}");
+    for (shape, spread) in [("core", workers), ("session", threads)] {
+        let contention::Spread { p50, p99, p999 } = spread;
+        eprintln!("tracker, one thread a {shape}: p50 {p50} ns, p99 {p99} ns, p99.9 {p999} ns");
+    }
 
     let path = folder.path().join("ledger.db");
     let ledger = durable::open(&path);

@@ -32,7 +32,6 @@ pub struct Traffic {
     sessions: Vec<Session>,
     at: usize,
     job_next: u64,
-    nonce_next: u64,
 }
 
 impl Traffic {
@@ -40,13 +39,14 @@ impl Traffic {
     pub fn new(sessions: u64) -> Self {
         let session = |number| Session { job: job(number), turn: 0, step: 0 };
         let live = (1..=sessions).map(session).collect();
-        Self { sessions: live, at: 0, job_next: sessions + 1, nonce_next: 0 }
+        Self { sessions: live, at: 0, job_next: sessions + 1 }
     }
 
     /// The next group, of one or two entries.
     pub fn next_group(&mut self) -> Vec<Entry> {
         self.at = (self.at + 1) % self.sessions.len();
         let session = &mut self.sessions[self.at];
+        let nonce = session.job.get() * u64::from(TURNS) + u64::from(session.turn);
         let mut group = Vec::with_capacity(2);
         let mut say = |fact| {
             group.push(Entry {
@@ -66,11 +66,11 @@ impl Traffic {
             14 => say(Fact::TurnEnded { turn: TurnNo::new(session.turn), end: TurnEnd::Stop }),
             15 => {
                 let tokens = u64::from(DELIVERIES * TOKENS);
-                say(prepared(self.nonce_next, session.turn, tokens));
+                say(prepared(nonce, session.turn, tokens));
             }
-            16 => say(included(self.nonce_next)),
+            16 => say(included(nonce)),
             _ => {
-                let nonce = WalletNonce::new(self.nonce_next);
+                let nonce = WalletNonce::new(nonce);
                 say(Fact::TxConfirmed { nonce, sighting: 0 });
             }
         }
@@ -85,7 +85,6 @@ impl Traffic {
             return;
         }
         (session.step, session.turn) = (0, session.turn + 1);
-        self.nonce_next += 1;
         if session.turn == TURNS {
             *session = Session { job: job(self.job_next), turn: 0, step: 0 };
             self.job_next += 1;

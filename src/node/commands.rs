@@ -2,11 +2,11 @@
 //!
 //! Never decides anything about money: commands read, or make files. `serve` is the node itself.
 
-use super::cli::{Cli, Flags, KeystoreTask, ModelTask, Pull, Report, Task};
+use super::cli::{Cli, Flags, KeystoreTask, LedgerTask, ModelTask, Pull, Report, Task};
 use super::model_pull::{self, CHUNK_BYTES, PullError, PullSpec};
 use super::preflight::Findings;
 use super::settings::{Inputs, InspectSettings, Settings, SettingsError};
-use super::{console, doctor, keystore, logging, serve, status};
+use super::{console, doctor, keystore, ledger_care, logging, serve, status};
 use crate::units::Hash32;
 
 /// A command failed; its words are for the operator.
@@ -36,6 +36,9 @@ pub enum CommandError {
     /// The key file.
     #[error(transparent)]
     Keystore(#[from] keystore::KeystoreError),
+    /// The ledger's file.
+    #[error(transparent)]
+    LedgerCare(#[from] ledger_care::CareFailure),
     /// No command, and no launcher either.
     #[error("no command; see `tally --help`")]
     NoCommand,
@@ -60,6 +63,11 @@ pub async fn run(cli: Cli) -> Result<(), CommandError> {
             say_made(&keystore::import(&task)?);
             Ok(())
         }
+        Some(Task::Keystore(KeystoreTask::ChangePassword(task))) => {
+            say_made(&keystore::change_password(&task)?);
+            Ok(())
+        }
+        Some(Task::Ledger(task)) => care_for_ledger(&task, inputs),
         None => {
             // A host launcher starts the node by environment alone.
             let inputs = inputs(Flags::default());
@@ -111,6 +119,35 @@ async fn show_status(inputs: &Inputs, report: &Report) -> Result<(), CommandErro
         console::line(status::to_json(&status));
     } else {
         status::lines(&status).iter().for_each(console::line);
+    }
+    Ok(())
+}
+
+fn care_for_ledger(
+    task: &LedgerTask,
+    inputs: impl Fn(Flags) -> Inputs,
+) -> Result<(), CommandError> {
+    let settings = |flags: &Flags| InspectSettings::load(&inputs(flags.clone()));
+    match task {
+        LedgerTask::Backup(task) => {
+            ledger_care::back_up(&settings(&task.flags)?, &task.to)?.iter().for_each(console::line);
+        }
+        LedgerTask::Restore(task) => {
+            let said = ledger_care::restore(&settings(&task.flags)?, &task.from, task.replace)?;
+            said.iter().for_each(console::line);
+        }
+        LedgerTask::Check(report) => {
+            let found = ledger_care::check(&settings(&report.flags)?)?;
+            if report.json {
+                console::line(found.to_json());
+            } else {
+                found.lines().iter().for_each(console::line);
+            }
+            found.verdict()?;
+        }
+        LedgerTask::Retire(flags) => {
+            ledger_care::retire(&settings(flags)?)?.iter().for_each(console::line);
+        }
     }
     Ok(())
 }

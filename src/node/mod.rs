@@ -10,6 +10,7 @@ pub mod console;
 pub mod doctor;
 pub mod file_hash;
 pub mod keystore;
+pub mod ledger_care;
 pub mod lock;
 pub mod logging;
 pub mod metrics;

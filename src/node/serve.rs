@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::access::{self, WalletError};
 use super::doctor;
+use super::ledger_care::{self, RestoredError};
 use super::lock::{self, LockError, WalletLock};
 use super::metrics::{Metrics, MetricsError};
 use super::preflight::{self, Finding, Findings, Grade, Subject};
@@ -60,6 +61,9 @@ pub enum ServeError {
     /// The chain, the registry or the wallet does not allow a paid node; the log says the remedy.
     #[error("the node cannot be paid like this: {0}; `tally doctor` says more")]
     Unfit(String),
+    /// The ledger came out of a backup and may not be worked on yet.
+    #[error(transparent)]
+    Restored(#[from] RestoredError),
     /// The metrics.
     #[error(transparent)]
     Metrics(#[from] MetricsError),
@@ -210,6 +214,7 @@ async fn prepare(
     check(settings, &chain, weights_sha256).await?;
     let limits = chain.limits().await.map_err(WiringError::from)?;
     let ledger = wiring::open_ledger(settings, &*chain, &*wallet)?;
+    ledger_care::admit_restored(&ledger, &*chain).await?;
     let tracker = wiring::restore(&*ledger, &**clock).await?;
     let clock = Arc::clone(clock);
     Ok(Arc::new(Paid { chain, wallet, limits, ledger, tracker, clock }))

@@ -26,7 +26,10 @@ use crate::units::Address;
 
 pub use connect::connect;
 pub use version::ContractVersion;
-pub use wallet::{ChallengeSignature, EvmWallet, KeyError, keystore_import, keystore_new};
+pub use wallet::{
+    ChallengeSignature, EvmWallet, KeyError, keystore_change_password, keystore_import,
+    keystore_new,
+};
 
 /// Where the marketplace is and who we are there.
 #[derive(Clone)]

@@ -180,16 +180,3 @@ pub fn fold(entries: &[Entry]) -> Accounts {
     }
     accounts
 }
-
-#[test]
-fn make_it() {
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/ledger/v1.db");
-    let _ = std::fs::remove_file(&path);
-    fold(&every_kind());
-    let ledger = super::open(&path);
-    for group in every_kind().chunks(3) {
-        super::append(&ledger, group).unwrap();
-    }
-    assert_eq!(super::replayed(&ledger), every_kind());
-    ledger.close().unwrap();
-}

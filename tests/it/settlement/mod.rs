@@ -7,6 +7,7 @@ mod crashes;
 mod harness;
 mod mistakes;
 mod random;
+mod restored;
 mod session;
 mod sim;
 mod tap;
