@@ -63,10 +63,10 @@ fn keep_copy(path: &Path, connection: &Connection, version: u64) -> Result<PathB
 /// Deliveries get a table of their own, and every row a checksum. Row ids stay.
 fn one_to_two(path: &Path, db: &Transaction<'_>) -> Result<(), LedgerError> {
     let prepare = "
-        DROP TRIGGER entries_never_change;
-        DROP TRIGGER entries_never_go;
-        DROP TRIGGER entries_are_never_replaced;
-        DROP INDEX entries_by_job;
+        DROP TRIGGER IF EXISTS entries_never_change;
+        DROP TRIGGER IF EXISTS entries_never_go;
+        DROP TRIGGER IF EXISTS entries_are_never_replaced;
+        DROP INDEX IF EXISTS entries_by_job;
         ALTER TABLE entries RENAME TO entries_of_1;";
     at(path, db.execute_batch(prepare))?;
     at(path, db.execute_batch(TABLES))?;

@@ -12,6 +12,7 @@ use tally::billing::Entry;
 use tally::ledger::sqlite::{SqliteLedger, SqliteOptions, inspect};
 use tally::ledger::{Ledger, LedgerError};
 
+use super::fixture::started;
 use super::{append, binding, delivered, open, replayed};
 
 /// Set for the child: the ledger it works on.
@@ -19,8 +20,9 @@ const VICTIM: &str = "TALLY_TEST_FAULT_LEDGER";
 /// Somebody who owns nothing here.
 const NOBODY: u32 = 65_534;
 
+/// One long turn, entry by entry.
 fn nth(n: u32) -> Entry {
-    delivered(1, 0, n * 8, 8)
+    n.checked_sub(1).map_or_else(|| started(1, 0), |n| delivered(1, 0, n * 8, 8))
 }
 
 /// The child of the tests below; a test run by itself finds nothing to do. Appends until it
@@ -143,11 +145,12 @@ fn a_page_damaged_while_the_node_runs_stops_the_writer_that_meets_it() {
     let folder = tempfile::tempdir().unwrap();
     let [path, copy] = ["ledger.db", "copy.db"].map(|name| folder.path().join(name));
     let kept = filled(&path);
-    let ledger = open(&path);
+    let mut ledger = SqliteLedger::open(&path, large()).unwrap();
+    ledger.wait_checked();
     append(&ledger, &[delivered(2, 0, 0, 8)]).unwrap();
     fs::copy(&path, &copy).unwrap();
     damage(&path, 20);
-    // A repeat of each old entry must be looked up, cached pages run out soon.
+    // A repeat of an old entry must be looked up, on pages that the writer has not seen yet.
     let stopped = kept.iter().find_map(|entry| append(&ledger, std::slice::from_ref(entry)).err());
     let Some(LedgerError::Store(why)) = stopped else { panic!("{stopped:?}") };
     assert!(why.contains("`tally ledger check`"), "{why}");

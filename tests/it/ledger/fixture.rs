@@ -26,7 +26,8 @@ fn opened(of: u64, tokens_before: u64) -> Entry {
     )
 }
 
-fn started(of: u64, turn: u32) -> Entry {
+/// The header of a turn.
+pub fn started(of: u64, turn: u32) -> Entry {
     let origin = if turn == 0 { SeedOrigin::Client } else { SeedOrigin::Derived };
     let header = TurnHeader {
         turn: TurnNo::new(turn),
