@@ -83,6 +83,10 @@ metrics! {
         "Height of the newest block seen";
     CHAIN_ERRORS = "chain_errors_total", Counter, "errors", ["kind"],
         "Looks at the chain that failed: unreachable, unexpected";
+    CHAIN_DISAGREEMENTS = "chain_disagreements_total", Counter, "reads", ["read"],
+        "Reads on which RPC endpoints contradict each other, by what was read";
+    CHAIN_ENDPOINTS_USABLE = "chain_endpoints_usable", Gauge, "endpoints", [],
+        "RPC endpoints with which nothing is wrong";
     LEDGER_GROUPS = "ledger_groups_total", Counter, "groups", [],
         "Groups of entries that became durable";
     LEDGER_APPEND = "ledger_append_seconds", Histogram, "seconds", [],

@@ -95,6 +95,15 @@ impl From<Refusal> for Fault {
             Refusal::PriceTooLow { job, price_min } => {
                 (402, json!({ "job_id": job.get(), "price_min": price_min.to_string() }))
             }
+            Refusal::TokenNotAccepted { job, token } => {
+                (402, json!({ "job_id": job.get(), "payment_token": token.to_string() }))
+            }
+            Refusal::Unfunded(job) => (402, json!({ "job_id": job.get() })),
+            Refusal::OtherModel(job) => (404, json!({ "job_id": job.get() })),
+            Refusal::Exposed(job) => {
+                (429, json!({ "job_id": job.get(), "retry_after": RETRY_AFTER_SECONDS }))
+            }
+            Refusal::Paused(_) => (503, json!({})),
             Refusal::Busy => (429, json!({ "retry_after": RETRY_AFTER_SECONDS })),
             Refusal::Halted(job) => (500, json!({ "job_id": job.get() })),
             Refusal::Unavailable(_) => (503, json!({})),

@@ -91,7 +91,7 @@ impl Account {
             recorded: TokenCount::ZERO,
             turns_open: Vec::new(),
             turn_next: 0,
-            txs: Txs::NONE,
+            txs: Txs::new(),
             lost: None,
             closings: 0,
             halted: None,
@@ -152,19 +152,19 @@ impl Account {
     /// Tokens in claims that are not rejected.
     #[must_use]
     pub fn claimed(&self) -> TokenCount {
-        self.txs.claimed(|state| !matches!(state, TxState::Rejected(_)))
+        self.txs.claims().claimed
     }
 
     /// Tokens in claims that are in a block, final or not.
     #[must_use]
     pub fn included(&self) -> TokenCount {
-        self.txs.claimed(|state| matches!(state, TxState::Included { .. } | TxState::Confirmed))
+        self.txs.claims().included
     }
 
     /// Tokens in claims that are final.
     #[must_use]
     pub fn confirmed(&self) -> TokenCount {
-        self.txs.claimed(|state| matches!(state, TxState::Confirmed))
+        self.txs.claims().confirmed
     }
 
     /// Recorded tokens that no claim carries yet.

@@ -89,6 +89,8 @@ pub enum ErrandKind {
         token: Address,
         /// How much.
         amount: Amount,
+        /// Where it moves on to, if anywhere.
+        cold: Option<Address>,
     },
     /// What was withdrawn moves on to the cold address.
     Forward {
@@ -96,6 +98,8 @@ pub enum ErrandKind {
         token: Address,
         /// How much.
         amount: Amount,
+        /// The cold address.
+        cold: Address,
     },
     /// A call to the node registry, or one that it needs first; named for reports.
     Registry {

@@ -42,6 +42,8 @@ pub struct Tx {
     pub sightings: u32,
     /// The attempt last seen in a block.
     pub mined: Option<TxHash>,
+    /// The block it was last seen in.
+    pub mined_in: Option<BlockNumber>,
     /// What it cost, wei, once it was in a block.
     pub fee: Amount,
 }

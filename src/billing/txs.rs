@@ -5,37 +5,65 @@
 
 use super::tx::{Tx, TxState};
 use super::{Attempt, Fact, Purpose, RejectReason};
-use crate::units::{Amount, TokenCount, TxHash, WalletNonce};
+use crate::units::{Amount, TokenCount, WalletNonce};
 
 /// Transactions, oldest first.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Txs(Vec<Tx>);
+pub struct Txs {
+    all: Vec<Tx>,
+    claims: Claims,
+}
+
+/// Tokens of claims by how far they are, kept up to date: they are asked for with every token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Claims {
+    /// In claims that are not rejected.
+    pub claimed: TokenCount,
+    /// In claims that are in a block, final or not.
+    pub included: TokenCount,
+    /// In claims that are final.
+    pub confirmed: TokenCount,
+}
 
 impl Txs {
     /// No transactions.
-    pub(super) const NONE: Self = Self(Vec::new());
+    pub(super) const fn new() -> Self {
+        let zero = TokenCount::ZERO;
+        Self { all: Vec::new(), claims: Claims { claimed: zero, included: zero, confirmed: zero } }
+    }
 
     /// All of them, oldest first.
     #[must_use]
     pub fn all(&self) -> &[Tx] {
-        &self.0
+        &self.all
     }
 
     /// Those whose fate is not final.
     pub fn open(&self) -> impl Iterator<Item = &Tx> {
-        self.0.iter().filter(|tx| tx.is_open())
+        self.all.iter().filter(|tx| tx.is_open())
     }
 
     /// The last one of a nonce.
     #[must_use]
     pub fn at(&self, nonce: WalletNonce) -> Option<&Tx> {
-        self.0.iter().rev().find(|tx| tx.nonce == nonce)
+        self.all.iter().rev().find(|tx| tx.nonce == nonce)
     }
 
-    /// Tokens of claims in states that count.
-    pub(super) fn claimed(&self, counts: impl Fn(&TxState) -> bool) -> TokenCount {
-        let claims = self.0.iter().filter(|tx| counts(&tx.state)).filter_map(Tx::claim);
-        claims.fold(TokenCount::ZERO, |sum, claim| sum.saturating_add(claim.tokens))
+    /// Sums over the claims.
+    pub(super) const fn claims(&self) -> Claims {
+        self.claims
+    }
+
+    fn sum_claims(&mut self) {
+        let sum = |counts: fn(&Tx) -> bool| {
+            let claims = self.all.iter().filter(|tx| counts(tx)).filter_map(Tx::claim);
+            claims.fold(TokenCount::ZERO, |sum, claim| sum.saturating_add(claim.tokens))
+        };
+        self.claims = Claims {
+            claimed: sum(|tx| !matches!(tx.state, TxState::Rejected(_))),
+            included: sum(Tx::is_mined),
+            confirmed: sum(|tx| tx.state == TxState::Confirmed),
+        };
     }
 
     /// Adds a fact about a transaction; false for any other fact.
@@ -52,9 +80,13 @@ impl Txs {
             }
             Fact::TxCancelled { nonce, attempt } => self.cancel(*nonce, attempt)?,
             Fact::TxIncluded { nonce, hash, sighting, block, block_hash, fee } => {
-                let state =
+                let tx = self.open_tx(*nonce)?;
+                tx.sightings = sighting.saturating_add(1);
+                tx.fee = *fee;
+                tx.mined = Some(*hash);
+                tx.mined_in = Some(*block);
+                tx.state =
                     TxState::Included { hash: *hash, block: *block, block_hash: *block_hash };
-                self.include(*nonce, *hash, (*sighting, *fee))?.state = state;
             }
             Fact::TxReorged { nonce, .. } => self.reorg(*nonce)?,
             Fact::TxConfirmed { nonce, .. } => self.confirm(*nonce)?,
@@ -68,6 +100,7 @@ impl Txs {
             | Fact::JobReopened { .. }
             | Fact::JobHalted { .. } => return Ok(false),
         }
+        self.sum_claims();
         Ok(true)
     }
 
@@ -80,14 +113,17 @@ impl Txs {
         if self.open().any(|tx| tx.nonce == nonce) {
             return Err(format!("nonce {nonce} prepared twice"));
         }
-        self.0.push(Tx {
+        // Sightings are counted by nonce, so that keys of two transactions never meet.
+        let sightings = self.at(nonce).map_or(0, |earlier| earlier.sightings);
+        self.all.push(Tx {
             nonce,
             purpose: purpose.clone(),
             attempts: vec![attempt.clone()],
             cancelled_from: None,
             state: TxState::Prepared,
-            sightings: 0,
+            sightings,
             mined: None,
+            mined_in: None,
             fee: Amount::ZERO,
         });
         Ok(())
@@ -100,21 +136,8 @@ impl Txs {
         Ok(())
     }
 
-    fn include(
-        &mut self,
-        nonce: WalletNonce,
-        hash: TxHash,
-        (sighting, fee): (u32, Amount),
-    ) -> Result<&mut Tx, String> {
-        let tx = self.open_tx(nonce)?;
-        tx.sightings = sighting.saturating_add(1);
-        tx.fee = fee;
-        tx.mined = Some(hash);
-        Ok(tx)
-    }
-
     fn reorg(&mut self, nonce: WalletNonce) -> Result<(), String> {
-        let mined = self.0.iter_mut().rev().find(|tx| tx.nonce == nonce && tx.is_mined());
+        let mined = self.all.iter_mut().rev().find(|tx| tx.nonce == nonce && tx.is_mined());
         let tx = mined.ok_or_else(|| format!("nonce {nonce} left a block it was not in"))?;
         tx.state = TxState::Prepared;
         Ok(())
@@ -142,7 +165,7 @@ impl Txs {
     }
 
     fn open_tx(&mut self, nonce: WalletNonce) -> Result<&mut Tx, String> {
-        let open = self.0.iter_mut().find(|tx| tx.nonce == nonce && tx.is_open());
+        let open = self.all.iter_mut().find(|tx| tx.nonce == nonce && tx.is_open());
         open.ok_or_else(|| format!("no open transaction with nonce {nonce}"))
     }
 }

@@ -2,8 +2,10 @@
 //!
 //! Never edited otherwise than by its ledger entries, as a job's account.
 
+use std::collections::BTreeMap;
+
 use super::txs::Txs;
-use super::{AccountFault, Entry, ErrandKind, Purpose, Subject};
+use super::{AccountFault, Entry, Errand, ErrandKind, Purpose, Subject, Tx, TxState};
 use crate::units::{Address, Amount};
 
 /// Fills and errands.
@@ -19,31 +21,26 @@ impl WalletAccount {
         &self.txs
     }
 
-    /// What was withdrawn of `token` for good and is not on its way to the cold address: the
-    /// amount of a forward that is due. Forwards count from their signature on.
+    /// What was withdrawn for good and is not on its way to its cold address, by currency and
+    /// address. A forward counts from its signature on, unless it was rejected.
     #[must_use]
-    pub fn to_forward(&self, token: Address) -> Amount {
-        let mut withdrawn = Amount::ZERO;
-        let mut forwarded = Amount::ZERO;
+    pub fn to_forward(&self) -> BTreeMap<(Address, Address), Amount> {
+        let mut due = BTreeMap::new();
         for tx in self.txs.all() {
-            let Purpose::Errand(errand) = &tx.purpose else { continue };
-            match &errand.kind {
-                ErrandKind::Withdraw { token: of, amount }
-                    if *of == token && tx.state == super::TxState::Confirmed =>
-                {
-                    withdrawn = withdrawn.saturating_add(*amount);
-                }
-                ErrandKind::Forward { token: of, amount }
-                    if *of == token && (tx.is_open() || tx.is_mined()) =>
-                {
-                    forwarded = forwarded.saturating_add(*amount);
-                }
-                ErrandKind::Withdraw { .. }
-                | ErrandKind::Forward { .. }
-                | ErrandKind::Registry { .. } => {}
+            if let Some((token, Some(cold), amount)) = withdrawn(tx) {
+                let sum: &mut Amount = due.entry((token, cold)).or_default();
+                *sum = sum.saturating_add(amount);
             }
         }
-        withdrawn.saturating_sub(forwarded)
+        for tx in self.txs.all() {
+            if let Some((token, cold, amount)) = forwarded(tx)
+                && let Some(sum) = due.get_mut(&(token, cold))
+            {
+                *sum = sum.saturating_sub(amount);
+            }
+        }
+        due.retain(|_, amount| *amount > Amount::ZERO);
+        due
     }
 
     /// Adds one fact.
@@ -56,5 +53,29 @@ impl WalletAccount {
             true => Ok(()),
             false => Err(fault(format!("{} is a job's business", entry.key()))),
         }
+    }
+}
+
+/// Currency, destination and amount of a withdrawal that is final.
+fn withdrawn(tx: &Tx) -> Option<(Address, Option<Address>, Amount)> {
+    match &tx.purpose {
+        Purpose::Errand(Errand { kind: ErrandKind::Withdraw { token, amount, cold }, .. })
+            if tx.state == TxState::Confirmed =>
+        {
+            Some((*token, *cold, *amount))
+        }
+        Purpose::Errand(_) | Purpose::Claim(_) | Purpose::Complete | Purpose::Fill => None,
+    }
+}
+
+/// Currency, destination and amount of a forward that may count.
+fn forwarded(tx: &Tx) -> Option<(Address, Address, Amount)> {
+    match &tx.purpose {
+        Purpose::Errand(Errand { kind: ErrandKind::Forward { token, amount, cold }, .. })
+            if !matches!(tx.state, TxState::Rejected(_)) =>
+        {
+            Some((*token, *cold, *amount))
+        }
+        Purpose::Errand(_) | Purpose::Claim(_) | Purpose::Complete | Purpose::Fill => None,
     }
 }

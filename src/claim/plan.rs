@@ -20,13 +20,23 @@ pub struct ClaimRules {
     pub fee_share_max: f64,
 }
 
-/// What a claim of `value` would cost to send.
+/// What a transaction costs, and what it brings in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FeeEstimate {
-    /// Fee of one claim, wei.
+    /// Its fee, wei.
     pub fee: Amount,
-    /// What the planned tokens are worth, wei.
-    pub value_per_token: Amount,
+    /// What the tokens it is for are worth, wei.
+    pub value: Amount,
+}
+
+impl FeeEstimate {
+    /// Whether the fee takes more than `share` of the value. Compared in f64 on purpose: a share
+    /// is a rule of thumb, no amount is derived from it. A share without bound allows everything.
+    #[must_use]
+    #[allow(clippy::cast_precision_loss)]
+    pub fn exceeds(&self, share: f64) -> bool {
+        share.is_finite() && self.fee.get() as f64 > self.value.get() as f64 * share
+    }
 }
 
 /// Where one job stands.
@@ -46,7 +56,7 @@ pub struct PlanInput {
     pub last_proof_time: ChainTime,
     /// When anyone may end the session ([`deadline`]).
     pub deadline: ChainTime,
-    /// Fee and value; `None` where they cannot be compared (ERC-20 sessions).
+    /// Fee and value of the claim; `None` where they cannot be compared.
     pub fees: Option<FeeEstimate>,
 }
 
@@ -109,7 +119,12 @@ pub fn plan_claim(rules: &ClaimRules, input: &PlanInput) -> ClaimPlan {
         return ClaimPlan::Wait(wait);
     }
     if forced {
-        return ClaimPlan::Claim(tokens);
+        // Better late than never, but never at a loss: past the deadline it is worth nothing.
+        let at_a_loss = rules.fee_share_max.max(1.0);
+        return match input.fees {
+            Some(fees) if fees.exceeds(at_a_loss) => ClaimPlan::Wait(Wait::Fee),
+            Some(_) | None => ClaimPlan::Claim(tokens),
+        };
     }
     if !input.closing {
         let deposit_after = input.deposit_left.saturating_sub(tokens);
@@ -120,7 +135,7 @@ pub fn plan_claim(rules: &ClaimRules, input: &PlanInput) -> ClaimPlan {
             return ClaimPlan::Wait(Wait::BelowTarget);
         }
     }
-    if fee_is_too_high(rules, input, tokens) {
+    if input.fees.is_some_and(|fees| fees.exceeds(rules.fee_share_max)) {
         return ClaimPlan::Wait(Wait::Fee);
     }
     ClaimPlan::Claim(tokens)
@@ -153,14 +168,6 @@ fn rate_wait(
     }
     let seconds = wanted.get().div_ceil(rules.rate_per_second.max(1));
     Some(Wait::RateLimit(input.last_proof_time.after(ChainSeconds::new(seconds))))
-}
-
-/// Compared in f64 on purpose: a share is a rule of thumb, no amount is derived from it.
-#[allow(clippy::cast_precision_loss)]
-fn fee_is_too_high(rules: &ClaimRules, input: &PlanInput, tokens: TokenCount) -> bool {
-    let Some(estimate) = input.fees else { return false };
-    let value = estimate.value_per_token.get().saturating_mul(u128::from(tokens.get()));
-    estimate.fee.get() as f64 > value as f64 * rules.fee_share_max
 }
 
 #[cfg(test)]
@@ -267,14 +274,14 @@ mod tests {
 
     #[test]
     fn a_fee_above_its_share_waits_unless_the_deadline_forces_the_claim() {
-        let fee = |fee| {
-            let value_per_token = Amount::new(10);
-            Some(FeeEstimate { fee: Amount::new(fee), value_per_token })
-        };
+        let fee = |fee| Some(FeeEstimate { fee: Amount::new(fee), value: Amount::new(1_000) });
         check(PlanInput { fees: fee(500), ..input() }, claim(100));
         let dear = PlanInput { fees: fee(501), ..input() };
         check(dear, ClaimPlan::Wait(Wait::Fee));
-        check(PlanInput { now: ChainTime::new(1_940), ..dear }, claim(100));
+        let late = |fees| PlanInput { fees, now: ChainTime::new(1_940), ..input() };
+        check(late(fee(501)), claim(100));
+        check(late(fee(1_000)), claim(100));
+        check(late(fee(1_001)), ClaimPlan::Wait(Wait::Fee));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::settings::{ChainSettings, ContractPin, KeyError, KeySource};
 use crate::chain::evm::{self, ConnectError, ContractVersion, EvmChain, EvmSettings, EvmWallet};
+use crate::clock::SystemClock;
 
 /// Longest wait for one answer of an endpoint: past it the outcome counts as unknown.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -46,6 +47,7 @@ pub async fn connect(
 ) -> Result<EvmChain, ConnectError> {
     evm::connect(EvmSettings {
         rpc_urls: settings.rpc_urls.iter().map(|url| url.expose().to_owned()).collect(),
+        quorum: settings.quorum,
         chain_id: settings.chain_id,
         marketplace: settings.marketplace,
         contract_version: match settings.contract_version {
@@ -57,6 +59,7 @@ pub async fn connect(
         host_earnings: settings.host_earnings,
         proof_system: settings.proof_system,
         request_timeout: REQUEST_TIMEOUT,
+        clock: SystemClock::shared(),
         wallet,
     })
     .await

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::access;
 use super::file_hash::sha256_file;
 use super::model_pull::plain;
-use super::preflight::{Finding, Findings, Grade, Subject, examine};
+use super::preflight::{self, Finding, Findings, Grade, Subject, examine};
 use super::settings::{ChainSettings, KeySource, Settings};
 use crate::chain::registry::Registry;
 use crate::units::Hash32;
@@ -71,6 +71,7 @@ async fn paid(
         }
     };
     findings.ok("key", format!("of {}", chain.host()));
+    preflight::endpoints(&chain.endpoints().await, findings);
     // Without its file no model agrees with the registry; that failure is noted already.
     let weights_sha256 = weights.unwrap_or(Hash32::ZERO);
     let subject = Subject { chain: &chain, registry: &chain, settings, weights_sha256 };
@@ -138,6 +139,6 @@ const fn word(grade: Grade) -> &'static str {
     match grade {
         Grade::Ok => "ok",
         Grade::Warning => "warning",
-        Grade::Failure => "failure",
+        Grade::Unanswered | Grade::Failure => "failure",
     }
 }

@@ -18,6 +18,8 @@ pub mod model_pull;
 pub mod preflight;
 pub mod serve;
 pub mod settings;
+mod settle_loop;
+mod start;
 pub mod status;
 pub mod tasks;
 pub mod version;

@@ -4,6 +4,7 @@
 //! and stops the node; any other is a warning. Every finding that is not fine names its remedy.
 //! Relies on docs/spec/contract.md sections 2 and 4.
 
+use crate::chain::evm::EndpointReport;
 use crate::chain::registry::{ModelId, Registry, RegistryError};
 use crate::chain::{Chain, ChainError, Fees, Limits};
 use crate::units::{Amount, Gas, Hash32, TokenCount};
@@ -15,6 +16,10 @@ use super::settings::Settings;
 const CLAIM_GAS: Gas = Gas::new(250_000);
 const COMPLETE_GAS: Gas = Gas::new(200_000);
 
+/// Blocks that an endpoint may be behind the others when they are asked at one moment: some
+/// seconds of a fast chain.
+const ENDPOINT_LAG_MAX: u64 = 10;
+
 /// How a finding is to be taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Grade {
@@ -22,6 +27,8 @@ pub enum Grade {
     Ok,
     /// It may cost clients or money; the node can work.
     Warning,
+    /// The chain did not answer: it may the next time.
+    Unanswered,
     /// The node cannot be paid like this.
     Failure,
 }
@@ -47,7 +54,8 @@ impl Findings {
     /// Whether any is a failure.
     #[must_use]
     pub fn has_failure(&self) -> bool {
-        self.0.iter().any(|finding| finding.grade == Grade::Failure)
+        let fails = |grade| matches!(grade, Grade::Failure | Grade::Unanswered);
+        self.0.iter().any(|finding| fails(finding.grade))
     }
 
     /// Adds a finding that is fine.
@@ -108,6 +116,30 @@ pub async fn examine(subject: &Subject<'_>) -> Findings {
     let fees = gas(subject, &mut findings).await;
     price(subject, limits, fees, &mut findings);
     findings
+}
+
+/// A line for each RPC endpoint. A dead one is a warning as long as the others suffice: had they
+/// not, connecting would have failed.
+pub fn endpoints(reports: &[EndpointReport], findings: &mut Findings) {
+    const CHECK: &str = "endpoint";
+    for EndpointReport { host, answer, latency, lag, trouble } in reports {
+        let (chain_id, head) = match answer {
+            Ok(answer) => answer,
+            Err(why) => {
+                let remedy = "replace it in chain.rpc_urls, or wait; the others are used meanwhile";
+                findings.warn(CHECK, format!("{host} does not answer: {why}"), remedy);
+                continue;
+            }
+        };
+        let millis = latency.map_or(0, |millis| millis.get());
+        let found = format!("{host}: chain {chain_id}, head {head}, lag {lag}, {millis} ms");
+        let remedy = "it is asked after the others; replace it where this stays";
+        match trouble {
+            Some(why) => findings.warn(CHECK, format!("{found}; {why}"), remedy),
+            None if *lag > ENDPOINT_LAG_MAX => findings.warn(CHECK, found, remedy),
+            None => findings.ok(CHECK, found),
+        }
+    }
 }
 
 fn connection(subject: &Subject<'_>, findings: &mut Findings) {
@@ -256,7 +288,11 @@ fn price(
 
 fn unanswered(check: &'static str, error: &ChainError, findings: &mut Findings) {
     let remedy = "check chain.rpc_urls; the node starts when the endpoint answers";
-    findings.fail(check, error.to_string(), remedy);
+    let grade = match error {
+        ChainError::Unreachable(_) => Grade::Unanswered,
+        ChainError::Unexpected(_) => Grade::Failure,
+    };
+    findings.add(check, grade, error.to_string(), remedy);
 }
 
 /// Registries tell clients where to go; the marketplace pays without them (v3).

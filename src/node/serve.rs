@@ -17,24 +17,26 @@ use tokio_util::sync::CancellationToken;
 
 use super::access::{self, WalletError};
 use super::doctor;
-use super::ledger_care::{self, RestoredError};
+use super::ledger_care::RestoredError;
 use super::lock::{self, LockError, WalletLock};
 use super::metrics::{Metrics, MetricsError};
-use super::preflight::{self, Finding, Findings, Grade, Subject};
-use super::settings::{ChainSettings, Cors, Settings};
+use super::preflight::Findings;
+use super::settings::{Cors, Settings};
+use super::settle_loop::{self, Pulse};
+use super::start::{self, Parts, log_finding};
 use super::tasks::{Task, Tasks};
 use super::wiring::{self, Paid, WiringError};
 use crate::api::{self, ApiSettings, AppState, Hooks, HostSignature, Stops, VersionInfo};
 use crate::billing::Lost;
-use crate::chain::evm::{EvmChain, EvmWallet};
+use crate::chain::evm::{ConnectError, EvmChain, EvmWallet};
 use crate::chain::registry::Registry;
-use crate::chain::{Chain, Wallet};
+use crate::chain::{Chain, ChainError, Wallet};
 use crate::clock::{Clock, SystemClock, within};
 use crate::engine::Engine;
 use crate::engine::local::LocalEngine;
 use crate::ledger::{Ledger, LedgerError};
-use crate::session::{Notice, Sessions};
-use crate::settlement::{Observer, Settlement, SettlementError};
+use crate::session::{Notice, PauseReason, Sessions};
+use crate::settlement::Observer;
 use crate::telemetry::{ENGINE_SEQUENCES_QUEUED, ENGINE_SEQUENCES_RUNNING, KV_BLOCK_COUNT_FREE};
 use crate::units::{Hash32, JobId, TokenCount, TxHash};
 
@@ -64,6 +66,9 @@ pub enum ServeError {
     /// The ledger came out of a backup and may not be worked on yet.
     #[error(transparent)]
     Restored(#[from] RestoredError),
+    /// The chain does not answer.
+    #[error("the chain does not answer: {0}")]
+    Silent(String),
     /// The metrics.
     #[error(transparent)]
     Metrics(#[from] MetricsError),
@@ -80,6 +85,26 @@ pub enum ServeError {
     Task(String),
 }
 
+impl ServeError {
+    /// Whether waiting may cure it.
+    pub(super) fn may_pass(&self) -> bool {
+        match self {
+            Self::Silent(_) => true,
+            Self::Wiring(WiringError::Connect(ConnectError::Chain(error))) => {
+                matches!(error, ChainError::Unreachable(_))
+            }
+            Self::Wiring(_)
+            | Self::Lock(_)
+            | Self::Wallet(_)
+            | Self::Unfit(_)
+            | Self::Restored(_)
+            | Self::Metrics(_)
+            | Self::Listen { .. }
+            | Self::Task(_) => false,
+        }
+    }
+}
+
 /// Serves until a stop signal, or until a part fails.
 ///
 /// # Errors
@@ -93,8 +118,12 @@ pub async fn run(settings: Settings) -> Result<(), ServeError> {
     let engine = load_engine(&settings).await?;
     let paid = match (&settings.chain, wallet) {
         (Some(chain), Some(wallet)) => Some(
-            prepare(Parts { settings: &settings, engine: &engine, clock: &clock }, chain, wallet)
-                .await?,
+            start::prepare(
+                Parts { settings: &settings, engine: &engine, clock: &clock },
+                chain,
+                wallet,
+            )
+            .await?,
         ),
         (Some(_) | None, _) => None,
     };
@@ -109,17 +138,16 @@ pub async fn run(settings: Settings) -> Result<(), ServeError> {
         Arc::clone(&clock),
     ));
     let (notices, _) = broadcast::channel(NOTICES_MAX);
-    let is_chain_silent = AtomicBool::new(false);
-    let news = Arc::new(News { notices: notices.clone(), is_chain_silent });
+    let news = Arc::new(News {
+        sessions: Arc::clone(&sessions),
+        notices: notices.clone(),
+        is_chain_silent: AtomicBool::new(false),
+    });
     let settle_stop = CancellationToken::new();
     let mut background = Vec::new();
     if let Some(paid) = paid {
-        let settlement = paid.settlement(&settings, Arc::clone(&news) as Arc<dyn Observer>);
-        let poll = settings.settlement.poll;
-        let work = settle(settlement, Arc::clone(&clock), poll, settle_stop.clone());
-        background.push(tasks.spawn("settlement", work));
-        let watch = watch_ledger(Arc::clone(paid), Arc::clone(&clock), settle_stop.clone());
-        background.push(tasks.spawn("ledger", watch));
+        let money = Money { settings: &settings, paid, news: &news };
+        background.extend(start_settlement(&tasks, money, &settle_stop));
     }
     let app = Arc::new(AppState {
         sessions: Arc::clone(&sessions),
@@ -154,6 +182,28 @@ pub async fn run(settings: Settings) -> Result<(), ServeError> {
     tasks.failure().map_or(Ok(()), |why| Err(ServeError::Task(why)))
 }
 
+/// What settlement and its watchers need.
+struct Money<'a> {
+    settings: &'a Settings,
+    paid: &'a Arc<Paid>,
+    news: &'a Arc<News>,
+}
+
+fn start_settlement(tasks: &Tasks, money: Money<'_>, stop: &CancellationToken) -> [Task; 2] {
+    let Money { settings, paid, news } = money;
+    let settlement = paid.settlement(settings, Arc::clone(news) as Arc<dyn Observer>);
+    let (_, orders) = settle_loop::orders();
+    let pulse = Pulse {
+        clock: Arc::clone(&paid.clock),
+        poll: settings.settlement.poll,
+        tracker: Arc::clone(&paid.tracker),
+        orders,
+    };
+    let settling = settle_loop::run(settlement, pulse, stop.clone());
+    let watching = watch_ledger(Arc::clone(paid), Arc::clone(&paid.clock), stop.clone());
+    [tasks.spawn("settlement", settling), tasks.spawn("ledger", watching)]
+}
+
 async fn load_engine(settings: &Settings) -> Result<Arc<LocalEngine>, ServeError> {
     let copy = settings.clone();
     let loading = tokio::task::spawn_blocking(move || wiring::load_engine(&copy));
@@ -168,56 +218,6 @@ async fn load_engine(settings: &Settings) -> Result<Arc<LocalEngine>, ServeError
         );
     }
     Ok(Arc::new(engine))
-}
-
-/// What stands before the chain is asked.
-struct Parts<'a> {
-    settings: &'a Settings,
-    engine: &'a LocalEngine,
-    clock: &'a Arc<dyn Clock>,
-}
-
-fn log_finding(finding: &Finding) {
-    let Finding { check, found, remedy, grade } = finding;
-    match grade {
-        Grade::Ok => tracing::info!(check, found, "preflight"),
-        Grade::Warning => tracing::warn!(check, found, remedy, "preflight"),
-        Grade::Failure => tracing::error!(check, found, remedy, "preflight"),
-    }
-}
-
-/// What `tally doctor` prints, to the log; a failure stops the start.
-async fn check(
-    settings: &Settings,
-    chain: &EvmChain,
-    weights_sha256: Hash32,
-) -> Result<(), ServeError> {
-    let subject = Subject { chain, registry: chain, settings, weights_sha256 };
-    let findings = preflight::examine(&subject).await;
-    findings.0.iter().for_each(log_finding);
-    let failed = |finding: &&Finding| finding.grade == Grade::Failure;
-    match findings.0.iter().find(failed) {
-        Some(finding) => Err(ServeError::Unfit(format!("{}: {}", finding.check, finding.found))),
-        None => Ok(()),
-    }
-}
-
-async fn prepare(
-    parts: Parts<'_>,
-    chain: &ChainSettings,
-    wallet: Arc<EvmWallet>,
-) -> Result<Arc<Paid>, ServeError> {
-    let Parts { settings, engine, clock } = parts;
-    let weights_sha256 = engine.catalog().first().map_or(Hash32::ZERO, |card| card.weights_sha256);
-    let connected = access::connect(chain, Arc::clone(&wallet)).await;
-    let chain = Arc::new(connected.map_err(WiringError::from)?);
-    check(settings, &chain, weights_sha256).await?;
-    let limits = chain.limits().await.map_err(WiringError::from)?;
-    let ledger = wiring::open_ledger(settings, &*chain, &*wallet)?;
-    ledger_care::admit_restored(&ledger, &*chain).await?;
-    let tracker = wiring::restore(&*ledger, &**clock).await?;
-    let clock = Arc::clone(clock);
-    Ok(Arc::new(Paid { chain, wallet, limits, ledger, tracker, clock }))
 }
 
 async fn listen(settings: &Settings) -> Result<TcpListener, ServeError> {
@@ -284,26 +284,13 @@ async fn flush(paid: &Paid) {
     }
 }
 
-/// Settlement's loop. A stop is heard between ticks: the append of a tick is never cut.
-async fn settle(
-    mut settlement: Settlement,
-    clock: Arc<dyn Clock>,
-    poll: Duration,
-    stop: CancellationToken,
-) -> Result<(), SettlementError> {
-    while within_stop(&stop, clock.sleep(poll)).await {
-        settlement.tick().await?;
-    }
-    Ok(())
-}
-
 /// A ledger that cannot be written stops the node: nothing may be delivered unrecorded.
 async fn watch_ledger(
     paid: Arc<Paid>,
     clock: Arc<dyn Clock>,
     stop: CancellationToken,
 ) -> Result<(), LedgerError> {
-    while within_stop(&stop, clock.sleep(WATCH_EVERY)).await {
+    while within_stop(&stop, clock.sleep(WATCH_EVERY)).await.is_some() {
         if !paid.ledger.is_healthy() {
             return Err(LedgerError::Store("it takes no entries any more".into()));
         }
@@ -317,7 +304,7 @@ async fn upkeep_metrics(
     clock: Arc<dyn Clock>,
     stop: CancellationToken,
 ) -> Result<(), std::convert::Infallible> {
-    while within_stop(&stop, clock.sleep(UPKEEP_EVERY)).await {
+    while within_stop(&stop, clock.sleep(UPKEEP_EVERY)).await.is_some() {
         let load = sessions.load();
         gauge!(ENGINE_SEQUENCES_RUNNING).set(f64::from(load.running));
         gauge!(ENGINE_SEQUENCES_QUEUED).set(f64::from(load.queued));
@@ -350,18 +337,19 @@ async fn say_reachability(
     Ok(())
 }
 
-/// Waits; false when the stop came first.
-async fn within_stop(stop: &CancellationToken, wait: impl Future<Output = ()>) -> bool {
+/// Waits; `None` when the stop came first.
+async fn within_stop<T>(stop: &CancellationToken, wait: impl Future<Output = T>) -> Option<T> {
     tokio::select! {
         biased;
-        () = stop.cancelled() => false,
-        () = wait => true,
+        () = stop.cancelled() => None,
+        done = wait => Some(done),
     }
 }
 
 /// Passes settlement's news on to WebSocket clients (nobody listening is fine) and to `/health`.
 struct News {
     notices: broadcast::Sender<Notice>,
+    sessions: Arc<Sessions>,
     is_chain_silent: AtomicBool,
 }
 
@@ -384,6 +372,10 @@ impl Observer for News {
     fn session_closed(&self, job: JobId, _lost: Lost) {
         drop(self.notices.send(Notice::Completed { job }));
     }
+
+    fn gas_suffices(&self, suffices: bool) {
+        self.sessions.set_paused(PauseReason::Gas, !suffices);
+    }
 }
 
 fn api_settings(settings: &Settings) -> ApiSettings {
@@ -403,8 +395,22 @@ fn hooks(paid: Option<&Arc<Paid>>, metrics: Metrics, news: Arc<News>) -> Hooks {
     Hooks {
         metrics: Arc::new(move || metrics.render()),
         signer: paid.map(|paid| signer(&paid.wallet)),
-        troubles: Arc::new(move || news.troubles()),
+        troubles: {
+            let paid = paid.cloned();
+            Arc::new(move || {
+                let endpoints = paid.as_ref().and_then(|paid| endpoint_trouble(&paid.chain));
+                news.troubles().into_iter().chain(endpoints).collect()
+            })
+        },
     }
+}
+
+/// What `/health` says of endpoints that are out of use while others go on.
+fn endpoint_trouble(chain: &EvmChain) -> Option<String> {
+    let (usable, all) = chain.endpoints_usable();
+    // The only one's silence is the chain's, which settlement tells.
+    let is_trouble = all > 1 && usable < all;
+    is_trouble.then(|| format!("{usable} of {all} RPC endpoints are well"))
 }
 
 fn signer(wallet: &Arc<EvmWallet>) -> api::HostSigner {

@@ -11,6 +11,7 @@ mod kind;
 mod read;
 mod sources;
 mod table;
+mod table_paid;
 mod wallet;
 
 use std::collections::BTreeMap;
@@ -18,6 +19,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::session::ExposureRule;
 use crate::units::{Address, Amount, ChainSeconds, PricePerToken, TokenCount};
 
 pub use error::{Origin, Problem, SettingsError};
@@ -152,8 +154,10 @@ pub struct EngineSettings {
 /// marketplace names; without a model registry, models are not checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChainSettings {
-    /// Endpoints, first choice first; never empty. Only the first is used today.
+    /// Endpoints, first choice first; never empty.
     pub rpc_urls: Vec<RpcUrl>,
+    /// How many of them have to agree, 1 to their number; `None` leaves it to the chain's adapter.
+    pub quorum: Option<usize>,
     /// eip155 id the endpoints must report.
     pub chain_id: u64,
     /// JobMarketplace.
@@ -186,6 +190,10 @@ pub struct SettlementSettings {
     pub claim_at: TokenCount,
     /// Blocks, its own included, after which a transaction is final.
     pub confirmations: u64,
+    /// How deep a reorg may reach, blocks.
+    pub reorg_depth: u64,
+    /// Whether a session is completed also where that costs more than it pays out.
+    pub complete_at_a_loss: bool,
     /// How long before the chain's deadline a claim is made whatever it costs.
     pub claim_margin: ChainSeconds,
     /// Largest share of a claim's value its fee may take while it can wait, 0 … 1.
@@ -204,11 +212,27 @@ pub struct SettlementSettings {
     pub idle: Duration,
 }
 
+/// A currency that is accepted besides the native one.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PaymentToken {
+    /// The ERC-20's address.
+    pub address: Address,
+    /// Smallest price of a session, in the contract's price unit of this currency.
+    pub price_min: u128,
+    /// What its smallest unit is worth, wei. Without it a claim's fee is not compared with its
+    /// value.
+    pub wei_per_unit: Option<f64>,
+}
+
 /// Who is served, and on which terms.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct SessionSettings {
-    /// Smallest price of a session, in the contract's price unit.
+    /// Smallest price of a session in native currency, in the contract's price unit.
     pub price_min: PricePerToken,
+    /// Other currencies that are accepted.
+    pub payment_tokens: Vec<PaymentToken>,
+    /// How much of a job may be unclaimed.
+    pub exposure: ExposureRule,
     /// Whether clients that prove nothing are served.
     pub legacy: LegacyMode,
     /// Age of the chain's last answer past which no new work is admitted.

@@ -153,8 +153,10 @@ fn tx_line(tx: &Tx) -> String {
         Purpose::Complete => "completion".to_owned(),
         Purpose::Fill => "empty transfer".to_owned(),
         Purpose::Errand(Errand { kind, .. }) => match kind {
-            ErrandKind::Withdraw { token, amount } => format!("withdrawal of {amount} of {token}"),
-            ErrandKind::Forward { token, amount } => format!("forward of {amount} of {token}"),
+            ErrandKind::Withdraw { token, amount, .. } => {
+                format!("withdrawal of {amount} of {token}")
+            }
+            ErrandKind::Forward { token, amount, .. } => format!("forward of {amount} of {token}"),
             ErrandKind::Registry { name } => name.clone(),
         },
     };

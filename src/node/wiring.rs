@@ -3,6 +3,7 @@
 //! Never opens a port and never starts a task: whatever fails here fails before anyone was
 //! promised anything. Relies on the settings being complete.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use super::file_hash::sha256_file;
 use super::settings::{LegacyMode, Settings};
 use crate::billing::{AccountFault, Accounts, Entry, Fact, TurnEnd};
 use crate::chain::evm::{ConnectError, EvmChain, EvmWallet};
+use crate::chain::registry::ModelId;
 use crate::chain::{Chain, ChainError, Limits, Wallet};
 use crate::clock::Clock;
 use crate::engine::local::{LocalEngine, LocalModel};
@@ -20,7 +22,7 @@ use crate::ledger::sqlite::{LedgerBinding, SqliteLedger, SqliteOptions};
 use crate::ledger::{Ledger, LedgerError};
 use crate::session::{BooksParts, Grace, LegacyAccess, PaidBy, SessionRules, Tracker};
 use crate::settlement::{Observer, Settlement, SettlementParts, SettlementRules};
-use crate::units::Millis;
+use crate::units::{Address, Hash32, Millis};
 
 /// Longest a prompt for an unknown job waits for the chain.
 const ADMISSION_WAIT: Duration = Duration::from_secs(5);
@@ -205,6 +207,13 @@ pub fn session_rules(settings: &Settings) -> SessionRules {
     let session = &settings.session;
     SessionRules {
         price_min: session.price_min.get(),
+        payment_tokens: session
+            .payment_tokens
+            .iter()
+            .map(|of| (of.address, of.price_min))
+            .collect(),
+        exposure: session.exposure,
+        model_ids: model_id(settings).into_iter().collect(),
         aliases: settings.model.aliases.clone(),
         legacy: match session.legacy {
             LegacyMode::Off => LegacyAccess::Off,
@@ -225,6 +234,7 @@ fn settlement_rules(settings: &Settings) -> SettlementRules {
         fee_share_max: wishes.fee_share_max,
         fee_max: wishes.fee_max,
         confirmations: wishes.confirmations,
+        reorg_depth: wishes.reorg_depth,
         grace: Grace {
             dropped: millis(wishes.grace),
             closed: millis(wishes.grace_clean),
@@ -232,7 +242,24 @@ fn settlement_rules(settings: &Settings) -> SettlementRules {
         },
         reprice_after: millis(wishes.reprice_after),
         sweep_every: SWEEP_EVERY,
+        complete_at_a_loss: wishes.complete_at_a_loss,
+        wei_per_unit: session_tokens_worth(settings),
+        cold_address: None,
+        withdraw_above: BTreeMap::new(),
     }
+}
+
+fn session_tokens_worth(settings: &Settings) -> BTreeMap<Address, f64> {
+    let worth = settings.session.payment_tokens.iter();
+    worth.filter_map(|of| Some((of.address, of.wei_per_unit?))).collect()
+}
+
+/// The registry's id of the model that is served, where its repository is known.
+fn model_id(settings: &Settings) -> Option<Hash32> {
+    let model = &settings.model;
+    let of_path = || model.path.file_name().map(|name| name.to_string_lossy().into_owned());
+    let file = model.file.clone().or_else(of_path)?;
+    Some(ModelId::of(model.repo.as_ref()?, &file).hash())
 }
 
 fn millis(span: Duration) -> Millis {

@@ -8,6 +8,7 @@ use std::sync::{Arc, PoisonError};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use super::pace::{Beyond, Pace};
 use super::reply::{Reply, ReplyInfo, ReplyParts, Usage};
 use super::tracker::{CREDIT_TOKENS, Hold, Reservation, ReserveError, ReserveLimits, Snapshot};
 use super::turn::{PaidTurn, TurnMeter};
@@ -19,7 +20,7 @@ use crate::chain::{ChainJob, JobStatus};
 use crate::clock::within;
 use crate::engine::{Generation, GenerationSpec, ModelCard, Prompt, Sampling, StartError};
 use crate::proof;
-use crate::units::{Hash32, JobId, Millis, TokenCount, TurnNo};
+use crate::units::{Address, Hash32, JobId, Millis, TokenCount, TurnNo};
 
 /// A reading of a job that is this fresh is not read again.
 const SNAPSHOT_FRESH: Millis = Millis::new(2_000);
@@ -40,6 +41,9 @@ impl Sessions {
     pub async fn begin(&self, request: PromptRequest) -> Result<Reply, Refusal> {
         if self.is_closed() {
             return Err(Refusal::Unavailable("the node is shutting down"));
+        }
+        if let Some(reason) = self.pauses().first() {
+            return Err(Refusal::Paused(*reason));
         }
         self.check_chain_id(&request)?;
         check_sampling(&request.sampling, request.max_tokens)?;
@@ -62,7 +66,8 @@ impl Sessions {
         let credit = Arc::new(Semaphore::new(CREDIT_TOKENS));
         let meter = TurnMeter::free();
         let ended = CancellationToken::new();
-        Ok(Reply::new(ReplyParts { info, generation, meter, credit, hold: None, ended }))
+        let (hold, pace) = (None, None);
+        Ok(Reply::new(ReplyParts { info, generation, meter, credit, hold, ended, pace }))
     }
 
     async fn begin_paid(
@@ -73,9 +78,7 @@ impl Sessions {
     ) -> Result<Reply, Refusal> {
         let known = self.known_job(paid, job).await?;
         self.check_owner(paid, job, &request.credential)?;
-        if known.price.get() < self.rules.price_min {
-            return Err(Refusal::PriceTooLow { job, price_min: self.rules.price_min });
-        }
+        self.check_terms(&known)?;
         let is_conversation = matches!(request.input, PromptInput::Continue(_));
         let history =
             if is_conversation { paid.books.tracker.conversation(job) } else { Vec::new() };
@@ -98,7 +101,12 @@ impl Sessions {
         };
         let BegunTurn { meter, generation, hold, credit, ended } = begun;
         let info = reply_info(Some(known.id), &run.checked);
-        Ok(Reply::new(ReplyParts { info, generation, meter, credit, hold: Some(hold), ended }))
+        let exposure = self.rules.exposure;
+        let pace = (exposure.beyond == Beyond::Slow)
+            .then(|| Pace::new(paid.books.clone(), known.id, exposure.tokens_max))
+            .map(Box::new);
+        let hold = Some(hold);
+        Ok(Reply::new(ReplyParts { info, generation, meter, credit, hold, ended, pace }))
     }
 
     /// Reserves, and hands the turn's start to the ledger. From then on the reservation is owned
@@ -146,16 +154,37 @@ impl Sessions {
             (Credential::JobNumber, LegacyAccess::On { cap }) => cap,
             (Credential::JobNumber, LegacyAccess::Off) | (Credential::Token(_), _) => None,
         };
-        let limits = ReserveLimits { affordable, cap };
+        let exposure = self.rules.exposure;
+        let exposure_max = (exposure.beyond == Beyond::Refuse).then_some(exposure.tokens_max);
+        let limits = ReserveLimits { affordable, cap, exposure_max };
         let reserved = paid.books.tracker.reserve(job, checked.wanted, limits);
         reserved.map_err(|error| match error {
             ReserveError::Closed => Refusal::SessionClosed(job),
             ReserveError::Halted => Refusal::Halted(job),
             ReserveError::Spent => Refusal::PaymentRequired { job, tokens_left: TokenCount::ZERO },
+            ReserveError::Exposed => Refusal::Exposed(job),
+            ReserveError::Unfunded => Refusal::Unfunded(job),
             ReserveError::Capped => {
                 Refusal::Unauthorized("the cap for plain clients is reached; get a session token")
             }
         })
+    }
+
+    /// Whether the session's currency, price and model are what is served here.
+    fn check_terms(&self, known: &ChainJob) -> Result<(), Refusal> {
+        let (job, token) = (known.id, known.payment_token);
+        let price_min = match self.rules.payment_tokens.get(&token) {
+            Some(price_min) => *price_min,
+            None if token == Address::ZERO => self.rules.price_min,
+            None => return Err(Refusal::TokenNotAccepted { job, token }),
+        };
+        if known.price.get() < price_min {
+            return Err(Refusal::PriceTooLow { job, price_min });
+        }
+        match known.model {
+            Some(model) if !self.rules.model_ids.contains(&model) => Err(Refusal::OtherModel(job)),
+            Some(_) | None => Ok(()),
+        }
     }
 
     fn check_chain_id(&self, request: &PromptRequest) -> Result<(), Refusal> {
@@ -234,9 +263,15 @@ impl Sessions {
     /// that is not too old. Other hosts' and closed jobs are refused here.
     pub(super) async fn known_job(&self, paid: &PaidBy, job: JobId) -> Result<ChainJob, Refusal> {
         let cached = paid.books.tracker.snapshot(job);
-        let age = |seen: &Snapshot| self.clock.now().saturating_sub(seen.read_at);
+        // What settlement follows is known by events: it is good for as long as the chain may be
+        // silent. Without settlement only a fresh reading is.
+        let (stands_since, age_max) = match paid.books.tracker.chain_seen_at() {
+            Some(seen_at) => (seen_at, self.rules.snapshot_age_max),
+            None => (Millis::ZERO, SNAPSHOT_FRESH),
+        };
+        let age = |seen: &Snapshot| self.clock.now().saturating_sub(seen.read_at.max(stands_since));
         let known = match cached {
-            Some(seen) if age(&seen) <= SNAPSHOT_FRESH => seen.job,
+            Some(seen) if age(&seen) <= age_max => seen.job,
             cached => self.read_job(paid, job, cached).await?,
         };
         if known.host != paid.wallet.address() {
@@ -263,8 +298,10 @@ impl Sessions {
             None => "no answer in time".to_owned(),
         };
         tracing::warn!(%job, error, "job not read from the chain");
+        let seen_at = paid.books.tracker.chain_seen_at().unwrap_or_default();
         let usable = cached.filter(|seen| {
-            self.clock.now().saturating_sub(seen.read_at) <= self.rules.snapshot_age_max
+            let stands_since = seen.read_at.max(seen_at);
+            self.clock.now().saturating_sub(stands_since) <= self.rules.snapshot_age_max
         });
         usable.map(|seen| seen.job).ok_or(Refusal::Unavailable("the chain does not answer"))
     }

@@ -7,7 +7,9 @@
 
 mod admission;
 mod auth;
+mod live;
 mod notice;
+mod pace;
 mod refusal;
 mod reply;
 mod report;
@@ -15,12 +17,13 @@ mod request;
 mod tracker;
 mod turn;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 pub use auth::{Challenge, IssuedToken};
 pub use notice::Notice;
+pub use pace::{Beyond, ExposureRule};
 pub use refusal::Refusal;
 pub use reply::{Frame, Reply, ReplyEnd, ReplyEvent, ReplyInfo, Usage};
 pub use report::{ClaimReport, SessionReport};
@@ -34,7 +37,7 @@ pub use crate::engine::{EngineLoad, ModelCard, Prompt, Turn};
 use crate::billing::Fact;
 use crate::chain::{Chain, Limits, Wallet};
 use crate::engine::Engine;
-use crate::units::{Address, JobId, Millis, Signature, TokenCount};
+use crate::units::{Address, Hash32, JobId, Millis, Signature, TokenCount};
 
 /// What plain clients, who send only a job's number, may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +56,13 @@ pub enum LegacyAccess {
 pub struct SessionRules {
     /// Lowest price accepted, in the contract's unit; 0 accepts all.
     pub price_min: u128,
+    /// Payment tokens that are accepted besides the native currency, with the lowest price of
+    /// each in the contract's unit.
+    pub payment_tokens: BTreeMap<Address, u128>,
+    /// How much of a job may be unclaimed.
+    pub exposure: ExposureRule,
+    /// The registry's ids of the models served here. A session opened for another is refused.
+    pub model_ids: BTreeSet<Hash32>,
     /// Names clients use, to catalog names.
     pub aliases: BTreeMap<String, String>,
     /// Plain access.
@@ -114,6 +124,27 @@ pub struct Sessions {
     /// Held while a turn is numbered and handed to the ledger; never across an await.
     turn_order: std::sync::Mutex<()>,
     is_closed: std::sync::atomic::AtomicBool,
+    pauses: std::sync::Mutex<BTreeSet<PauseReason>>,
+}
+
+/// Why no new paid work is taken. Running answers go on, and so do claims.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PauseReason {
+    /// The operator said so.
+    ByHand,
+    /// The wallet cannot pay the gas of a claim and a completion.
+    Gas,
+}
+
+impl PauseReason {
+    /// In words, for refusals and reports.
+    #[must_use]
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::ByHand => "the operator has paused this node",
+            Self::Gas => "the wallet cannot pay the gas of a claim and a completion",
+        }
+    }
 }
 
 impl Sessions {
@@ -128,7 +159,8 @@ impl Sessions {
         let auth = auth::AuthDesk::default();
         let is_closed = std::sync::atomic::AtomicBool::new(false);
         let turn_order = std::sync::Mutex::new(());
-        Self { engine, paid_by, rules, clock, auth, turn_order, is_closed }
+        let pauses = std::sync::Mutex::default();
+        Self { engine, paid_by, rules, clock, auth, turn_order, is_closed, pauses }
     }
 
     /// The models that are served.
@@ -162,6 +194,7 @@ impl Sessions {
         if self.is_closed() {
             issues.push("shutting down");
         }
+        issues.extend(self.pauses().into_iter().map(PauseReason::words));
         if !self.engine.is_healthy() {
             issues.push("the engine has stopped");
         }
@@ -171,6 +204,26 @@ impl Sessions {
             issues.push("the ledger cannot be written");
         }
         issues
+    }
+
+    /// Takes no new work for this reason, or takes it again.
+    pub fn set_paused(&self, reason: PauseReason, is_paused: bool) {
+        let mut pauses = self.lock_pauses();
+        if is_paused {
+            pauses.insert(reason);
+        } else {
+            pauses.remove(&reason);
+        }
+    }
+
+    /// Why no new work is taken; empty where it is.
+    #[must_use]
+    pub fn pauses(&self) -> Vec<PauseReason> {
+        self.lock_pauses().iter().copied().collect()
+    }
+
+    fn lock_pauses(&self) -> std::sync::MutexGuard<'_, BTreeSet<PauseReason>> {
+        self.pauses.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// Refuses new prompts from now on; running ones go on.

@@ -2,7 +2,8 @@
 //!
 //! Never holds prompts, keys or internal detail. The `code` is stable; words may change.
 
-use crate::units::{JobId, TokenCount};
+use super::PauseReason;
+use crate::units::{Address, JobId, TokenCount};
 
 /// A refusal. No token was made and nothing was charged.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -59,6 +60,26 @@ pub enum Refusal {
         /// The minimum in the contract's price unit.
         price_min: u128,
     },
+    /// The session is paid in a currency that this host does not take.
+    #[error("job {job}: payment token {token} is not accepted here")]
+    TokenNotAccepted {
+        /// The job.
+        job: JobId,
+        /// What it is paid in.
+        token: Address,
+    },
+    /// The marketplace holds less than the session's deposit.
+    #[error("job {0}: the marketplace no longer holds this session's deposit")]
+    Unfunded(JobId),
+    /// The session was opened for a model that is not served here.
+    #[error("job {0} was opened for a model that is not served here")]
+    OtherModel(JobId),
+    /// Too much of the session's work is unclaimed.
+    #[error("job {0}: claims have to catch up first; retry later")]
+    Exposed(JobId),
+    /// No new work is taken.
+    #[error("{}", .0.words())]
+    Paused(PauseReason),
     /// Another chain than this node's was named.
     #[error("chain_id {asked} is not served here; this node works on chain {ours}")]
     OtherChain {
@@ -94,12 +115,17 @@ impl Refusal {
         match self {
             Self::Invalid { .. } | Self::OtherChain { .. } => "validation_error",
             Self::ContextLength { .. } => "context_length",
-            Self::ModelNotFound { .. } => "model_not_found",
+            Self::ModelNotFound { .. } | Self::OtherModel(_) => "model_not_found",
             Self::SessionNotFound(_) => "session_not_found",
             Self::OtherHost(_) => "forbidden",
             Self::Unauthorized(_) => "unauthorized",
             Self::SessionClosed(_) => "session_closed",
-            Self::PaymentRequired { .. } | Self::PriceTooLow { .. } => "payment_required",
+            Self::PaymentRequired { .. }
+            | Self::PriceTooLow { .. }
+            | Self::TokenNotAccepted { .. }
+            | Self::Unfunded(_) => "payment_required",
+            Self::Exposed(_) => "exposure_limit",
+            Self::Paused(_) => "paused",
             Self::Busy => "rate_limit_exceeded",
             Self::Unavailable(_) => "service_unavailable",
             Self::Halted(_) | Self::Internal => "internal_error",

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use super::pace::Pace;
 use super::tracker::{CREDIT_TOKENS, Hold};
 use super::turn::TurnMeter;
 use crate::billing::TurnEnd;
@@ -101,6 +102,8 @@ pub struct Reply {
     hold: Option<Hold>,
     /// The session is over on chain, or halted: what is made from now on would never be paid.
     ended: CancellationToken,
+    /// Where too much of the job is unclaimed, tokens take turns; `None` where nothing is paid.
+    pace: Option<Box<Pace>>,
 }
 
 impl Reply {
@@ -114,6 +117,7 @@ impl Reply {
             completion_tokens: 0,
             hold: parts.hold,
             ended: parts.ended,
+            pace: parts.pace,
         }
     }
 
@@ -147,12 +151,17 @@ impl Reply {
                 }
                 continue;
             };
+            let is_paced = self.take_turn(TokenCount::ZERO).await;
+            if self.ended.is_cancelled() {
+                continue;
+            }
             // The permit is taken before the token leaves `pending`, so a cancel here loses none.
             let Ok(credit) = Arc::clone(&self.credit).acquire_owned().await else {
                 let failed = EngineFinish::Failed("the ledger does not record".into());
                 return ReplyEvent::End(self.end(&failed, String::new()));
             };
-            return ReplyEvent::Frame(self.frame(credit));
+            let most = if is_paced { 1 } else { CREDIT_TOKENS };
+            return ReplyEvent::Frame(self.frame(credit, most));
         }
     }
 
@@ -165,6 +174,12 @@ impl Reply {
             match self.take_event().await {
                 EngineEvent::Prefilled => {}
                 EngineEvent::Token { id, text: piece, .. } => {
+                    let made = u64::try_from(ids.len()).unwrap_or(u64::MAX);
+                    if self.take_turn(TokenCount::new(made)).await
+                        && let Some(pace) = &mut self.pace
+                    {
+                        pace.went();
+                    }
                     text.push_str(&piece);
                     ids.push(id);
                 }
@@ -195,8 +210,18 @@ impl Reply {
         }
     }
 
+    /// Waits for the next token's turn, or for the session's end. True where tokens take turns.
+    async fn take_turn(&mut self, more: TokenCount) -> bool {
+        let Some(pace) = &mut self.pace else { return false };
+        tokio::select! {
+            biased;
+            () = self.ended.cancelled() => false,
+            is_paced = pace.turn(more) => is_paced,
+        }
+    }
+
     /// The pending token and those that are there already, as far as the credit reaches.
-    fn frame(&mut self, mut credit: OwnedSemaphorePermit) -> Frame {
+    fn frame(&mut self, mut credit: OwnedSemaphorePermit, most: usize) -> Frame {
         let mut text = String::new();
         let mut ids = Vec::with_capacity(1);
         loop {
@@ -210,13 +235,16 @@ impl Reply {
                     break;
                 }
             }
-            if ids.len() >= CREDIT_TOKENS {
+            if ids.len() >= most {
                 break;
             }
             self.pending = self.generation.try_next();
             let Some(EngineEvent::Token { .. }) = &self.pending else { break };
             let Ok(more) = Arc::clone(&self.credit).try_acquire_owned() else { break };
             credit.merge(more);
+        }
+        if let Some(pace) = &mut self.pace {
+            pace.went();
         }
         let count = u32::try_from(ids.len()).unwrap_or(u32::MAX);
         self.completion_tokens = self.completion_tokens.saturating_add(count);
@@ -255,4 +283,5 @@ pub(super) struct ReplyParts {
     /// `None` in free mode.
     pub hold: Option<Hold>,
     pub ended: CancellationToken,
+    pub pace: Option<Box<Pace>>,
 }

@@ -4,12 +4,14 @@
 //! await. Never resets a count: what was recorded only grows, over prompts, connections and
 //! protocols, and a restart rebuilds it from the ledger. Relies on the map being private here.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dashmap::DashMap;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use super::live::{LastClose, Live};
 use crate::billing::{Account, AccountFault, Entry, Subject, WalletAccount};
 use crate::chain::{ChainJob, JobStatus};
 use crate::units::{JobId, Millis, TokenCount, TurnNo};
@@ -80,83 +82,10 @@ pub(super) enum ReserveError {
     Spent,
     /// The plain-access cap is reached.
     Capped,
-}
-
-/// What the last WebSocket connection's end was like.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum LastClose {
-    NeverConnected,
-    Dropped,
-    Clean,
-}
-
-struct Live {
-    account: Account,
-    snapshot: Option<Snapshot>,
-    /// Delivered and not yet durable.
-    in_flight: TokenCount,
-    /// Reserved by running requests and not yet delivered.
-    held: TokenCount,
-    credit: Arc<Semaphore>,
-    /// Ends running answers: the session is over on chain, or halted.
-    ended: CancellationToken,
-    running: u32,
-    connections: u32,
-    quiet_since: Millis,
-    last_close: LastClose,
-    settling: bool,
-    /// An entry did not fit the account: what it says is not to be trusted any more.
-    is_faulty: bool,
-    turn_next: u32,
-    /// Ids of the WebSocket conversation so far; never retokenised.
-    conversation: Vec<u32>,
-}
-
-impl Live {
-    fn new(account: Account, now: Millis) -> Self {
-        let turn_next = account.turn_next().get();
-        Self {
-            account,
-            snapshot: None,
-            in_flight: TokenCount::ZERO,
-            held: TokenCount::ZERO,
-            credit: Arc::new(Semaphore::new(CREDIT_TOKENS)),
-            ended: CancellationToken::new(),
-            running: 0,
-            connections: 0,
-            quiet_since: now,
-            last_close: LastClose::NeverConnected,
-            settling: false,
-            is_faulty: false,
-            turn_next,
-            conversation: Vec::new(),
-        }
-    }
-
-    /// Tokens that are spent or promised, on the scale of the contract's `tokensUsed`.
-    fn committed(&self) -> TokenCount {
-        let before = self.account.terms().map_or(TokenCount::ZERO, |terms| terms.tokens_before);
-        let ours = before.saturating_add(self.account.recorded()).saturating_add(self.in_flight);
-        let chain = self.snapshot.as_ref().map_or(TokenCount::ZERO, |seen| seen.job.tokens_used);
-        ours.max(chain).saturating_add(self.held)
-    }
-
-    fn phase(&self) -> Phase {
-        if self.is_faulty || self.account.halted().is_some() {
-            Phase::Halted
-        } else if self.account.is_closed() {
-            Phase::Completed
-        } else if self.settling || self.account.completion().is_some() {
-            Phase::Settling
-        } else if self.running == 0
-            && self.connections == 0
-            && self.last_close != LastClose::NeverConnected
-        {
-            Phase::Draining
-        } else {
-            Phase::Active
-        }
-    }
+    /// Too much of the job is unclaimed.
+    Exposed,
+    /// The marketplace could not pay this session.
+    Unfunded,
 }
 
 /// All live jobs, and the wallet's own account.
@@ -164,6 +93,11 @@ impl Live {
 pub struct Tracker {
     live: DashMap<JobId, Live>,
     wallet: Mutex<WalletAccount>,
+    /// Monotonic milliseconds of settlement's last whole look at the chain, plus 1; 0 for none.
+    chain_seen_at: AtomicU64,
+    /// Unclaimed tokens of a job that wake settlement; 0 for never.
+    wake_at: AtomicU64,
+    claim_due: Notify,
 }
 
 impl Tracker {
@@ -195,16 +129,70 @@ impl Tracker {
         jobs
     }
 
+    /// Jobs whose account a question picks, in order. The question also hears whether the session
+    /// has been quiet for its grace period. Nothing may be locked by it.
+    pub fn jobs_where(
+        &self,
+        now: Millis,
+        grace: Grace,
+        wanted: impl Fn(&Account, bool) -> bool,
+    ) -> Vec<JobId> {
+        let picked =
+            self.live.iter().filter(|live| wanted(&live.account, live.is_quiet(now, grace)));
+        let mut jobs: Vec<JobId> = picked.map(|live| *live.key()).collect();
+        jobs.sort_unstable();
+        jobs
+    }
+
+    /// Shows every account, in no order. Nothing may be locked by `each`.
+    pub fn each(&self, mut each: impl FnMut(&Account)) {
+        self.live.iter().for_each(|live| each(&live.account));
+    }
+
+    /// The sum of a count over all accounts.
+    #[must_use]
+    pub fn sum(&self, count: impl Fn(&Account) -> usize) -> usize {
+        self.live.iter().map(|live| count(&live.account)).sum()
+    }
+
+    /// Settlement has read everything up to the newest block: what no event spoke of stands.
+    pub fn chain_seen(&self, now: Millis) {
+        self.chain_seen_at.store(now.get().saturating_add(1), Ordering::Release);
+    }
+
+    /// When settlement last did; `None` before its first look.
+    pub(super) fn chain_seen_at(&self) -> Option<Millis> {
+        self.chain_seen_at.load(Ordering::Acquire).checked_sub(1).map(Millis::new)
+    }
+
+    /// Unclaimed tokens of a job from which settlement wants to be woken.
+    pub fn wake_at(&self, tokens: TokenCount) {
+        self.wake_at.store(tokens.get(), Ordering::Release);
+    }
+
+    /// Completes when a job has come to have so many.
+    pub async fn claim_due(&self) {
+        self.claim_due.notified().await;
+    }
+
     /// A copy of a job's account.
     #[must_use]
     pub fn account(&self, job: JobId) -> Option<Account> {
         self.live.get(&job).map(|live| live.account.clone())
     }
 
-    /// The job's state on chain, as last read.
+    /// The job's state on chain, as last read; `None` where the chain spoke of it since.
     #[must_use]
     pub fn snapshot(&self, job: JobId) -> Option<Snapshot> {
-        self.live.get(&job).and_then(|live| live.snapshot.clone())
+        let live = self.live.get(&job)?;
+        live.snapshot.clone().filter(|_| !live.is_outdated)
+    }
+
+    /// The chain spoke of a job: what was read of it before is not relied on.
+    pub fn outdate(&self, job: JobId) {
+        if let Some(mut live) = self.live.get_mut(&job) {
+            live.is_outdated = true;
+        }
     }
 
     /// Keeps a reading of the chain. Only jobs that are tracked have one.
@@ -223,6 +211,7 @@ impl Tracker {
                 }
             }
             live.snapshot = Some(snapshot);
+            live.is_outdated = false;
         }
     }
 
@@ -248,14 +237,16 @@ impl Tracker {
     /// Whether the session has been quiet for its grace period, so that it may be completed.
     #[must_use]
     pub fn is_quiet(&self, job: JobId, now: Millis, grace: Grace) -> bool {
-        let Some(live) = self.live.get(&job) else { return false };
-        let wait = match live.last_close {
-            LastClose::NeverConnected => grace.idle,
-            LastClose::Dropped => grace.dropped,
-            LastClose::Clean => grace.closed,
+        self.live.get(&job).is_some_and(|live| live.is_quiet(now, grace))
+    }
+
+    /// Whether an answer runs, or tokens are on their way to the ledger.
+    #[must_use]
+    pub fn is_busy(&self, job: JobId) -> bool {
+        let of = |live: dashmap::mapref::one::Ref<'_, JobId, Live>| {
+            live.running > 0 || live.in_flight > TokenCount::ZERO
         };
-        let quiet = now.saturating_sub(live.quiet_since);
-        live.running == 0 && live.connections == 0 && quiet >= wait
+        self.live.get(&job).is_some_and(of)
     }
 
     /// Closes the door for new requests before a completion is signed. False where a request
@@ -306,6 +297,12 @@ impl Tracker {
         if live.ended.is_cancelled() {
             return Err(ReserveError::Closed);
         }
+        if live.is_unfunded {
+            return Err(ReserveError::Unfunded);
+        }
+        if limits.exposure_max.is_some_and(|max| live.exposure().saturating_add(live.held) >= max) {
+            return Err(ReserveError::Exposed);
+        }
         let committed = live.committed();
         let mut left = limits.affordable.saturating_sub(committed);
         if left == TokenCount::ZERO {
@@ -325,6 +322,32 @@ impl Tracker {
         let hold = Hold { tokens, is_short: tokens < wanted };
         let (credit, ended) = (Arc::clone(&live.credit), live.ended.clone());
         Ok(Reservation { hold, turn, credit, ended })
+    }
+
+    /// When the job's next token may go, where it is beyond `max` unclaimed tokens, `more` of an
+    /// answer counted; `None` where it need not wait. Each slot is given out once.
+    pub(super) fn pace(
+        &self,
+        job: JobId,
+        max: TokenCount,
+        (more, now): (TokenCount, Millis),
+    ) -> Option<Millis> {
+        let mut live = self.live.get_mut(&job)?;
+        if live.exposure().saturating_add(more) < max {
+            return None;
+        }
+        let rate = live.snapshot.as_ref().map_or(1, |seen| seen.job.rate_per_second).max(1);
+        let slot = live.pace_next.max(now);
+        // At least a millisecond apart: rates above a thousand are no bound worth keeping.
+        live.pace_next = slot.saturating_add(Millis::new(1_000_u64.div_ceil(rate)));
+        Some(slot)
+    }
+
+    /// Whether the marketplace holds what this session would be paid from.
+    pub fn set_funded(&self, job: JobId, is_funded: bool) {
+        if let Some(mut live) = self.live.get_mut(&job) {
+            live.is_unfunded = !is_funded;
+        }
     }
 
     /// Tokens moved from a request's hold to the client.
@@ -354,7 +377,13 @@ impl Tracker {
             };
             let new = || Live::new(Account::new(job), now);
             let mut live = self.live.entry(job).or_insert_with(new);
-            if let Err(fault) = live.account.apply(entry) {
+            let unclaimed_before = live.account.unclaimed();
+            let applied = live.account.apply(entry);
+            let wake_at = TokenCount::new(self.wake_at.load(Ordering::Acquire));
+            if unclaimed_before < wake_at && live.account.unclaimed() >= wake_at {
+                self.claim_due.notify_one();
+            }
+            if let Err(fault) = applied {
                 live.is_faulty = true;
                 live.in_flight = live.in_flight.saturating_sub(tokens);
                 live.ended.cancel();
@@ -372,6 +401,14 @@ impl Tracker {
             live.in_flight = live.in_flight.saturating_sub(tokens);
         }
         Ok(())
+    }
+
+    /// Tokens that were delivered never reached the ledger's queue: the host's loss.
+    pub(super) fn give_away(&self, job: JobId, tokens: TokenCount) {
+        if let Some(mut live) = self.live.get_mut(&job) {
+            live.in_flight = live.in_flight.saturating_sub(tokens);
+            live.given_away = live.given_away.saturating_add(tokens);
+        }
     }
 
     /// Tokens of the job could not be recorded: no answer of it says more, and none begins.
@@ -410,4 +447,6 @@ pub(super) struct ReserveLimits {
     pub affordable: TokenCount,
     /// Tokens a plain client may spend of it.
     pub cap: Option<TokenCount>,
+    /// Unclaimed tokens from which prompts are refused.
+    pub exposure_max: Option<TokenCount>,
 }

@@ -173,6 +173,7 @@ impl TurnMeter {
             // The queue is bounded above all credits, so this means a broken store: the node
             // stops. These tokens are the host's loss, never the client's.
             Err(error) => {
+                paid.books.tracker.give_away(paid.job, count);
                 if error != LedgerError::Full {
                     paid.books.tracker.ledger_lost(paid.job.into());
                 }

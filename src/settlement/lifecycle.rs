@@ -1,36 +1,73 @@
 //! The life of a running session: claim what is due, complete what is quiet.
 //!
-//! Never completes while a proof is in flight, and closes the door for prompts before it signs.
+//! Never completes while a proof is in flight or shallow enough to be reorganised away, and closes
+//! the door for prompts before it signs.
 
 use super::watch::Step;
 use super::{Settlement, StepError, View};
 use crate::billing::{Account, Purpose, TxState};
 use crate::chain::{Call, ChainJob};
 use crate::claim::{
-    ClaimPlan, CompletionInput, CompletionPlan, FeeEstimate, PlanInput, Wait, deadline, plan_claim,
-    plan_completion,
+    ClaimPlan, ClaimRules, CompletionInput, CompletionPlan, FeeEstimate, PlanInput, Wait, deadline,
+    plan_claim, plan_completion,
 };
-use crate::units::{Address, Amount, Gas, JobId};
+use crate::units::{Address, Amount, ChainTime, Gas, JobId, TokenCount};
 
 /// Gas of one claim for the fee rule: 219 k at the 30th proof (docs/spec/contract.md section 2).
 const CLAIM_GAS: Gas = Gas::new(220_000);
+
+/// Gas of a completion: 174 to 186 k there.
+const COMPLETE_GAS: Gas = Gas::new(190_000);
+
+/// Transactions of ours that may wait for blocks at once: geth guarantees an account 16 places.
+const OPEN_TXS_MAX: usize = 16;
+
+/// A job that is active on chain, looked at and due for something.
+pub(super) struct Due {
+    pub account: Account,
+    pub known: ChainJob,
+    pub plan: ClaimPlan,
+}
+
+impl Due {
+    /// Most urgent first; among equals the most valuable.
+    pub fn order(&self) -> (ChainTime, std::cmp::Reverse<u128>, JobId) {
+        let tokens = match self.plan {
+            ClaimPlan::Claim(tokens) => tokens.get(),
+            ClaimPlan::Wait(_) => 0,
+        };
+        let value = self.known.price.get().saturating_mul(u128::from(tokens));
+        (deadline_of(&self.known), std::cmp::Reverse(value), self.account.job())
+    }
+}
+
+/// When anyone may end the session.
+pub(super) fn deadline_of(known: &ChainJob) -> ChainTime {
+    let ChainJob { start_time, duration_max, last_proof_time, silence_max, .. } = known;
+    deadline(*start_time, *duration_max, *last_proof_time, *silence_max)
+}
 
 impl Settlement {
     /// At most one transaction for a job that is active on chain.
     pub(super) async fn claim_or_complete(
         &mut self,
-        account: &Account,
-        known: &ChainJob,
+        due: &Due,
         view: &View,
     ) -> Result<(), StepError> {
+        let Due { account, known, plan } = due;
         let job = account.job();
-        let is_closing = self.is_closing(job, view.now);
-        let plan = self.plan(account, known, view).await?;
-        match plan {
+        if self.open_count() >= OPEN_TXS_MAX {
+            tracing::debug!(%job, "as many transactions wait for blocks as an endpoint keeps");
+            return Ok(());
+        }
+        match *plan {
             ClaimPlan::Claim(_) if !self.watch.may_try(job, Step::Claim, view.head.number) => {
                 Ok(())
             }
-            ClaimPlan::Claim(tokens) => self.submit_claim(account, tokens, is_closing, view).await,
+            ClaimPlan::Claim(tokens) => {
+                let is_closing = self.is_closing(job, view.now);
+                self.submit_claim(account, tokens, is_closing, view).await
+            }
             ClaimPlan::Wait(wait) => {
                 tracing::trace!(%job, ?wait, "no claim");
                 self.complete_when_due(account, known, view, wait).await
@@ -38,8 +75,9 @@ impl Settlement {
         }
     }
 
-    async fn plan(
-        &self,
+    /// What is due for a job.
+    pub(super) async fn plan(
+        &mut self,
         account: &Account,
         known: &ChainJob,
         view: &View,
@@ -56,32 +94,53 @@ impl Settlement {
             closing: self.is_closing(job, view.now),
             now: view.head.time,
             last_proof_time: known.last_proof_time,
-            deadline: deadline(
-                known.start_time,
-                known.duration_max,
-                known.last_proof_time,
-                known.silence_max,
-            ),
+            deadline: deadline_of(known),
             fees: None,
         };
         let rules = self.claim_rules(known);
-        let ClaimPlan::Claim(_) = plan_claim(&rules, &input) else {
+        let ClaimPlan::Claim(tokens) = plan_claim(&rules, &input) else {
             return Ok(plan_claim(&rules, &input));
         };
         // Fees are asked for only where a claim would otherwise be made.
-        input.fees = self.fee_estimate(known).await?;
+        input.fees = self.fee_estimate(known, (CLAIM_GAS, tokens), view).await?;
         Ok(plan_claim(&rules, &input))
     }
 
-    /// Fee and value in wei; sessions in another currency cannot be compared.
-    async fn fee_estimate(&self, known: &ChainJob) -> Result<Option<FeeEstimate>, StepError> {
-        if known.payment_token != Address::ZERO {
-            return Ok(None);
+    fn claim_rules(&self, known: &ChainJob) -> ClaimRules {
+        ClaimRules {
+            claim_min: self.limits.claim_min,
+            rate_per_second: known.rate_per_second,
+            claim_at: self.rules.claim_at.max(self.limits.claim_min),
+            margin: self.rules.claim_margin,
+            fee_share_max: self.rules.fee_share_max,
         }
-        let fees = self.chain.fees().await?;
-        let fee = fees.fee_max.get().saturating_mul(u128::from(CLAIM_GAS.get()));
-        let value = known.price.get() / u128::from(self.limits.price_unit.get());
-        Ok(Some(FeeEstimate { fee: Amount::new(fee), value_per_token: Amount::new(value) }))
+    }
+
+    /// What a call of this gas costs at today's price, and what the tokens are worth, in wei.
+    /// `None` where the session's currency has no known value.
+    async fn fee_estimate(
+        &mut self,
+        known: &ChainJob,
+        (gas, tokens): (Gas, TokenCount),
+        view: &View,
+    ) -> Result<Option<FeeEstimate>, StepError> {
+        let Some(value) = self.worth(known, tokens) else { return Ok(None) };
+        let fees = self.market(view).await?;
+        // The offer holds twice the base fee and the tip (`chain::evm::fees`): half of it and half
+        // the tip is what the next block takes.
+        let price = fees.fee_max.get().saturating_add(fees.tip_max.get()) / 2;
+        let fee = Amount::new(price.saturating_mul(u128::from(gas.get())));
+        Ok(Some(FeeEstimate { fee, value }))
+    }
+
+    /// What `tokens` of a session are worth in wei, rounded down.
+    fn worth(&self, known: &ChainJob, tokens: TokenCount) -> Option<Amount> {
+        let amount = self.limits.price_unit.cost(tokens, known.price)?;
+        if known.payment_token == Address::ZERO {
+            return Some(amount);
+        }
+        let wei_per_unit = self.rules.wei_per_unit.get(&known.payment_token)?;
+        Some(scaled(amount, *wei_per_unit))
     }
 
     async fn complete_when_due(
@@ -92,18 +151,33 @@ impl Settlement {
         wait: Wait,
     ) -> Result<(), StepError> {
         let job = account.job();
+        let fees = if self.rules.complete_at_a_loss {
+            None
+        } else {
+            self.fee_estimate(known, (COMPLETE_GAS, account.confirmed()), view).await?
+        };
         let input = CompletionInput {
             is_idle: self.books.tracker.is_quiet(job, view.now, self.rules.grace),
             has_open_tx: account.txs_open().next().is_some(),
+            has_shallow_claim: self.has_shallow_claim(account, view),
             has_claimable: !matches!(wait, Wait::BelowMinimum | Wait::DepositSpent),
             now: view.head.time,
             start_time: known.start_time,
             dispute_window: self.limits.dispute_window,
+            fees,
+            fee_share_max: self.rules.fee_share_max,
         };
         match plan_completion(&input) {
-            CompletionPlan::NotYet | CompletionPlan::Window(_) => Ok(()),
+            CompletionPlan::NotYet | CompletionPlan::Window(_) | CompletionPlan::Fee => Ok(()),
             CompletionPlan::Complete => self.complete(account, view).await,
         }
+    }
+
+    /// Whether a reorg could still take a claim back: completing behind it would forfeit it.
+    fn has_shallow_claim(&self, account: &Account, view: &View) -> bool {
+        let deep = self.rules.reorg_depth;
+        let blocks = account.claims().filter_map(|(_, tx)| tx.mined_in);
+        blocks.into_iter().any(|block| block.confirmations_at(view.head.number) < deep)
     }
 
     /// Closes the door, looks once more, signs. Whatever does not end in a signature opens the
@@ -125,4 +199,17 @@ impl Settlement {
     async fn sign_completion(&mut self, job: JobId, view: &View) -> Result<bool, StepError> {
         self.submit(job, Call::Complete { job }, Purpose::Complete, view).await
     }
+
+    /// Whether the wallet can pay a claim and a completion at today's fees.
+    pub(super) async fn can_pay_gas(&mut self, view: &View) -> Result<bool, StepError> {
+        let fees = self.market(view).await?;
+        let gas = u128::from(CLAIM_GAS.get().saturating_add(COMPLETE_GAS.get()));
+        Ok(view.wallet.balance.get() >= fees.fee_max.get().saturating_mul(gas))
+    }
+}
+
+/// A rule of thumb on purpose: no amount that is paid or claimed is derived from it.
+#[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+fn scaled(amount: Amount, factor: f64) -> Amount {
+    Amount::new((amount.get() as f64 * factor) as u128)
 }

@@ -5,25 +5,39 @@
 //! point goes on where the ledger stands. Relies on being the only submitter of its wallet (the
 //! node holds a lock) and on `tick` being called again and again.
 
+mod claims;
+mod doubt;
+mod errands;
 mod lifecycle;
+mod line;
+mod look;
 mod reconcile;
 mod submit;
 mod watch;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use futures_util::stream::{self, StreamExt};
 use metrics::{counter, gauge};
 
-use crate::billing::{Account, Lost, TxState};
-use crate::chain::{Chain, ChainError, ChainEvent, ChainJob, Head, Limits, Wallet, WalletState};
-use crate::claim::ClaimRules;
-use crate::ledger::LedgerError;
-use crate::session::{Books, BooksParts, Grace, Phase};
-use crate::units::{
-    Amount, BlockNumber, ChainSeconds, JobId, Millis, TokenCount, TxHash, WalletNonce,
+use crate::billing::{Account, Lost, Subject, TxState};
+use crate::chain::{
+    Chain, ChainError, ChainJob, Fees, Head, JobStatus, Limits, Wallet, WalletState,
 };
+use crate::ledger::LedgerError;
+use crate::session::{Books, BooksParts, Grace, Phase, Snapshot};
+use crate::units::{Address, Amount, BlockNumber, ChainSeconds, JobId, Millis, TokenCount, TxHash};
+use doubt::disagreement;
+use errands::Desk;
+pub use errands::{Order, OrderOutcome};
+use lifecycle::{Due, deadline_of};
+use line::Line;
+use reconcile::Standing;
 use watch::Watch;
+
+/// Jobs read from the chain at once.
+const READS_AT_ONCE: usize = 16;
 
 /// The operator's wishes for settlement.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,14 +50,25 @@ pub struct SettlementRules {
     pub fee_share_max: f64,
     /// The highest `maxFeePerGas` that is ever signed, wei; `None` for no ceiling.
     pub fee_max: Option<Amount>,
-    /// Confirmations after which a transaction is final, at least 1.
+    /// Confirmations after which a transaction counts as final, at least 1.
     pub confirmations: u64,
+    /// How deep a reorg may reach: what a block rejects is free again only below that, and a
+    /// session is completed only when its claims lie deeper.
+    pub reorg_depth: u64,
     /// How long a session may be quiet before it is completed.
     pub grace: Grace,
     /// Pending time after which a transaction is signed again with higher fees.
     pub reprice_after: Millis,
     /// Every job is looked at this often, whatever events say.
     pub sweep_every: Millis,
+    /// Whether a session is completed also where that costs more than it pays out.
+    pub complete_at_a_loss: bool,
+    /// What one unit of a payment token is worth, wei; without it fees and value are not compared.
+    pub wei_per_unit: BTreeMap<Address, f64>,
+    /// Where withdrawals move on to.
+    pub cold_address: Option<Address>,
+    /// Earnings by currency from which they are withdrawn without being told.
+    pub withdraw_above: BTreeMap<Address, Amount>,
 }
 
 /// What settlement tells the rest of the node. Must not block.
@@ -54,6 +79,9 @@ pub trait Observer: Send + Sync {
     fn chain_answers(&self, answers: bool);
     /// A session is over on chain.
     fn session_closed(&self, job: JobId, lost: Lost);
+
+    /// Whether the wallet's gas pays a claim and a completion.
+    fn gas_suffices(&self, suffices: bool);
 }
 
 /// Settlement cannot go on: the node must stop.
@@ -84,7 +112,7 @@ impl From<LedgerError> for StepError {
     }
 }
 
-/// What one tick read of the chain before looking at jobs.
+/// What one pass read of the chain before looking at jobs.
 #[derive(Debug, Clone, Copy)]
 struct View {
     head: Head,
@@ -101,9 +129,15 @@ pub struct Settlement {
     rules: SettlementRules,
     observer: Arc<dyn Observer>,
     watch: Watch,
-    nonce_floor: WalletNonce,
+    line: Line,
+    desk: Desk,
+    /// Earnings as last read, for the thresholds of withdrawals.
+    earned: BTreeMap<Address, Amount>,
+    /// Fees as read at a block.
+    market: Option<(BlockNumber, Fees)>,
     events_from: Option<BlockNumber>,
     swept_at: Option<Millis>,
+    is_sweep: bool,
 }
 
 impl Settlement {
@@ -112,25 +146,31 @@ impl Settlement {
     pub fn new(parts: SettlementParts) -> Self {
         let SettlementParts { chain, wallet, books, limits, rules, observer } = parts;
         let BooksParts { ledger, tracker, clock } = books;
-        let nonce_floor =
-            nonce_floor(tracker.jobs().iter().filter_map(|job| tracker.account(*job)));
+        let books = Books { ledger, tracker, clock };
+        books.tracker.wake_at(rules.claim_at.max(limits.claim_min));
+        let (line, events_from) = look::what_the_ledger_knows(&books.tracker, rules.reorg_depth);
         Self {
             chain,
             wallet,
-            books: Books { ledger, tracker, clock },
+            books,
             limits,
             rules,
             observer,
             watch: Watch::default(),
-            nonce_floor,
-            events_from: None,
+            line,
+            desk: Desk::default(),
+            earned: BTreeMap::new(),
+            market: None,
+            events_from,
             swept_at: None,
+            is_sweep: false,
         }
     }
 
     /// One pass: reads the chain, moves every job that is due by at most one step of each kind.
     ///
-    /// A silent chain ends the pass early and is not an error: nothing is lost by waiting.
+    /// A silent chain ends the pass early and is not an error: nothing is lost by waiting. May be
+    /// dropped at any await: the ledger knows what was signed.
     ///
     /// # Errors
     /// [`SettlementError`] when the ledger fails.
@@ -144,133 +184,156 @@ impl Settlement {
                 return Ok(());
             }
         };
-        for job in self.jobs_due(&view).await {
-            match self.step(job, &view).await {
-                Ok(()) => {}
-                Err(StepError::Chain(error)) => {
-                    tracing::debug!(%job, "step cut short");
-                    chain_failed(&error, "job not settled this time");
-                }
-                // A full queue, or a reading that failed: nothing was written and nothing was sent,
-                // the next tick finds the same work. Only a broken store stops the node.
-                Err(StepError::Ledger(error)) if self.books.ledger.is_healthy() => {
-                    tracing::error!(%job, %error, "not settled this time");
-                }
-                Err(StepError::Ledger(error)) => return Err(error.into()),
-            }
+        let due = self.jobs_due(&view).await;
+        let mended = self.mend_line(&view).await;
+        self.settled("the wallet's nonces", mended)?;
+        let readings = self.read_jobs(due).await;
+        let mut active = Vec::new();
+        for (job, reading) in readings {
+            let stepped = self.step(job, reading, &view).await;
+            active.extend(self.settled(job, stepped)?.flatten());
         }
+        active.sort_by_key(Due::order);
+        for due in &active {
+            let stepped = self.claim_or_complete(due, &view).await;
+            self.settled(due.account.job(), stepped)?;
+        }
+        let stepped = self.step_wallet(&view).await;
+        self.settled("the wallet", stepped)?;
         gauge!("sessions_active").set(precise(self.books.tracker.count_open()));
         Ok(())
     }
 
-    async fn look(&self) -> Result<View, ChainError> {
-        let head = self.chain.head().await?;
-        let wallet = self.chain.wallet().await?;
-        gauge!("chain_head_block").set(precise(head.number.get()));
-        Ok(View { head, wallet, now: self.books.clock.now() })
-    }
-
-    /// Jobs to look at: those with something to do, those the chain spoke of, and all of them
-    /// every so often: state is the guarantee, events are only the fast path.
-    async fn jobs_due(&mut self, view: &View) -> Vec<JobId> {
-        let sweep =
-            self.swept_at.is_none_or(|at| view.now.saturating_sub(at) >= self.rules.sweep_every);
-        if sweep {
-            self.swept_at = Some(view.now);
+    /// What became of a step. A silent chain, a full queue or a reading that failed: nothing was
+    /// written and nothing was sent, the next pass finds the same work. Only a broken store stops
+    /// the node.
+    fn settled<T>(
+        &self,
+        what: impl std::fmt::Display,
+        step: Result<T, StepError>,
+    ) -> Result<Option<T>, SettlementError> {
+        match step {
+            Ok(done) => Ok(Some(done)),
+            Err(StepError::Chain(error)) => {
+                tracing::debug!(%what, "step cut short");
+                chain_failed(&error, "not settled this time");
+                Ok(None)
+            }
+            Err(StepError::Ledger(error)) if self.books.ledger.is_healthy() => {
+                tracing::error!(%what, %error, "not settled this time");
+                Ok(None)
+            }
+            Err(StepError::Ledger(error)) => Err(error.into()),
         }
-        let spoken_of = self.new_events(view).await;
-        let tracker = &self.books.tracker;
-        let mut due = Vec::new();
-        for job in tracker.jobs() {
-            let Some(account) = tracker.account(job) else { continue };
-            let has_open_tx = account.txs_open().next().is_some();
-            if account.is_closed() || (account.halted().is_some() && !has_open_tx) {
-                continue;
-            }
-            let has_work = has_open_tx
-                || account.unclaimed() >= self.limits.claim_min
-                || tracker.is_quiet(job, view.now, self.rules.grace);
-            if sweep || has_work || spoken_of.contains(&job) {
-                due.push(job);
-            }
-        }
-        due
     }
 
-    async fn new_events(&mut self, view: &View) -> BTreeSet<JobId> {
-        let head = view.head.number;
-        let from = self.events_from.unwrap_or(head).min(head);
-        let events = match self.chain.events(from, head).await {
-            Ok(events) => events,
-            Err(error) => {
-                chain_failed(&error, "events not read");
-                return BTreeSet::new();
-            }
-        };
-        // Blocks that may still be reorganised are read again: events only say where to look.
-        let overlap = BlockNumber::new(self.rules.confirmations);
-        self.events_from = Some(head.saturating_sub(overlap).max(from));
-        let job_of = |event: &ChainEvent| match event {
-            ChainEvent::Created(job) | ChainEvent::TimedOut(job) => *job,
-            ChainEvent::Proven { job, .. } | ChainEvent::Completed { job, .. } => *job,
-        };
-        events.iter().map(job_of).collect()
+    async fn read_jobs(
+        &self,
+        jobs: Vec<JobId>,
+    ) -> Vec<(JobId, Result<Option<ChainJob>, ChainError>)> {
+        let reads = jobs.into_iter().map(async |job| (job, self.chain.job(job).await));
+        stream::iter(reads).buffered(READS_AT_ONCE).collect().await
     }
 
-    /// One job: reconcile what is out, then close, claim or complete.
-    async fn step(&mut self, job: JobId, view: &View) -> Result<(), StepError> {
+    /// One job: reconcile what is out, then close it, or say what is due. `None` where nothing is.
+    async fn step(
+        &mut self,
+        job: JobId,
+        reading: Result<Option<ChainJob>, ChainError>,
+        view: &View,
+    ) -> Result<Option<Due>, StepError> {
+        let Some(account) = self.books.tracker.account(job) else { return Ok(None) };
         if self.books.tracker.phase(job) == Some(Phase::Halted) {
             // Nothing new is signed for it, but a nonce of its that is never mined would hold up
             // every later claim of the wallet.
-            return self.reconcile(job, view).await;
+            let standing = Standing { is_over: false, is_urgent: false };
+            self.reconcile(job.into(), standing, view).await?;
+            return Ok(None);
         }
-        let Some(known) = self.chain.job(job).await? else {
+        let Some(known) = reading? else {
             let why = "the chain no longer knows this job".to_owned();
-            return self.suspect(job, view, why).await;
+            self.suspect(&account, view, why).await?;
+            return Ok(None);
         };
-        let read_at = view.now;
-        self.books.tracker.observe(crate::session::Snapshot { job: known.clone(), read_at });
-        let rejected_before = self.rejected_count(job);
-        self.reconcile(job, view).await?;
-        let Some(account) = self.books.tracker.account(job) else { return Ok(()) };
-        if self.rejected_count(job) != rejected_before {
-            // `known` was read before the rejection: claim again on a reading made after it.
-            return Ok(());
+        self.observe(&known, view);
+        if disagreement(&account, known.tokens_used).is_none() {
+            // Before anything can cut this step short: suspicion needs looks in a row.
+            self.watch.agrees(job);
+        }
+        let is_active = known.status == JobStatus::Active;
+        if account.is_closed() && is_active {
+            self.reopen(&account).await?;
+        }
+        let standing = Standing { is_over: !is_active, is_urgent: self.is_urgent(&known, view) };
+        self.reconcile(job.into(), standing, view).await?;
+        let before = account;
+        let Some(account) = self.books.tracker.account(job) else { return Ok(None) };
+        if account.included() != before.included() || account.claimed() != before.claimed() {
+            // `known` was read before what changed: decided on at the next pass.
+            return Ok(None);
         }
         if let Some(why) = disagreement(&account, known.tokens_used) {
-            return self.suspect(job, view, why).await;
+            self.suspect(&account, view, why).await?;
+            return Ok(None);
         }
-        self.watch.agrees(job);
-        if known.status != crate::chain::JobStatus::Active {
-            return self.close_when_final(&account, view).await;
+        if !is_active {
+            self.close_when_final(&account, view).await?;
+            return Ok(None);
         }
         self.watch.runs(job);
-        self.claim_or_complete(&account, &known, view).await
+        let plan = self.plan(&account, &known, view).await?;
+        Ok(Some(Due { account, known, plan }))
     }
 
-    fn rejected_count(&self, job: JobId) -> usize {
-        let is_rejected = |tx: &&crate::billing::Tx| matches!(tx.state, TxState::Rejected(_));
-        let account = self.books.tracker.account(job);
-        account.map_or(0, |account| account.txs().iter().filter(is_rejected).count())
+    fn observe(&self, known: &ChainJob, view: &View) {
+        self.books.tracker.observe(Snapshot { job: known.clone(), read_at: view.now });
+    }
+
+    fn is_urgent(&self, known: &ChainJob, view: &View) -> bool {
+        view.head.time.after(self.rules.claim_margin) >= deadline_of(known)
+    }
+
+    /// The wallet's own transactions, then what it was asked to do.
+    async fn step_wallet(&mut self, view: &View) -> Result<(), StepError> {
+        let standing = Standing { is_over: false, is_urgent: false };
+        self.reconcile(Subject::Wallet, standing, view).await?;
+        if self.is_sweep {
+            self.read_earnings().await?;
+            self.watch_funds().await?;
+            let suffices = self.can_pay_gas(view).await?;
+            self.observer.gas_suffices(suffices);
+        }
+        self.run_errands(view).await
+    }
+
+    /// Transactions of ours that wait for a block.
+    fn open_count(&self) -> usize {
+        let is_waiting = |state: &TxState| *state == TxState::Prepared;
+        let of = |account: &Account| account.txs_open().filter(|tx| is_waiting(&tx.state)).count();
+        let wallet = self.books.tracker.wallet();
+        let own = wallet.txs().open().filter(|tx| is_waiting(&tx.state)).count();
+        self.books.tracker.sum(of).saturating_add(own)
     }
 
     fn confirmations(&self) -> u64 {
         self.rules.confirmations.max(1)
     }
 
-    fn claim_rules(&self, known: &ChainJob) -> ClaimRules {
-        ClaimRules {
-            claim_min: self.limits.claim_min,
-            rate_per_second: known.rate_per_second,
-            claim_at: self.rules.claim_at.max(self.limits.claim_min),
-            margin: self.rules.claim_margin,
-            fee_share_max: self.rules.fee_share_max,
-        }
-    }
-
     fn is_closing(&self, job: JobId, now: Millis) -> bool {
         self.books.tracker.phase(job) == Some(Phase::Draining)
             || self.books.tracker.is_quiet(job, now, self.rules.grace)
+    }
+
+    /// Fees of the market, read once a block.
+    async fn market(&mut self, view: &View) -> Result<Fees, ChainError> {
+        if let Some((at, fees)) = self.market
+            && at == view.head.number
+        {
+            return Ok(fees);
+        }
+        let fees = self.chain.fees().await?;
+        self.market = Some((view.head.number, fees));
+        Ok(fees)
     }
 }
 
@@ -288,26 +351,6 @@ pub struct SettlementParts {
     pub rules: SettlementRules,
     /// Who is told.
     pub observer: Arc<dyn Observer>,
-}
-
-/// One past the highest nonce the ledger ever used: a lagging endpoint cannot make us reuse one.
-fn nonce_floor(accounts: impl Iterator<Item = Account>) -> WalletNonce {
-    let used = accounts.flat_map(|account| {
-        account.txs().iter().filter_map(|tx| tx.nonce.next()).collect::<Vec<_>>()
-    });
-    used.max().unwrap_or(WalletNonce::ZERO)
-}
-
-/// What differs between ledger and chain, while nothing is in between.
-fn disagreement(account: &Account, tokens_used: TokenCount) -> Option<String> {
-    let mut claims_open = account.txs_open().filter(|tx| tx.claim().is_some());
-    if claims_open.any(|tx| tx.state == TxState::Prepared) {
-        return None;
-    }
-    let before = account.terms().map_or(TokenCount::ZERO, |terms| terms.tokens_before);
-    let expected = before.saturating_add(account.included());
-    (tokens_used != expected)
-        .then(|| format!("chain counts {tokens_used} tokens used, ledger {expected}"))
 }
 
 fn chain_failed(error: &ChainError, what: &'static str) {

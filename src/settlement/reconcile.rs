@@ -2,16 +2,15 @@
 //!
 //! Never takes "sent" for "paid": a claim counts when its receipt succeeded with the amount we
 //! claimed, and is final after the confirmations the operator asked for. A transaction that no
-//! endpoint knows is sent again as it is; only a nonce that is provably used up by others frees
-//! its tokens.
+//! endpoint knows is sent again as it is; only a nonce that is provably used up by others, or by a
+//! revert, frees its tokens, and that only so deep that no reorg takes it back.
 
 use metrics::counter;
 
-use super::{Settlement, StepError, View, precise};
-use crate::billing::{Fact, Lost, RejectReason, Tx, TxState};
+use super::{Settlement, StepError, View};
+use crate::billing::{Fact, RejectReason, Subject, Tx, TxState};
 use crate::chain::{Broadcast, Inclusion, SignedTx};
-use crate::session::Phase;
-use crate::units::{Amount, BlockHash, BlockNumber, JobId, TokenCount, TxHash};
+use crate::units::{Amount, BlockHash, BlockNumber, TokenCount, TxHash};
 
 /// Where a mined attempt was found.
 struct Mined {
@@ -30,25 +29,53 @@ enum Sight {
     Absent,
 }
 
+/// How a subject's transactions are looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Standing {
+    /// Nothing can come of a claim or a completion any more: the session is over on chain.
+    pub is_over: bool,
+    /// Waiting longer would cost more than a deep reorg could.
+    pub is_urgent: bool,
+}
+
 impl Settlement {
-    /// Moves every open transaction of a job as far as the chain allows.
-    pub(super) async fn reconcile(&mut self, job: JobId, view: &View) -> Result<(), StepError> {
-        let Some(account) = self.books.tracker.account(job) else { return Ok(()) };
-        for tx in account.txs_open() {
-            let sight = self.sight(tx).await?;
+    /// Moves every open transaction of a subject as far as the chain allows.
+    pub(super) async fn reconcile(
+        &mut self,
+        subject: Subject,
+        standing: Standing,
+        view: &View,
+    ) -> Result<(), StepError> {
+        for tx in self.open_txs(subject) {
+            let sight = self.sight(&tx).await?;
             match (&tx.state, sight) {
                 (TxState::Included { block_hash, .. }, Sight::Mined(mined))
                     if mined.block_hash == *block_hash =>
                 {
-                    self.confirm(job, tx, &mined, view).await?;
+                    self.confirm(subject, &tx, &mined, view).await?;
                 }
-                (TxState::Included { .. }, _) => self.reorged(job, tx).await?,
-                (_, Sight::Mined(mined)) => self.mined(job, tx, &mined, view).await?,
-                (_, Sight::Pending) => self.waiting(job, tx, view).await?,
-                (_, Sight::Absent) => self.absent(job, tx, view).await?,
+                (TxState::Included { .. }, _) => self.reorged(subject, &tx).await?,
+                (_, Sight::Mined(mined)) => {
+                    self.mined(subject, &tx, (mined, standing), view).await?;
+                }
+                (_, Sight::Pending) => {
+                    self.watch.is_ours(tx.nonce);
+                    self.hurry(subject, &tx, standing, view).await?;
+                }
+                (_, Sight::Absent) => self.absent(subject, &tx, standing, view).await?,
             }
         }
         Ok(())
+    }
+
+    fn open_txs(&self, subject: Subject) -> Vec<Tx> {
+        match subject {
+            Subject::Wallet => self.books.tracker.wallet().txs().open().cloned().collect(),
+            Subject::Job(job) => {
+                let account = self.books.tracker.account(job);
+                account.map(|account| account.txs_open().cloned().collect()).unwrap_or_default()
+            }
+        }
     }
 
     async fn sight(&self, tx: &Tx) -> Result<Sight, StepError> {
@@ -73,17 +100,25 @@ impl Settlement {
         Ok(if is_pending { Sight::Pending } else { Sight::Absent })
     }
 
+    /// Whether a transaction that counts as done is in a block and did its work there.
+    pub(super) async fn is_mined(&self, tx: &Tx) -> Result<bool, StepError> {
+        match self.sight(tx).await? {
+            Sight::Mined(mined) => Ok(mined.success && Some(mined.hash) == tx.mined),
+            Sight::Pending | Sight::Absent => Ok(false),
+        }
+    }
+
     /// First sight in a block.
     async fn mined(
         &mut self,
-        job: JobId,
+        subject: Subject,
         tx: &Tx,
-        mined: &Mined,
+        (mined, standing): (Mined, Standing),
         view: &View,
     ) -> Result<(), StepError> {
         self.watch.moved(tx.nonce);
-        if !mined.success {
-            return self.reverted(job, tx, mined, view).await;
+        if !tx.does_work(mined.hash) || !mined.success {
+            return self.fruitless(subject, tx, (mined, standing), view).await;
         }
         let included = Fact::TxIncluded {
             nonce: tx.nonce,
@@ -93,9 +128,9 @@ impl Settlement {
             block_hash: mined.block_hash,
             fee: mined.fee,
         };
-        self.books.append(job, vec![included]).await?;
+        self.books.append(subject, vec![included]).await?;
         counter!("claim_gas_fee_wei_total").increment(u64::try_from(mined.fee.get()).unwrap_or(0));
-        let Some(claim) = tx.claim() else { return Ok(()) };
+        let (Some(claim), Subject::Job(job)) = (tx.claim(), subject) else { return Ok(()) };
         if mined.proven != Some(claim.tokens) {
             let counted = mined.proven.map_or_else(|| "none".to_owned(), |count| count.to_string());
             let wanted = claim.tokens;
@@ -108,40 +143,60 @@ impl Settlement {
         Ok(())
     }
 
-    /// A revert is final only when its block is: until then the tokens stay bound.
-    async fn reverted(
+    /// In a block without having done its work: a revert, or the empty transfer that was to take
+    /// its nonce. Believed only where no reorg reaches: a block that is gone would let it count
+    /// after all, beside the claim that took its tokens over.
+    async fn fruitless(
         &mut self,
-        job: JobId,
+        subject: Subject,
         tx: &Tx,
-        mined: &Mined,
+        (mined, standing): (Mined, Standing),
         view: &View,
     ) -> Result<(), StepError> {
-        if mined.block.confirmations_at(view.head.number) < self.confirmations() {
+        let depth = mined.block.confirmations_at(view.head.number);
+        if depth < self.believed_at(standing) {
             return Ok(());
         }
-        tracing::warn!(%job, nonce = %tx.nonce, tx = %mined.hash, "transaction reverted");
-        self.reject(job, tx, (RejectReason::Reverted, mined.fee)).await
+        let reason = if tx.does_work(mined.hash) {
+            tracing::warn!(%subject, nonce = %tx.nonce, tx = %mined.hash, "transaction reverted");
+            RejectReason::Reverted
+        } else {
+            RejectReason::Cancelled
+        };
+        self.reject(subject, tx, (reason, mined.fee)).await
+    }
+
+    /// How deep a block must lie so that what it rejects is free again.
+    fn believed_at(&self, standing: Standing) -> u64 {
+        if standing.is_urgent {
+            self.confirmations()
+        } else {
+            self.confirmations().max(self.rules.reorg_depth)
+        }
     }
 
     async fn reject(
         &mut self,
-        job: JobId,
+        subject: Subject,
         tx: &Tx,
         (reason, fee): (RejectReason, Amount),
     ) -> Result<(), StepError> {
         let rejected = Fact::TxRejected { nonce: tx.nonce, first: tx.first(), reason, fee };
-        self.books.append(job, vec![rejected]).await?;
-        if tx.claim().is_some() {
-            counter!("claims_total", "outcome" => "rejected").increment(1);
-        } else {
-            self.books.tracker.abort_settling(job);
+        self.books.append(subject, vec![rejected]).await?;
+        self.errand_over(tx.nonce, Err(reason));
+        match subject {
+            Subject::Job(_) if tx.claim().is_some() => {
+                counter!("claims_total", "outcome" => "rejected").increment(1);
+            }
+            Subject::Job(job) => self.books.tracker.abort_settling(job),
+            Subject::Wallet => {}
         }
         Ok(())
     }
 
     async fn confirm(
         &mut self,
-        job: JobId,
+        subject: Subject,
         tx: &Tx,
         mined: &Mined,
         view: &View,
@@ -150,7 +205,8 @@ impl Settlement {
             return Ok(());
         }
         let sighting = tx.sightings.saturating_sub(1);
-        self.books.append(job, vec![Fact::TxConfirmed { nonce: tx.nonce, sighting }]).await?;
+        self.books.append(subject, vec![Fact::TxConfirmed { nonce: tx.nonce, sighting }]).await?;
+        self.errand_over(tx.nonce, Ok((mined.hash, mined.fee)));
         if let Some(claim) = tx.claim() {
             counter!("claims_total", "outcome" => "confirmed").increment(1);
             counter!("tokens_confirmed_total").increment(claim.tokens.get());
@@ -160,24 +216,26 @@ impl Settlement {
 
     /// Its block is gone, or the endpoint has fallen behind: either way the same bytes may be
     /// sent again.
-    async fn reorged(&mut self, job: JobId, tx: &Tx) -> Result<(), StepError> {
-        tracing::warn!(%job, nonce = %tx.nonce, "transaction is out of its block");
+    async fn reorged(&mut self, subject: Subject, tx: &Tx) -> Result<(), StepError> {
+        tracing::warn!(%subject, nonce = %tx.nonce, "transaction is out of its block");
         let sighting = tx.sightings.saturating_sub(1);
-        self.books.append(job, vec![Fact::TxReorged { nonce: tx.nonce, sighting }]).await?;
+        self.books.append(subject, vec![Fact::TxReorged { nonce: tx.nonce, sighting }]).await?;
         Ok(())
     }
 
-    async fn waiting(&mut self, job: JobId, tx: &Tx, view: &View) -> Result<(), StepError> {
-        self.watch.is_ours(tx.nonce);
-        self.press(job, tx, view).await
-    }
-
-    async fn absent(&mut self, job: JobId, tx: &Tx, view: &View) -> Result<(), StepError> {
+    async fn absent(
+        &mut self,
+        subject: Subject,
+        tx: &Tx,
+        standing: Standing,
+        view: &View,
+    ) -> Result<(), StepError> {
         if view.wallet.nonce_mined > tx.nonce {
             let blocks = self.watch.foreign_for(tx.nonce, view.head.number);
-            if blocks >= self.confirmations() {
-                tracing::error!(%job, nonce = %tx.nonce, "nonce was used by a foreign transaction");
-                return self.reject(job, tx, (RejectReason::NonceTaken, Amount::ZERO)).await;
+            if blocks >= self.believed_at(standing) && self.is_uncounted(subject, tx).await? {
+                let nonce = tx.nonce;
+                tracing::error!(%subject, %nonce, "nonce was used by a foreign transaction");
+                return self.reject(subject, tx, (RejectReason::NonceTaken, Amount::ZERO)).await;
             }
             return Ok(());
         }
@@ -186,9 +244,9 @@ impl Settlement {
         // cheaper attempt may still be taken.
         for attempt in tx.attempts.iter().rev() {
             let signed = SignedTx { hash: attempt.hash, raw: attempt.raw.clone() };
-            match self.send(job, tx.nonce, &signed).await {
+            match self.send(subject, tx.nonce, &signed).await {
                 Broadcast::Rejected(_) => {}
-                Broadcast::Underpriced => return self.reprice(job, tx).await,
+                Broadcast::Underpriced => return self.reprice(subject, tx, view).await,
                 Broadcast::Accepted
                 | Broadcast::AlreadyKnown
                 | Broadcast::NonceUsed
@@ -196,66 +254,36 @@ impl Settlement {
             }
         }
         // An endpoint that never shows what is pending must not keep us from raising the fee.
-        self.press(job, tx, view).await
+        self.hurry(subject, tx, standing, view).await
     }
 
-    /// Raises the fee of a transaction that has waited long enough, if it is the one the chain
-    /// waits for: behind a lower nonce of ours no fee helps.
-    async fn press(&mut self, job: JobId, tx: &Tx, view: &View) -> Result<(), StepError> {
+    /// Whether the chain's count has no room for a claim that no endpoint shows: one answer may
+    /// come from a server that lags, and the claim be mined all the same.
+    async fn is_uncounted(&self, subject: Subject, tx: &Tx) -> Result<bool, StepError> {
+        let (Some(_), Subject::Job(job)) = (tx.claim(), subject) else { return Ok(true) };
+        let Some(account) = self.books.tracker.account(job) else { return Ok(false) };
+        let known = self.chain.job(job).await?;
+        let before = account.terms().map_or(TokenCount::ZERO, |terms| terms.tokens_before);
+        let expected = before.saturating_add(account.included());
+        Ok(known.is_some_and(|known| known.tokens_used == expected))
+    }
+
+    /// Replaces a pointless transaction in place, or raises the fee of one that has waited long
+    /// enough, if it is the one the chain waits for: behind a lower nonce of ours no fee helps.
+    async fn hurry(
+        &mut self,
+        subject: Subject,
+        tx: &Tx,
+        standing: Standing,
+        view: &View,
+    ) -> Result<(), StepError> {
+        if standing.is_over && subject != Subject::Wallet && tx.cancelled_from.is_none() {
+            return self.cancel(subject, tx, view).await;
+        }
         let has_waited = self.watch.waits_for(tx.nonce, view.now) >= self.rules.reprice_after;
         if has_waited && tx.nonce == view.wallet.nonce_mined {
-            self.reprice(job, tx).await?;
+            self.reprice(subject, tx, view).await?;
         }
-        Ok(())
-    }
-
-    /// Ledger and chain disagree: a lagging endpoint explains some blocks of it, not more.
-    pub(super) async fn suspect(
-        &mut self,
-        job: JobId,
-        view: &View,
-        why: String,
-    ) -> Result<(), StepError> {
-        let patience = self.confirmations().saturating_add(2);
-        if self.watch.differs_for(job, view.head.number) < patience {
-            return Ok(());
-        }
-        self.halt(job, why).await
-    }
-
-    /// Stops a job until a human looked.
-    pub(super) async fn halt(&self, job: JobId, why: String) -> Result<(), StepError> {
-        if self.books.tracker.phase(job) == Some(Phase::Halted) {
-            tracing::error!(%job, why, "halted job has one more fault");
-            return Ok(());
-        }
-        tracing::error!(%job, why, "job halted: compare `tally status` with the chain");
-        self.books.append(job, vec![Fact::JobHalted { why }]).await?;
-        Ok(())
-    }
-
-    /// The session is over on chain: once that is final, so is the account.
-    pub(super) async fn close_when_final(
-        &mut self,
-        account: &crate::billing::Account,
-        view: &View,
-    ) -> Result<(), StepError> {
-        let job = account.job();
-        let ended_for = self.watch.ended_for(job, view.head.number);
-        if account.txs_open().next().is_some() || ended_for < self.confirmations() {
-            return Ok(());
-        }
-        let left = account.recorded().saturating_sub(account.confirmed());
-        let lost = Lost::at_end(left, self.limits.claim_min);
-        let Lost { unclaimable, forfeited } = lost;
-        let closing = account.closings();
-        let closed = Fact::JobClosed { closing, unclaimable, forfeited };
-        self.books.append(job, vec![closed]).await?;
-        counter!("tokens_unclaimable_total").increment(unclaimable.get());
-        counter!("tokens_forfeited_total").increment(forfeited.get());
-        metrics::gauge!("sessions_active").set(precise(self.books.tracker.count_open()));
-        tracing::info!(%job, lost = lost.total().get(), "session closed");
-        self.observer.session_closed(job, lost);
         Ok(())
     }
 }

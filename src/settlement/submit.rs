@@ -1,20 +1,14 @@
-//! Submission: signing and sending, one durable entry before the first broadcast.
+//! Signing and sending, one durable entry before the first broadcast.
 //!
 //! Never sends bytes the ledger does not hold, never signs a second claim under a new nonce while
 //! the first may still count. A crash between any two lines here loses nothing: the entry is
 //! either there, and the same bytes go out again, or it is not, and nothing was sent.
 
-use metrics::counter;
-
 use super::watch::Step;
 use super::{Settlement, StepError, View};
-use crate::billing::{Account, Attempt, ClaimBody, Errand, Fact, Purpose, Tx};
+use crate::billing::{Attempt, Errand, Fact, Purpose, Subject, Tx};
 use crate::chain::{Broadcast, Call, DryRun, Fees, PrepareError, SignedTx, TxSpec};
-use crate::proof;
-use crate::units::{Amount, ClaimSeq, Gas, JobId, TokenCount, WalletNonce};
-
-/// Claims rejected in a row after which a human must look.
-const REJECTIONS_MAX: usize = 5;
+use crate::units::{Amount, Gas, JobId, WalletNonce};
 
 /// Gas is estimated on the pending block; the mined one may differ by what others did first.
 const GAS_HEADROOM_PERCENT: u64 = 130;
@@ -27,34 +21,8 @@ const REPRICE_PERCENT: u128 = 113;
 const REPRICE_MARKET_MULTIPLE: u128 = 4;
 
 impl Settlement {
-    /// Claims `tokens` for a job.
-    pub(super) async fn submit_claim(
-        &mut self,
-        account: &Account,
-        tokens: TokenCount,
-        is_final: bool,
-        view: &View,
-    ) -> Result<(), StepError> {
-        let job = account.job();
-        if account.rejections_in_a_row() >= REJECTIONS_MAX {
-            let why = format!("{REJECTIONS_MAX} claims in a row were rejected");
-            return self.halt(job, why).await;
-        }
-        let body = match self.build_claim(account, tokens, is_final).await? {
-            Ok(body) => body,
-            Err(why) => {
-                return self.halt(job, format!("no proof for {tokens} tokens: {why}")).await;
-            }
-        };
-        let call = Call::Claim { job, tokens, proof: body.proof.clone() };
-        if self.submit(job, call, Purpose::Claim(body), view).await? {
-            counter!("tokens_claimed_total").increment(tokens.get());
-            counter!("claims_total", "outcome" => "submitted").increment(1);
-        }
-        Ok(())
-    }
-
-    /// Dry run, sign, write down, send. False where the dry run was refused.
+    /// Dry run, sign, write down, send, for a job. False where the dry run was refused; the next
+    /// one then waits.
     pub(super) async fn submit(
         &mut self,
         job: JobId,
@@ -66,66 +34,135 @@ impl Settlement {
             Purpose::Claim(_) => Step::Claim,
             Purpose::Complete | Purpose::Fill | Purpose::Errand(_) => Step::Complete,
         };
-        let gas = match self.chain.dry_run(&call).await? {
-            DryRun::Succeeds(gas) => gas,
-            DryRun::Reverts(words) => {
+        match self.sign(Subject::Job(job), None, (call, purpose), view).await? {
+            Ok(_) => {
+                self.watch.accept(job, step);
+                Ok(true)
+            }
+            Err(words) => {
                 tracing::warn!(%job, words, "the chain would refuse this call");
                 self.watch.refuse(job, step, view.head.number);
-                return Ok(false);
+                Ok(false)
             }
+        }
+    }
+
+    /// Dry run, sign, write down, send. `nonce`: a hole to fill, else the line's next. The words
+    /// of a refusal: nothing was signed then.
+    pub(super) async fn sign(
+        &mut self,
+        subject: Subject,
+        nonce: Option<WalletNonce>,
+        (call, purpose): (Call, Purpose),
+        view: &View,
+    ) -> Result<Result<WalletNonce, String>, StepError> {
+        let gas = match self.chain.dry_run(&call).await? {
+            DryRun::Succeeds(gas) => gas,
+            DryRun::Reverts(words) => return Ok(Err(words)),
         };
-        self.watch.accept(job, step);
+        let market = self.market(view).await?;
         let spec = TxSpec {
-            nonce: self.nonce_floor.max(view.wallet.nonce_mined),
-            fees: self.capped(self.chain.fees().await?),
+            nonce: nonce.unwrap_or_else(|| self.line.next(view.wallet.nonce_mined)),
+            fees: self.capped(market),
             gas_limit: Gas::new(gas.get().saturating_mul(GAS_HEADROOM_PERCENT) / 100),
         };
         let signed = match self.chain.prepare(&call, spec) {
             Ok(signed) => signed,
             Err(PrepareError(why)) => {
-                tracing::error!(%job, why, "cannot sign");
-                return Ok(false);
+                tracing::error!(%subject, why, "cannot sign");
+                return Ok(Err(why));
             }
         };
         let attempt = attempt_of(&signed, spec);
         let prepared = Fact::TxPrepared { nonce: spec.nonce, purpose, attempt };
-        self.books.append(job, vec![prepared]).await?;
-        self.nonce_floor = spec.nonce.next().unwrap_or(spec.nonce);
-        self.send(job, spec.nonce, &signed).await;
-        Ok(true)
+        // The nonce is taken before the append: where its outcome is not heard, it may be durable.
+        self.line.take(spec.nonce, subject);
+        self.books.append(subject, vec![prepared]).await?;
+        self.send(subject, spec.nonce, &signed).await;
+        Ok(Ok(spec.nonce))
     }
 
     /// Sends signed bytes that the ledger holds, and logs what the endpoint said.
     pub(super) async fn send(
         &self,
-        job: JobId,
+        subject: Subject,
         nonce: WalletNonce,
         signed: &SignedTx,
     ) -> Broadcast {
         let answer = self.chain.broadcast(signed).await;
         let tx = signed.hash;
         match &answer {
-            Broadcast::Accepted => tracing::info!(%job, %nonce, %tx, "transaction broadcast"),
-            Broadcast::AlreadyKnown => tracing::debug!(%job, %nonce, %tx, "already known"),
-            Broadcast::NonceUsed => tracing::debug!(%job, %nonce, %tx, "nonce used already"),
-            Broadcast::Underpriced => tracing::warn!(%job, %nonce, %tx, "fees are too low"),
+            Broadcast::Accepted => tracing::info!(%subject, %nonce, %tx, "transaction broadcast"),
+            Broadcast::AlreadyKnown => tracing::debug!(%subject, %nonce, %tx, "already known"),
+            Broadcast::NonceUsed => tracing::debug!(%subject, %nonce, %tx, "nonce used already"),
+            Broadcast::Underpriced => tracing::warn!(%subject, %nonce, %tx, "fees are too low"),
             Broadcast::Unknown(why) => {
-                tracing::warn!(%job, %nonce, %tx, why, "broadcast unknown; will send again");
+                tracing::warn!(%subject, %nonce, %tx, why, "broadcast unknown; will send again");
             }
             Broadcast::Rejected(why) => {
-                tracing::error!(%job, %nonce, %tx, why, "endpoint refuses the transaction");
+                tracing::error!(%subject, %nonce, %tx, why, "endpoint refuses the transaction");
             }
         }
         answer
     }
 
     /// Signs the same call under the same nonce with higher fees.
-    pub(super) async fn reprice(&mut self, job: JobId, tx: &Tx) -> Result<(), StepError> {
-        let Some(last) = tx.attempts.last() else { return Ok(()) };
+    pub(super) async fn reprice(
+        &mut self,
+        subject: Subject,
+        tx: &Tx,
+        view: &View,
+    ) -> Result<(), StepError> {
+        let call = match tx.cancelled_from {
+            Some(_) => Call::Nothing,
+            None => call_of(subject, &tx.purpose),
+        };
+        let Some(attempt) = self.sign_again(subject, tx, &call, view).await? else {
+            return Ok(());
+        };
+        let (nonce, signed) = (tx.nonce, signed_of(&attempt));
+        let fact = match tx.cancelled_from {
+            Some(_) => Fact::TxCancelled { nonce, attempt },
+            None => Fact::TxRepriced { nonce, attempt },
+        };
+        self.books.append(subject, vec![fact]).await?;
+        self.send(subject, nonce, &signed).await;
+        Ok(())
+    }
+
+    /// Replaces a transaction that has become pointless by an empty transfer under its nonce: it
+    /// costs less than a revert, and whatever waits behind it moves on.
+    pub(super) async fn cancel(
+        &mut self,
+        subject: Subject,
+        tx: &Tx,
+        view: &View,
+    ) -> Result<(), StepError> {
+        let nonce = tx.nonce;
+        let Some(attempt) = self.sign_again(subject, tx, &Call::Nothing, view).await? else {
+            return Ok(());
+        };
+        tracing::info!(%subject, %nonce, "a pointless transaction is replaced in place");
+        let signed = signed_of(&attempt);
+        self.books.append(subject, vec![Fact::TxCancelled { nonce, attempt }]).await?;
+        self.send(subject, nonce, &signed).await;
+        Ok(())
+    }
+
+    /// A further attempt under a transaction's nonce, dear enough to replace the last; `None`
+    /// where the market or the operator's ceiling says to wait.
+    async fn sign_again(
+        &mut self,
+        subject: Subject,
+        tx: &Tx,
+        call: &Call,
+        view: &View,
+    ) -> Result<Option<Attempt>, StepError> {
+        let Some(last) = tx.attempts.last() else { return Ok(None) };
         let raised = |amount: Amount| {
             Amount::new(amount.get().saturating_mul(REPRICE_PERCENT).div_ceil(100))
         };
-        let current = self.chain.fees().await?;
+        let current = self.market(view).await?;
         let wanted = Fees {
             fee_max: current.fee_max.max(raised(last.fee_max)),
             tip_max: current.tip_max.max(raised(last.tip_max)),
@@ -133,32 +170,18 @@ impl Settlement {
         let ceiling = current.fee_max.get().saturating_mul(REPRICE_MARKET_MULTIPLE);
         let fees = self.capped(wanted);
         self.watch.moved(tx.nonce);
+        let nonce = tx.nonce;
         if wanted.fee_max.get() > ceiling {
-            tracing::warn!(%job, nonce = %tx.nonce, "paid far above the market already: waiting");
-            return Ok(());
+            tracing::warn!(%subject, %nonce, "paid far above the market already: waiting");
+            return Ok(None);
         }
         if fees.fee_max < raised(last.fee_max) || fees.tip_max < raised(last.tip_max) {
-            tracing::warn!(%job, nonce = %tx.nonce, "the fee ceiling forbids a replacement");
-            return Ok(());
+            tracing::warn!(%subject, %nonce, "the fee ceiling forbids a replacement");
+            return Ok(None);
         }
-        let call = match &tx.purpose {
-            Purpose::Claim(claim) => {
-                Call::Claim { job, tokens: claim.tokens, proof: claim.proof.clone() }
-            }
-            Purpose::Complete => Call::Complete { job },
-            Purpose::Fill => Call::Nothing,
-            Purpose::Errand(errand) => {
-                let Errand { to, value, input, .. } = errand.clone();
-                Call::Raw { to, value, input }
-            }
-        };
-        let gas_limit = Gas::new(last.gas_limit);
-        let spec = TxSpec { nonce: tx.nonce, fees, gas_limit };
-        let Ok(signed) = self.chain.prepare(&call, spec) else { return Ok(()) };
-        let attempt = attempt_of(&signed, spec);
-        self.books.append(job, vec![Fact::TxRepriced { nonce: tx.nonce, attempt }]).await?;
-        self.send(job, tx.nonce, &signed).await;
-        Ok(())
+        let spec = TxSpec { nonce, fees, gas_limit: Gas::new(last.gas_limit) };
+        let signed = self.chain.prepare(call, spec).ok();
+        Ok(signed.map(|signed| attempt_of(&signed, spec)))
     }
 
     fn capped(&self, fees: Fees) -> Fees {
@@ -166,62 +189,21 @@ impl Settlement {
         let fee_max = fees.fee_max.min(ceiling);
         Fees { fee_max, tip_max: fees.tip_max.min(fee_max) }
     }
+}
 
-    /// The claim's proof, from durable entries only.
-    async fn build_claim(
-        &self,
-        account: &Account,
-        tokens: TokenCount,
-        is_final: bool,
-    ) -> Result<Result<ClaimBody, String>, StepError> {
-        let job = account.job();
-        let entries = self.books.ledger.job_entries(job).await?;
-        let tokens_cumulative = account.claimed().saturating_add(tokens);
-        let transcript = proof::Transcript::from_entries(job, &entries);
-        let Some(cut) = transcript.cut_at(tokens_cumulative) else {
-            let why = transcript.fault().map_or_else(
-                || format!("the ledger holds {} tokens", transcript.tokens()),
-                ToString::to_string,
-            );
-            return Ok(Err(why));
-        };
-        let (seq, salt) = self.seq_and_salt(account, tokens, tokens_cumulative);
-        let root = proof::root(job, seq, &cut);
-        let voucher = proof::Voucher { job, tokens_cumulative, seq, root, model: cut.model_spec };
-        let domain = proof::VoucherDomain {
-            chain_id: self.chain.chain_id(),
-            marketplace: self.chain.marketplace(),
-        };
-        let signature = match self.wallet.sign_digest(proof::voucher_digest(&domain, &voucher)) {
-            Ok(signature) => signature,
-            Err(PrepareError(why)) => return Ok(Err(why)),
-        };
-        // No nonces are on the wire yet, so each claim says that they were missing.
-        let mut flags = proof::FLAG_NONCE_DERIVED;
-        if is_final {
-            flags |= proof::FLAG_FINAL;
+/// The call that a transaction makes, anew from what the ledger holds of it.
+fn call_of(subject: Subject, purpose: &Purpose) -> Call {
+    match (purpose, subject) {
+        (Purpose::Claim(claim), Subject::Job(job)) => {
+            Call::Claim { job, tokens: claim.tokens, proof: claim.proof.clone() }
         }
-        let bytes = proof::ProofBytes { flags, tokens_cumulative, seq, salt, root, signature };
-        Ok(Ok(ClaimBody { seq, tokens, tokens_cumulative, proof: bytes.encode().to_vec() }))
-    }
-
-    /// A claim that is tried again after a rejection keeps its root and changes its salt: a
-    /// stranger can burn a first word that was seen, not the root.
-    fn seq_and_salt(
-        &self,
-        account: &Account,
-        tokens: TokenCount,
-        tokens_cumulative: TokenCount,
-    ) -> (ClaimSeq, u16) {
-        let same = |claim: &&ClaimBody| {
-            claim.tokens == tokens && claim.tokens_cumulative == tokens_cumulative
-        };
-        let earlier: Vec<&ClaimBody> =
-            account.claims().map(|(claim, _)| claim).filter(same).collect();
-        let seq = earlier.last().map_or_else(|| account.seq_next(), |claim| claim.seq);
-        let tried = u32::try_from(earlier.len()).unwrap_or(u32::MAX);
-        let salt = tried.saturating_add(self.watch.refusals(account.job(), Step::Claim));
-        (seq, u16::try_from(salt).unwrap_or(u16::MAX))
+        (Purpose::Complete, Subject::Job(job)) => Call::Complete { job },
+        (Purpose::Errand(errand), _) => {
+            let Errand { to, value, input, .. } = errand.clone();
+            Call::Raw { to, value, input }
+        }
+        // An account takes no claim of the wallet's: only a fill is left.
+        (Purpose::Fill | Purpose::Claim(_) | Purpose::Complete, _) => Call::Nothing,
     }
 }
 
@@ -233,4 +215,8 @@ fn attempt_of(signed: &SignedTx, spec: TxSpec) -> Attempt {
         tip_max: spec.fees.tip_max,
         gas_limit: spec.gas_limit.get(),
     }
+}
+
+fn signed_of(attempt: &Attempt) -> SignedTx {
+    SignedTx { hash: attempt.hash, raw: attempt.raw.clone() }
 }

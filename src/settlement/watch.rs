@@ -2,7 +2,7 @@
 //!
 //! Never decides about money: losing all of this at a restart costs some blocks of waiting.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::units::{BlockNumber, JobId, Millis, WalletNonce};
 
@@ -19,31 +19,75 @@ pub(super) enum Step {
 #[derive(Debug, Default)]
 pub(super) struct Watch {
     /// Since which block ledger and chain disagree about a job.
-    differs_since: BTreeMap<JobId, BlockNumber>,
+    differs_since: BTreeMap<JobId, (BlockNumber, u32)>,
     /// Since which block a job is over on chain.
     ended_since: BTreeMap<JobId, BlockNumber>,
     /// Since which block a nonce is used by none of our attempts.
     foreign_since: BTreeMap<WalletNonce, BlockNumber>,
     /// Since when a transaction waits at its present fees.
     waits_since: BTreeMap<WalletNonce, Millis>,
+    /// Since which block a nonce below our last is held by nothing of ours.
+    gap_since: BTreeMap<WalletNonce, BlockNumber>,
+    /// Jobs whose difference was told.
+    alarmed: BTreeSet<JobId>,
     /// Refused dry runs in a row, and the block before which none is tried again.
     refused: BTreeMap<(JobId, Step), (u32, BlockNumber)>,
+    /// The highest block seen.
+    head_max: BlockNumber,
 }
 
 impl Watch {
     /// Blocks for which ledger and chain have disagreed about `job`.
     pub fn differs_for(&mut self, job: JobId, head: BlockNumber) -> u64 {
-        age(*self.differs_since.entry(job).or_insert(head), head)
+        let (since, looks) = self.differs_since.entry(job).or_insert((head, 0));
+        *looks = looks.saturating_add(1);
+        age(*since, head)
+    }
+
+    /// How many looks in a row they have disagreed.
+    pub fn looks(&self, job: JobId) -> u32 {
+        self.differs_since.get(&job).map_or(0, |(_, looks)| *looks)
     }
 
     /// They agree.
     pub fn agrees(&mut self, job: JobId) {
         self.differs_since.remove(&job);
+        self.alarmed.remove(&job);
+    }
+
+    /// True the first time since they last agreed.
+    pub fn alarm_once(&mut self, job: JobId) -> bool {
+        self.alarmed.insert(job)
+    }
+
+    /// A reading at this block was taken.
+    pub fn saw_head(&mut self, head: BlockNumber) {
+        self.head_max = self.head_max.max(head);
+    }
+
+    /// Whether a reading is older than one we had.
+    pub fn is_behind(&self, head: BlockNumber) -> bool {
+        head < self.head_max
+    }
+
+    /// Blocks for which `nonce` has been held by nothing of ours.
+    pub fn gap_for(&mut self, nonce: WalletNonce, head: BlockNumber) -> u64 {
+        age(*self.gap_since.entry(nonce).or_insert(head), head)
+    }
+
+    /// It is held.
+    pub fn no_gap(&mut self, nonce: WalletNonce) {
+        self.gap_since.remove(&nonce);
     }
 
     /// Blocks for which `job` has been over on chain.
     pub fn ended_for(&mut self, job: JobId, head: BlockNumber) -> u64 {
         age(*self.ended_since.entry(job).or_insert(head), head)
+    }
+
+    /// Whether `job` was first seen over at most `blocks` blocks ago.
+    pub fn ended_within(&self, job: JobId, head: BlockNumber, blocks: u64) -> bool {
+        self.ended_since.get(&job).is_some_and(|since| age(*since, head) <= blocks)
     }
 
     /// It runs.
@@ -71,6 +115,7 @@ impl Watch {
     pub fn moved(&mut self, nonce: WalletNonce) {
         self.foreign_since.remove(&nonce);
         self.waits_since.remove(&nonce);
+        self.gap_since.remove(&nonce);
     }
 
     /// Dry runs refused in a row.

@@ -338,7 +338,8 @@ async fn a_wrong_chain_or_contract_is_refused_with_what_was_found() {
     let mut settings = devnet.settings(HOST);
     settings.chain_id = 1;
     let refused = connect(settings).await.unwrap_err();
-    assert_eq!(refused, ConnectError::WrongChainId { want: 1, found: 31337 });
+    let endpoint = format!("127.0.0.1:{}", devnet.port);
+    assert_eq!(refused, ConnectError::WrongChainId { endpoint, want: 1, found: 31337 });
 
     let mut settings = devnet.settings(HOST);
     settings.marketplace = CLIENT.address();

@@ -14,6 +14,7 @@ mod ledger;
 mod model_pull;
 mod node;
 mod rest;
+mod rpc_pool;
 mod settings;
 mod settlement;
 mod ws;

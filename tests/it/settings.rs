@@ -88,7 +88,7 @@ fn defaults_are_the_documented_ones() {
 #[test]
 fn flag_beats_environment_beats_dot_env_beats_file_beats_default() {
     let case = Case::paid(&[]);
-    assert_eq!(case.load().settlement.poll.as_millis(), 1000);
+    assert_eq!(case.load().settlement.poll.as_millis(), 500);
     let case = case.file("tally.toml", "[settlement]\npoll_milliseconds = 11\n");
     assert_eq!(case.load().settlement.poll.as_millis(), 11);
     let mut case = case.file(".env", "TALLY_SETTLEMENT_POLL_MILLISECONDS=12\n");
@@ -114,6 +114,7 @@ fn a_file_can_hold_every_kind_of_value() {
             kv_memory_bytes = "1GiB"
             [chain]
             rpc_urls = ["http://a.example", "http://b.example"]
+            quorum = 2
             id = 84532
             marketplace = "1273e6358aa52bb5b160c34bf2e617b745e4a944"
             [host]
@@ -130,7 +131,7 @@ fn a_file_can_hold_every_kind_of_value() {
     assert_eq!(settings.model.aliases["tiny-vicuna"], "smollm2");
     let chain = settings.chain.unwrap();
     assert_eq!(chain.rpc_urls.len(), 2);
-    assert_says(&settings.notes[0], &["chain.rpc_urls", "only the first is used"]);
+    assert_eq!((chain.quorum, settings.notes.len()), (Some(2), 0));
     assert_eq!(chain.marketplace.to_string(), MARKETPLACE);
     assert_eq!(settings.api.cors, Cors::Listed(vec!["https://app.example".into()]));
     let by_environment = |key: KeySource| {

@@ -1,7 +1,8 @@
 //! The port [`Chain`], implemented.
 //!
 //! Never caches: settlement decides on what the chain says now. Relies on `connect` for having
-//! checked the contract, on `dialect` for shapes, on `broadcast` for the meaning of refusals.
+//! checked the contract, on `dialect` for shapes, on `broadcast` for the meaning of refusals, on
+//! `pool` for whom to ask and on `quorum` for what several answers mean.
 
 use alloy::consensus::{SignableTransaction, TxEip1559};
 use alloy::eips::eip2718::Encodable2718;
@@ -15,9 +16,10 @@ use super::bindings::{
     completeSessionJobCall, disputeWindowCall, earnings, erc20, feeBasisPointsCall,
     sessionJobsCall,
 };
-use super::rpc::RpcFailure;
-use super::wire::{Block, Receipt, Transaction, evm, u64_of, u128_of};
-use super::{EvmChain, broadcast, events, fees, revert};
+use super::pool::At;
+use super::rpc::{Rpc, RpcFailure};
+use super::wire::{Receipt, Transaction, evm, u64_of, u128_of};
+use super::{EvmChain, broadcast, events, fees, quorum, revert};
 use crate::chain::{
     Broadcast, Call, Chain, ChainError, ChainEvent, ChainJob, DryRun, Fees, Head, Inclusion,
     Limits, PrepareError, SignedTx, TxSpec, Wallet, WalletState,
@@ -38,7 +40,7 @@ impl Chain for EvmChain {
     }
 
     async fn head(&self) -> Result<Head, ChainError> {
-        let block = self.newest_block().await?;
+        let block = self.rpc.head().await?;
         Ok(Head {
             number: BlockNumber::new(u64_of(block.number, "block number")?),
             hash: BlockHash::new(block.hash.0),
@@ -47,26 +49,11 @@ impl Chain for EvmChain {
     }
 
     async fn limits(&self) -> Result<Limits, ChainError> {
-        let claim_min: U256 = self.rpc.read(self.marketplace, &MIN_PROVEN_TOKENSCall {}).await?;
-        let window = self.either(&DISPUTE_WINDOWCall {}, &disputeWindowCall {}).await?;
-        let fee = self.either(&FEE_BASIS_POINTSCall {}, &feeBasisPointsCall {}).await?;
-        let unit = match self.optional(&PRICE_PRECISIONCall {}).await? {
-            Some(unit) => PriceUnit::new(u64_of(unit, "PRICE_PRECISION")?)
-                .ok_or_else(|| ChainError::Unexpected("PRICE_PRECISION is 0".into()))?,
-            None => PriceUnit::ONE,
-        };
-        Ok(Limits {
-            claim_min: TokenCount::new(u64_of(claim_min, "MIN_PROVEN_TOKENS")?),
-            price_unit: unit,
-            dispute_window: ChainSeconds::new(u64_of(window, "dispute window")?),
-            fee_basis_points: u64_of(fee, "fee basis points")?,
-        })
+        self.rpc.agree("limits", |rpc| self.limits_on(rpc)).await
     }
 
     async fn job(&self, job: JobId) -> Result<Option<ChainJob>, ChainError> {
-        let call = sessionJobsCall { jobId: U256::from(job.get()) };
-        let returned = self.rpc.eth_call(self.marketplace, &call, "latest").await?;
-        self.dialect.session(job, &returned)
+        self.rpc.agree_on_state("job", |rpc, at| self.job_on(rpc, job, at)).await
     }
 
     async fn events(
@@ -75,46 +62,23 @@ impl Chain for EvmChain {
         to: BlockNumber,
     ) -> Result<Vec<ChainEvent>, ChainError> {
         let filter = events::filter(self.marketplace, self.dialect.as_ref());
-        let logs = events::fetch(&self.rpc, &filter, from, to).await?;
+        let fetch = |rpc| events::fetch(rpc, &filter, from, to);
+        let logs = self.rpc.first_with(to, fetch).await?;
         events::read(logs, self.marketplace, self.wallet.address(), self.dialect.as_ref())
     }
 
     async fn wallet(&self) -> Result<WalletState, ChainError> {
-        let host = self.wallet.address().to_string();
-        let mined: U256 = self.rpc.call("eth_getTransactionCount", json!([host, "latest"])).await?;
-        let pending: U256 =
-            self.rpc.call("eth_getTransactionCount", json!([host, "pending"])).await?;
-        let balance: U256 = self.rpc.call("eth_getBalance", json!([host, "latest"])).await?;
-        let mined = u64_of(mined, "nonce")?;
-        // A block may come between the two answers; the pool is never behind the chain.
-        let pending = u64_of(pending, "nonce")?.max(mined);
-        Ok(WalletState {
-            nonce_mined: WalletNonce::new(mined),
-            nonce_pending: WalletNonce::new(pending),
-            balance: Amount::new(u128_of(balance, "balance")?),
-        })
+        let on = |rpc| self.wallet_on(rpc);
+        self.rpc.judge("wallet", on, quorum::wallet, |_, _| false).await
     }
 
     async fn fees(&self) -> Result<Fees, ChainError> {
-        let block = self.newest_block().await?;
-        let tip = fees::tip(&self.rpc).await?;
-        fees::with_room(block.base_fee_per_gas, tip)
+        self.rpc.judge("fees", fees::on, quorum::fees, |_, _| false).await
     }
 
     async fn dry_run(&self, call: &Call) -> Result<DryRun, ChainError> {
-        let Target { to, value, input } = self.target(call);
-        let host = self.wallet.address().to_string();
-        let value = format!("{:#x}", value.get());
-        let tx = json!({"from": host, "to": to.to_string(), "data": input, "value": value});
-        // Without a gas price, so that a poor wallet is not told as a revert.
-        match self.rpc.call::<U256>("eth_estimateGas", json!([tx, "pending"])).await {
-            Ok(gas) => Ok(DryRun::Succeeds(Gas::new(u64_of(gas, "gas estimate")?))),
-            Err(RpcFailure::Refused(refusal)) => match revert::words(&refusal) {
-                Some(words) => Ok(DryRun::Reverts(words)),
-                None => Err(RpcFailure::Refused(refusal).into()),
-            },
-            Err(failure) => Err(failure.into()),
-        }
+        let on = |rpc| self.dry_run_on(rpc, call);
+        self.rpc.judge("dry_run", on, quorum::dry_run, |_, _| false).await
     }
 
     fn prepare(&self, call: &Call, spec: TxSpec) -> Result<SignedTx, PrepareError> {
@@ -142,25 +106,18 @@ impl Chain for EvmChain {
     }
 
     async fn broadcast(&self, tx: &SignedTx) -> Broadcast {
-        let raw = Bytes::copy_from_slice(&tx.raw);
-        let answer = self.rpc.call::<B256>("eth_sendRawTransaction", json!([raw])).await;
-        broadcast::classify(tx.hash, answer.map(|hash| TxHash::new(hash.0)))
+        let on = |rpc| self.broadcast_on(rpc, tx);
+        match self.rpc.judge_all("broadcast", on, quorum::broadcast).await {
+            Ok(outcome) => outcome,
+            Err(ChainError::Unreachable(words) | ChainError::Unexpected(words)) => {
+                Broadcast::Unknown(words)
+            }
+        }
     }
 
     async fn inclusion(&self, tx: TxHash) -> Result<Inclusion, ChainError> {
-        let params = json!([tx.to_string()]);
-        let receipt: Option<Receipt> =
-            self.rpc.call("eth_getTransactionReceipt", params.clone()).await?;
-        if let Some(receipt) = receipt {
-            return self.included(tx, receipt);
-        }
-        let pooled: Option<Transaction> = self.rpc.call("eth_getTransactionByHash", params).await?;
-        match pooled {
-            None => Ok(Inclusion::Absent),
-            // In a block whose receipt is not served yet, or in the pool: ask again.
-            Some(found) if found.hash.0 == *tx.bytes() => Ok(Inclusion::Pending),
-            Some(found) => Err(ChainError::Unexpected(format!("{tx}: got {}", found.hash))),
-        }
+        let on = |rpc| self.inclusion_on(rpc, tx);
+        self.rpc.judge("inclusion", on, quorum::inclusion, quorum::is_contrary_sight).await
     }
 
     async fn earnings(&self, token: Address) -> Result<Amount, ChainError> {
@@ -189,7 +146,7 @@ impl Chain for EvmChain {
     async fn funds(&self, token: Address) -> Result<Amount, ChainError> {
         let owner = self.marketplace;
         let held: U256 = if token == Address::ZERO {
-            self.rpc.call("eth_getBalance", json!([owner.to_string(), "latest"])).await?
+            self.rpc.first(|rpc| rpc.balance(owner)).await?
         } else {
             self.rpc.read(token, &erc20::balanceOfCall { owner: evm(owner) }).await?
         };
@@ -204,9 +161,88 @@ struct Target {
     input: Bytes,
 }
 
+/// Reads on one endpoint, from the first request to the last.
 impl EvmChain {
-    async fn newest_block(&self) -> Result<Block, ChainError> {
-        Ok(self.rpc.call("eth_getBlockByNumber", json!(["latest", false])).await?)
+    async fn limits_on(&self, rpc: &Rpc) -> Result<Limits, ChainError> {
+        let claim_min: U256 = rpc.read(self.marketplace, &MIN_PROVEN_TOKENSCall {}).await?;
+        let window = self.either(rpc, &DISPUTE_WINDOWCall {}, &disputeWindowCall {}).await?;
+        let fee = self.either(rpc, &FEE_BASIS_POINTSCall {}, &feeBasisPointsCall {}).await?;
+        let unit = match self.optional(rpc, &PRICE_PRECISIONCall {}).await? {
+            Some(unit) => PriceUnit::new(u64_of(unit, "PRICE_PRECISION")?)
+                .ok_or_else(|| ChainError::Unexpected("PRICE_PRECISION is 0".into()))?,
+            None => PriceUnit::ONE,
+        };
+        Ok(Limits {
+            claim_min: TokenCount::new(u64_of(claim_min, "MIN_PROVEN_TOKENS")?),
+            price_unit: unit,
+            dispute_window: ChainSeconds::new(u64_of(window, "dispute window")?),
+            fee_basis_points: u64_of(fee, "fee basis points")?,
+        })
+    }
+
+    async fn job_on(&self, rpc: &Rpc, job: JobId, at: At) -> Result<Option<ChainJob>, ChainError> {
+        let call = sessionJobsCall { jobId: U256::from(job.get()) };
+        let returned = rpc.eth_call(self.marketplace, &call, &at.tag()).await?;
+        self.dialect.session(job, &returned)
+    }
+
+    async fn wallet_on(&self, rpc: &Rpc) -> Result<WalletState, ChainError> {
+        let host = self.wallet.address().to_string();
+        let (mined, pending, balance): (U256, U256, U256) = tokio::try_join!(
+            rpc.call("eth_getTransactionCount", json!([host, "latest"])),
+            rpc.call("eth_getTransactionCount", json!([host, "pending"])),
+            rpc.call("eth_getBalance", json!([host, "latest"])),
+        )?;
+        let mined = u64_of(mined, "nonce")?;
+        // A block may come between the two answers; the pool is never behind the chain.
+        let pending = u64_of(pending, "nonce")?.max(mined);
+        Ok(WalletState {
+            nonce_mined: WalletNonce::new(mined),
+            nonce_pending: WalletNonce::new(pending),
+            balance: Amount::new(u128_of(balance, "balance")?),
+        })
+    }
+
+    async fn dry_run_on(&self, rpc: &Rpc, call: &Call) -> Result<DryRun, ChainError> {
+        let Target { to, value, input } = self.target(call);
+        let host = self.wallet.address().to_string();
+        let value = format!("{:#x}", value.get());
+        let tx = json!({"from": host, "to": to.to_string(), "data": input, "value": value});
+        // Without a gas price, so that a poor wallet is not told as a revert.
+        match rpc.call::<U256>("eth_estimateGas", json!([tx, "pending"])).await {
+            Ok(gas) => Ok(DryRun::Succeeds(Gas::new(u64_of(gas, "gas estimate")?))),
+            Err(RpcFailure::Refused(refusal)) => match revert::words(&refusal) {
+                Some(words) => Ok(DryRun::Reverts(words)),
+                None => Err(RpcFailure::Refused(refusal).into()),
+            },
+            Err(failure) => Err(failure.into()),
+        }
+    }
+
+    /// An answer that says nothing for sure is none: the others' count instead.
+    async fn broadcast_on(&self, rpc: &Rpc, tx: &SignedTx) -> Result<Broadcast, ChainError> {
+        let raw = Bytes::copy_from_slice(&tx.raw);
+        let answer = rpc.call::<B256>("eth_sendRawTransaction", json!([raw])).await;
+        match broadcast::classify(tx.hash, answer.map(|hash| TxHash::new(hash.0))) {
+            Broadcast::Unknown(words) => Err(ChainError::Unreachable(words)),
+            said => Ok(said),
+        }
+    }
+
+    async fn inclusion_on(&self, rpc: &Rpc, tx: TxHash) -> Result<Inclusion, ChainError> {
+        let params = json!([tx.to_string()]);
+        let receipt: Option<Receipt> =
+            rpc.call("eth_getTransactionReceipt", params.clone()).await?;
+        if let Some(receipt) = receipt {
+            return self.included(tx, receipt);
+        }
+        let pooled: Option<Transaction> = rpc.call("eth_getTransactionByHash", params).await?;
+        match pooled {
+            None => Ok(Inclusion::Absent),
+            // In a block whose receipt is not served yet, or in the pool: ask again.
+            Some(found) if found.hash.0 == *tx.bytes() => Ok(Inclusion::Pending),
+            Some(found) => Err(ChainError::Unexpected(format!("{tx}: got {}", found.hash))),
+        }
     }
 
     fn target(&self, call: &Call) -> Target {
@@ -234,11 +270,12 @@ impl EvmChain {
     /// fallback.
     async fn optional<C: SolCall<Return = U256>>(
         &self,
+        rpc: &Rpc,
         call: &C,
     ) -> Result<Option<U256>, ChainError> {
         let data = Bytes::from(call.abi_encode());
         let params: Value = json!([{"to": self.marketplace.to_string(), "data": data}, "latest"]);
-        match self.rpc.call::<Bytes>("eth_call", params).await {
+        match rpc.call::<Bytes>("eth_call", params).await {
             Ok(returned) => Ok(C::abi_decode_returns(&returned).ok()),
             Err(RpcFailure::Refused(refusal)) if revert::words(&refusal).is_some() => Ok(None),
             Err(failure) => Err(failure.into()),
@@ -246,19 +283,19 @@ impl EvmChain {
     }
 
     /// The first of two spellings of a getter that exists.
-    async fn either<A, B>(&self, older: &A, newer: &B) -> Result<U256, ChainError>
+    async fn either<A, B>(&self, rpc: &Rpc, older: &A, newer: &B) -> Result<U256, ChainError>
     where
         A: SolCall<Return = U256>,
         B: SolCall<Return = U256>,
     {
-        if let Some(value) = self.optional(older).await? {
+        if let Some(value) = self.optional(rpc, older).await? {
             return Ok(value);
         }
         let missing = || {
             let names = format!("neither {} nor {}", A::SIGNATURE, B::SIGNATURE);
             ChainError::Unexpected(format!("marketplace has {names}"))
         };
-        self.optional(newer).await?.ok_or_else(missing)
+        self.optional(rpc, newer).await?.ok_or_else(missing)
     }
 
     fn included(&self, tx: TxHash, receipt: Receipt) -> Result<Inclusion, ChainError> {

@@ -9,9 +9,10 @@ use serde_json::json;
 
 use super::bindings::{hostEarningsCall, nextJobIdCall, nodeRegistryCall, sessionJobsCall};
 use super::dialect::{self, Dialect};
+use super::pool::Pool;
 use super::rpc::Rpc;
 use super::version::{ContractVersion, Look, look};
-use super::wire::{address_of, job_of, u64_of};
+use super::wire::{address_of, job_of};
 use super::{ConnectError, EvmChain, EvmSettings};
 use crate::chain::ChainError;
 use crate::units::Address;
@@ -20,24 +21,57 @@ use crate::units::Address;
 const IMPLEMENTATION_SLOT: B256 =
     b256!("360894a13ba1a3210667c828492db98dca3e2076cc3735a920a3ca505d382bbc");
 
-/// Connects and checks chain id, code, selectors and the session getter's shape.
+/// What is found out before anything is served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Found {
+    version: ContractVersion,
+    host_earnings: Address,
+    node_registry: Option<Address>,
+}
+
+/// Connects and checks chain id, code, selectors and the session getter's shape. Endpoints that do
+/// not answer are left for later, as long as the quorum is there; one of another chain is refused.
 ///
 /// # Errors
 /// [`ConnectError`]: what was wanted and what was found. [`ConnectError::Chain`] with
 /// `Unreachable` may pass by itself; all others need the operator.
 pub async fn connect(settings: EvmSettings) -> Result<EvmChain, ConnectError> {
-    let no_url = || ConnectError::Settings("no RPC URL is configured".into());
-    let url = settings.rpc_urls.first().ok_or_else(no_url)?;
-    let rpc = Rpc::new(url, settings.request_timeout).map_err(ConnectError::Settings)?;
-    let found: U256 = rpc.call("eth_chainId", json!([])).await.map_err(ChainError::from)?;
-    let found = u64_of(found, "chain id")?;
-    if found != settings.chain_id {
-        return Err(ConnectError::WrongChainId { want: settings.chain_id, found });
-    }
+    let pool = Pool::new(&settings)?;
+    pool.check_chain_ids().await?;
     if settings.proof_system == Some(settings.marketplace) {
         return Err(ConnectError::ProofSystemNotMarketplace { address: settings.marketplace });
     }
-    let dialect = find_dialect(&rpc, &settings).await?;
+    // Agreed upon as it was found, faults included: one endpoint's word neither passes off another
+    // contract as the marketplace nor keeps the node from starting.
+    let explored = |rpc| explore_or_fail(rpc, &settings);
+    let found = pool.agree("contract", explored).await??;
+    let unspoken = || unsupported(settings.marketplace, found.version.to_string());
+    Ok(EvmChain {
+        rpc: pool,
+        dialect: dialect::speak(found.version).ok_or_else(unspoken)?,
+        chain_id: settings.chain_id,
+        marketplace: settings.marketplace,
+        host_earnings: found.host_earnings,
+        node_registry: found.node_registry,
+        model_registry: settings.model_registry,
+        wallet: settings.wallet,
+    })
+}
+
+/// A silence apart from what was found: another endpoint may answer.
+async fn explore_or_fail(
+    rpc: &Rpc,
+    settings: &EvmSettings,
+) -> Result<Result<Found, ConnectError>, ChainError> {
+    match explore(rpc, settings).await {
+        Err(ConnectError::Chain(error)) => Err(error),
+        explored => Ok(explored),
+    }
+}
+
+/// Looks at the contract through one endpoint.
+async fn explore(rpc: &Rpc, settings: &EvmSettings) -> Result<Found, ConnectError> {
+    let dialect = find_dialect(rpc, settings).await?;
     let marketplace = settings.marketplace;
     let host_earnings = match settings.host_earnings {
         Some(address) => address,
@@ -48,15 +82,10 @@ pub async fn connect(settings: EvmSettings) -> Result<EvmChain, ConnectError> {
         // Only the preflight needs it: its absence is told there.
         None => rpc.read(marketplace, &nodeRegistryCall {}).await.ok().map(address_of),
     };
-    Ok(EvmChain {
-        rpc,
-        dialect,
-        chain_id: settings.chain_id,
-        marketplace,
+    Ok(Found {
+        version: dialect.version(),
         host_earnings,
         node_registry: node_registry.filter(|address| *address != Address::ZERO),
-        model_registry: settings.model_registry,
-        wallet: settings.wallet,
     })
 }
 
@@ -144,6 +173,11 @@ impl Rpc {
     /// The code at an address; empty where there is none.
     pub(super) async fn code(&self, address: Address) -> Result<Bytes, ChainError> {
         Ok(self.call("eth_getCode", json!([address.to_string(), "latest"])).await?)
+    }
+
+    /// Native balance at the newest block, wei.
+    pub(super) async fn balance(&self, address: Address) -> Result<U256, ChainError> {
+        Ok(self.call("eth_getBalance", json!([address.to_string(), "latest"])).await?)
     }
 
     /// Where an EIP-1967 proxy keeps its code; `None` for any other contract.

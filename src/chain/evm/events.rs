@@ -33,7 +33,8 @@ pub(super) fn filter(marketplace: Address, dialect: &dyn Dialect) -> Value {
 }
 
 /// The logs of blocks `from ..= to`, oldest first. A range that the endpoint finds too large is
-/// halved.
+/// halved, and what it takes is remembered: the next query begins with it. One that would need too
+/// many pages fails before the first is asked for.
 pub(super) async fn fetch(
     rpc: &Rpc,
     filter: &Value,
@@ -41,7 +42,10 @@ pub(super) async fn fetch(
     to: BlockNumber,
 ) -> Result<Vec<Log>, ChainError> {
     let mut logs: Vec<Log> = Vec::new();
-    let mut open = vec![(from.get(), to.get())];
+    let Some(mut open) = pages(from.get(), to.get(), rpc.log_span()) else {
+        return Err(too_long(from, to));
+    };
+    let mut is_halved = false;
     for _ in 0..REQUESTS_MAX {
         let Some((low, high)) = open.pop() else { break };
         if low > high {
@@ -53,8 +57,14 @@ pub(super) async fn fetch(
             fields.insert("toBlock".into(), json!(format!("{high:#x}")));
         }
         match rpc.call::<Vec<Log>>("eth_getLogs", json!([query])).await {
-            Ok(found) => logs.extend(found.into_iter().filter(|log| !log.removed)),
+            Ok(found) => {
+                if is_halved {
+                    rpc.learn_log_span(high.saturating_sub(low).saturating_add(1));
+                }
+                logs.extend(found.into_iter().filter(|log| !log.removed));
+            }
             Err(RpcFailure::Refused(refusal)) if low < high && is_too_much(&refusal) => {
+                is_halved = true;
                 let middle = low.midpoint(high);
                 // The later half first, so that the earlier one is popped next.
                 open.push((middle.saturating_add(1), high));
@@ -64,11 +74,33 @@ pub(super) async fn fetch(
         }
     }
     if !open.is_empty() {
-        let span = format!("logs of blocks {from}..={to}");
-        return Err(ChainError::Unreachable(format!("{span} need over {REQUESTS_MAX} requests")));
+        return Err(too_long(from, to));
     }
     logs.sort_by_key(|log| (log.block_number, log.log_index));
     Ok(logs)
+}
+
+/// The range in pages of at most `span` blocks, the earliest last; `None` where they are too many.
+fn pages(from: u64, to: u64, span: Option<u64>) -> Option<Vec<(u64, u64)>> {
+    let span = span.unwrap_or(u64::MAX).max(1);
+    let mut pages = Vec::new();
+    let mut low = from;
+    while low <= to {
+        if pages.len() == REQUESTS_MAX {
+            return None;
+        }
+        let high = low.saturating_add(span.saturating_sub(1)).min(to);
+        pages.push((low, high));
+        let Some(next) = high.checked_add(1) else { break };
+        low = next;
+    }
+    pages.reverse();
+    Some(pages)
+}
+
+fn too_long(from: BlockNumber, to: BlockNumber) -> ChainError {
+    let span = format!("logs of blocks {from}..={to}");
+    ChainError::Unreachable(format!("{span} need over {REQUESTS_MAX} requests"))
 }
 
 /// Whether the endpoint would answer a smaller range. Words of public providers; a range past the
@@ -77,7 +109,7 @@ fn is_too_much(refusal: &Refusal) -> bool {
     let lower = refusal.message.to_lowercase();
     let past_head = lower.contains("beyond") || lower.contains("head");
     let words = ["block range", "range is too", "limit", "too many", "more than", "too large"];
-    !past_head && words.iter().any(|words| lower.contains(words))
+    !past_head && !refusal.is_throttle() && words.iter().any(|words| lower.contains(words))
 }
 
 /// The events in `logs`, in their order. Created and proven are those of `host`; completed and
@@ -176,4 +208,37 @@ fn proven(
 
 fn job(topic: B256) -> Result<crate::units::JobId, ChainError> {
     job_of(topic.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_cover_the_range_once_and_in_order() {
+        let pages = |from, to, span| {
+            let mut pages = pages(from, to, span)?;
+            pages.reverse();
+            Some(pages)
+        };
+        assert_eq!(pages(5, 9, None), Some(vec![(5, 9)]));
+        assert_eq!(pages(5, 9, Some(2)), Some(vec![(5, 6), (7, 8), (9, 9)]));
+        assert_eq!(pages(5, 9, Some(5)), Some(vec![(5, 9)]));
+        assert_eq!(pages(9, 5, Some(2)), Some(vec![]), "an empty range");
+        assert_eq!(pages(1, 64, Some(1)).map(|pages| pages.len()), Some(64));
+        assert_eq!(pages(1, 65, Some(1)), None, "one page too many");
+        assert_eq!(pages(1, u64::MAX, None), Some(vec![(1, u64::MAX)]));
+    }
+
+    #[test]
+    fn a_throttle_is_not_answered_with_more_requests() {
+        let refusal = |message: &str| Refusal { code: -32005, message: message.into(), data: None };
+        for words in ["query returned more than 10000 results", "block range is too wide"] {
+            assert!(is_too_much(&refusal(words)), "{words}");
+        }
+        for words in ["rate limit exceeded", "too many requests", "limit exceeded"] {
+            assert!(!is_too_much(&refusal(words)), "{words}");
+        }
+        assert!(!is_too_much(&refusal("block range extends beyond current head block")));
+    }
 }

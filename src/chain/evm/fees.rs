@@ -5,6 +5,7 @@
 use alloy::primitives::U256;
 use serde_json::json;
 
+use super::pool::At;
 use super::rpc::{Rpc, RpcFailure};
 use super::wire::{FeeHistory, Receipt, u128_of};
 use crate::chain::{ChainError, Fees};
@@ -21,8 +22,14 @@ const BASE_FEE_ROOM: u128 = 2;
 /// Blocks over which the median tip is taken where the endpoint has no oracle.
 const HISTORY_BLOCKS: &str = "0xa";
 
+/// What one endpoint suggests.
+pub(super) async fn on(rpc: &Rpc) -> Result<Fees, ChainError> {
+    let (block, tip) = tokio::try_join!(rpc.block(At::Latest), tip(rpc))?;
+    with_room(block.base_fee_per_gas, tip)
+}
+
 /// The endpoint's suggested tip, else the median of what recent blocks paid, never below the floor.
-pub(super) async fn tip(rpc: &Rpc) -> Result<Amount, ChainError> {
+async fn tip(rpc: &Rpc) -> Result<Amount, ChainError> {
     let suggested = match rpc.call::<U256>("eth_maxPriorityFeePerGas", json!([])).await {
         Ok(tip) => tip,
         Err(RpcFailure::Refused(_)) => {
@@ -39,7 +46,7 @@ pub(super) async fn tip(rpc: &Rpc) -> Result<Amount, ChainError> {
 ///
 /// # Errors
 /// [`ChainError::Unexpected`] without a base fee (a chain before London) or for an absurd one.
-pub(super) fn with_room(base_fee: Option<U256>, tip: Amount) -> Result<Fees, ChainError> {
+fn with_room(base_fee: Option<U256>, tip: Amount) -> Result<Fees, ChainError> {
     let none = || ChainError::Unexpected("blocks have no base fee: EIP-1559 is needed".into());
     let base_fee = u128_of(base_fee.ok_or_else(none)?, "base fee")?;
     let absurd = || ChainError::Unexpected(format!("base fee {base_fee} is absurd"));

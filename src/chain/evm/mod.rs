@@ -11,6 +11,9 @@ mod connect;
 mod dialect;
 mod events;
 mod fees;
+mod health;
+mod pool;
+mod quorum;
 mod registry;
 mod revert;
 mod rpc;
@@ -22,9 +25,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::chain::ChainError;
+use crate::clock::Clock;
 use crate::units::Address;
 
 pub use connect::connect;
+pub use pool::EndpointReport;
 pub use version::ContractVersion;
 pub use wallet::{
     ChallengeSignature, EvmWallet, KeyError, keystore_change_password, keystore_import,
@@ -34,9 +39,12 @@ pub use wallet::{
 /// Where the marketplace is and who we are there.
 #[derive(Clone)]
 pub struct EvmSettings {
-    /// JSON-RPC endpoints, http or https; the first is used. They may carry API keys: never shown.
+    /// JSON-RPC endpoints, http or https, first choice first. They may carry API keys: never shown.
     pub rpc_urls: Vec<String>,
-    /// `eip155` chain id that the endpoint has to answer.
+    /// Endpoints that have to agree on what frees or finalises money, 1 to their number. `None`:
+    /// two of three or more, else one. Where two answer, two have to agree whatever stands here.
+    pub quorum: Option<usize>,
+    /// `eip155` chain id that every endpoint has to answer.
     pub chain_id: u64,
     /// The marketplace's address.
     pub marketplace: Address,
@@ -50,8 +58,10 @@ pub struct EvmSettings {
     pub host_earnings: Option<Address>,
     /// The proof system, only to refuse it where it is configured as the marketplace.
     pub proof_system: Option<Address>,
-    /// Longest wait for one answer, connection included.
+    /// Longest wait for one answer, connection included, and for one read of several endpoints.
     pub request_timeout: Duration,
+    /// Time, for rests of endpoints that fail.
+    pub clock: Arc<dyn Clock>,
     /// The host's key.
     pub wallet: Arc<EvmWallet>,
 }
@@ -61,6 +71,7 @@ impl std::fmt::Debug for EvmSettings {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("EvmSettings")
             .field("rpc_url_count", &self.rpc_urls.len())
+            .field("quorum", &self.quorum)
             .field("chain_id", &self.chain_id)
             .field("marketplace", &self.marketplace)
             .field("contract_version", &self.contract_version)
@@ -75,9 +86,11 @@ pub enum ConnectError {
     /// A setting that cannot work.
     #[error("chain settings: {0}")]
     Settings(String),
-    /// The endpoint serves another chain.
-    #[error("the RPC endpoint serves chain {found}, configured is chain {want}")]
+    /// An endpoint serves another chain.
+    #[error("the RPC endpoint {endpoint} serves chain {found}, configured is chain {want}")]
     WrongChainId {
+        /// Its host and port.
+        endpoint: String,
         /// Configured.
         want: u64,
         /// Answered.
@@ -131,9 +144,9 @@ pub enum ConnectError {
     Chain(#[from] ChainError),
 }
 
-/// The marketplace on one chain, through one endpoint. Made by [`connect`].
+/// The marketplace on one chain, through one or more endpoints. Made by [`connect`].
 pub struct EvmChain {
-    rpc: rpc::Rpc,
+    rpc: pool::Pool,
     dialect: Box<dyn dialect::Dialect>,
     chain_id: u64,
     marketplace: Address,
@@ -159,5 +172,16 @@ impl EvmChain {
     #[must_use]
     pub fn version(&self) -> ContractVersion {
         self.dialect.version()
+    }
+
+    /// Looks at each endpoint, for the operator. Reads only; waits for one request timeout.
+    pub async fn endpoints(&self) -> Vec<EndpointReport> {
+        self.rpc.report().await
+    }
+
+    /// Endpoints with which nothing is wrong, and all of them. No network.
+    #[must_use]
+    pub fn endpoints_usable(&self) -> (usize, usize) {
+        (self.rpc.usable(), self.rpc.count())
     }
 }

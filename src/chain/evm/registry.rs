@@ -3,9 +3,8 @@
 //! Never writes: registering is the operator's act. Relies on reads that are the same in every
 //! version (docs/spec/contract.md section 4).
 
-use alloy::primitives::{B256, U256};
+use alloy::primitives::B256;
 use async_trait::async_trait;
-use serde_json::json;
 
 use super::EvmChain;
 use super::bindings::registries::{
@@ -28,7 +27,7 @@ impl Registry for EvmChain {
     }
 
     async fn has_code(&self, address: Address) -> Result<bool, ChainError> {
-        self.rpc.code(address).await.map(|code| !code.is_empty())
+        self.rpc.first(|rpc| rpc.code(address)).await.map(|code| !code.is_empty())
     }
 
     async fn host_standing(&self) -> Result<HostStanding, RegistryError> {
@@ -56,9 +55,8 @@ impl Registry for EvmChain {
     }
 
     async fn gas_balance(&self) -> Result<Amount, ChainError> {
-        let params = json!([self.wallet.address().to_string(), "latest"]);
-        let balance: U256 = self.rpc.call("eth_getBalance", params).await?;
-        u128_of(balance, "balance").map(Amount::new)
+        let own = self.wallet.address();
+        u128_of(self.rpc.first(|rpc| rpc.balance(own)).await?, "balance").map(Amount::new)
     }
 }
 

@@ -1,4 +1,4 @@
-//! One JSON-RPC request and its answer, over HTTP.
+//! One JSON-RPC endpoint: requests over HTTP, their answers, and what they tell of its health.
 //!
 //! Never retries, and never shows more of an endpoint's URL than its host: paths and user parts
 //! carry API keys. It is our own, and not the chain library's transport, for three reasons: that
@@ -6,15 +6,19 @@
 //! answers without a bound. Relies on reqwest with rustls on ring.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use alloy::primitives::Bytes;
+use reqwest::header::RETRY_AFTER;
 use reqwest::{StatusCode, Url};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+use super::health::Health;
 use crate::chain::ChainError;
+use crate::clock::Clock;
 
 /// Largest answer that is read. A log query of a thousand blocks stays under 1 MiB; sixteen leave
 /// room, and an endpoint gone mad cannot fill the memory.
@@ -22,6 +26,9 @@ const ANSWER_BYTES_MAX: usize = 16 << 20;
 
 /// Longest part of an endpoint's own words that goes into an error.
 const WORDS_MAX: usize = 300;
+
+/// JSON-RPC code of "limit exceeded" (EIP-1474).
+const CODE_LIMIT: i64 = -32005;
 
 /// Why there is no result.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +50,18 @@ pub(super) struct Refusal {
     pub message: String,
     /// What a revert returned, where the endpoint passes it on.
     pub data: Option<Bytes>,
+}
+
+impl Refusal {
+    /// Whether the endpoint wants fewer requests, whatever they ask.
+    pub(super) fn is_throttle(&self) -> bool {
+        let lower = self.message.to_lowercase();
+        let words = ["rate limit", "rate-limit", "too many requests", "request limit", "throttl"];
+        // Some use the same code for a log query that is too large.
+        let about_logs = ["block", "range", "result", "log", "size"];
+        words.iter().any(|words| lower.contains(words))
+            || (self.code == CODE_LIMIT && !about_logs.iter().any(|word| lower.contains(word)))
+    }
 }
 
 impl std::fmt::Display for Refusal {
@@ -69,6 +88,10 @@ pub(super) struct Rpc {
     url: Url,
     shown: String,
     id_next: AtomicU64,
+    clock: Arc<dyn Clock>,
+    health: Mutex<Health>,
+    /// Blocks that one log query may span, as far as it was found out; 0: not yet.
+    log_span: AtomicU64,
 }
 
 impl Rpc {
@@ -76,7 +99,7 @@ impl Rpc {
     ///
     /// # Errors
     /// Words for the operator, without the URL's secrets.
-    pub(super) fn new(url: &str, timeout: Duration) -> Result<Self, String> {
+    pub(super) fn new(url: &str, timeout: Duration, clock: Arc<dyn Clock>) -> Result<Self, String> {
         // Fails where another part of the process installed it first; that is as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let url = Url::parse(url).map_err(|error| format!("RPC URL: {error}"))?;
@@ -100,22 +123,97 @@ impl Rpc {
             builder = builder.tls_certs_only([]);
         }
         let http = builder.build().map_err(|error| format!("HTTP client: {error}"))?;
-        Ok(Self { http, url, shown, id_next: AtomicU64::new(1) })
+        Ok(Self {
+            http,
+            url,
+            shown,
+            id_next: AtomicU64::new(1),
+            clock,
+            health: Mutex::default(),
+            log_span: AtomicU64::new(0),
+        })
     }
 
-    /// Calls `method`. An answer `null` is read as `T` reads it (`Option`: `None`).
+    /// The same, shown as the `nth` endpoint of its host.
+    pub(super) fn numbered(mut self, nth: usize) -> Self {
+        self.shown = format!("{} ({nth})", self.shown);
+        self
+    }
+
+    /// Host and port, which is all that may be shown.
+    pub(super) fn shown(&self) -> &str {
+        &self.shown
+    }
+
+    /// Whether both are one address, however it is shown.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        self.url == other.url
+    }
+
+    /// Whether both are of one host and port, so that they would be shown alike.
+    pub(super) fn is_neighbour(&self, other: &Self) -> bool {
+        let of = |rpc: &Self| (rpc.url.host_str().map(str::to_owned), rpc.url.port());
+        of(self) == of(other)
+    }
+
+    /// What is known of it. Never held while waiting.
+    pub(super) fn health(&self) -> MutexGuard<'_, Health> {
+        // Health is plain numbers: nothing half-changed can be seen.
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Blocks that one log query may span; `None` while every span was taken.
+    pub(super) fn log_span(&self) -> Option<u64> {
+        Some(self.log_span.load(Ordering::Relaxed)).filter(|span| *span > 0)
+    }
+
+    /// A query over `span` blocks was answered after a larger one was refused.
+    pub(super) fn learn_log_span(&self, span: u64) {
+        self.log_span.store(span.max(1), Ordering::Relaxed);
+    }
+
+    /// Calls `method`, and notes how the endpoint took it. An answer `null` is read as `T` reads it
+    /// (`Option`: `None`).
     pub(super) async fn call<T: DeserializeOwned>(
         &self,
         method: &str,
         params: Value,
     ) -> Result<T, RpcFailure> {
+        let asked = self.clock.now();
+        let sent = self.exchange(method, params).await;
+        let now = self.clock.now();
+        let (outcome, wanted) = match sent {
+            Ok(Exchanged { status, wanted, body }) => {
+                let is_throttled = status == StatusCode::TOO_MANY_REQUESTS;
+                (self.result(method, status, &body), is_throttled.then_some(wanted))
+            }
+            Err(failure) => (Err(failure), None),
+        };
+        let mut health = self.health();
+        match (&outcome, wanted) {
+            (Err(RpcFailure::Silent(words)), Some(wanted)) => health.throttled(now, wanted, words),
+            (Err(RpcFailure::Silent(words)), None) => health.silent(now, words),
+            (Err(RpcFailure::Refused(refusal)), _) if refusal.is_throttle() => {
+                health.throttled(now, None, &format!("{}: {refusal}", self.shown));
+            }
+            (Ok(_) | Err(RpcFailure::Refused(_) | RpcFailure::Nonsense(_)), _) => {
+                health.answered(now.saturating_sub(asked));
+            }
+        }
+        drop(health);
+        outcome
+    }
+
+    async fn exchange(&self, method: &str, params: Value) -> Result<Exchanged, RpcFailure> {
         let id = self.id_next.fetch_add(1, Ordering::Relaxed);
         let request = json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params});
         let sent = self.http.post(self.url.clone()).json(&request).send().await;
         let answer = sent.map_err(|error| self.silent(method, &words(error)))?;
         let status = answer.status();
+        let wanted = answer.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+        let wanted = wanted.and_then(|text| text.trim().parse().ok()).map(Duration::from_secs);
         let body = self.body(method, answer).await?;
-        self.result(method, status, &body)
+        Ok(Exchanged { status, wanted, body })
     }
 
     async fn body(
@@ -180,6 +278,14 @@ pub(super) fn shortened(words: &str) -> String {
     words.chars().take(WORDS_MAX).collect()
 }
 
+/// What came back over HTTP.
+struct Exchanged {
+    status: StatusCode,
+    /// The pause in `Retry-After`, where it is told in seconds.
+    wanted: Option<Duration>,
+    body: Vec<u8>,
+}
+
 #[derive(Deserialize)]
 struct Answer {
     #[serde(default, deserialize_with = "present")]
@@ -218,9 +324,14 @@ impl From<WireError> for Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::SystemClock;
+
+    fn at(url: &str) -> Result<Rpc, String> {
+        Rpc::new(url, Duration::from_secs(1), SystemClock::shared())
+    }
 
     fn rpc() -> Rpc {
-        Rpc::new("http://user:secret@node.example:8545/v3/APIKEY", Duration::from_secs(1)).unwrap()
+        at("http://user:secret@node.example:8545/v3/APIKEY").unwrap()
     }
 
     fn read(status: u16, body: &str) -> Result<Value, RpcFailure> {
@@ -259,7 +370,22 @@ mod tests {
         let failure = format!("{:?}", read(500, ""));
         assert!(failure.contains("node.example:8545"), "{failure}");
         assert!(!failure.contains("secret") && !failure.contains("APIKEY"), "{failure}");
-        let refused = Rpc::new("ftp://k:APIKEY@x/", Duration::from_secs(1)).err().unwrap();
+        let refused = at("ftp://k:APIKEY@x/").err().unwrap();
         assert!(!refused.contains("APIKEY"), "{refused}");
+    }
+
+    #[test]
+    fn a_wish_for_fewer_requests_is_no_wish_for_a_smaller_range() {
+        let says = |code: i64, message: &str| {
+            Refusal { code, message: message.into(), data: None }.is_throttle()
+        };
+        assert!(says(-32005, "daily request count exceeded, request rate limited"));
+        assert!(says(-32000, "Too Many Requests"));
+        assert!(says(-32005, "limit exceeded"));
+        assert!(says(429, "Your app has exceeded its rate limit"));
+        assert!(!says(-32005, "query returned more than 10000 results"));
+        assert!(!says(-32005, "block range is too large"));
+        assert!(!says(-32005, "Log response size exceeded"));
+        assert!(!says(3, "execution reverted"));
     }
 }

@@ -10,7 +10,7 @@ use crate::chain::ChainError;
 use crate::units::{Address, Hash32, JobId};
 
 /// `eth_getBlockByNumber`, transactions as hashes.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Block {
     pub number: U256,
@@ -18,6 +18,18 @@ pub(super) struct Block {
     pub timestamp: U256,
     /// Absent before London.
     pub base_fee_per_gas: Option<U256>,
+}
+
+impl Block {
+    /// Its height; `None` past u64.
+    pub fn height(&self) -> Option<u64> {
+        u64::try_from(self.number).ok()
+    }
+
+    /// Its timestamp, seconds; `None` past u64.
+    pub fn time(&self) -> Option<u64> {
+        u64::try_from(self.timestamp).ok()
+    }
 }
 
 /// `eth_feeHistory`.

@@ -68,20 +68,24 @@ pub(super) struct StoredErrand {
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub(super) enum StoredErrandKind {
-    Withdraw { token: Text<Address>, amount: Text<Amount> },
-    Forward { token: Text<Address>, amount: Text<Amount> },
+    Withdraw { token: Text<Address>, amount: Text<Amount>, cold: Option<Text<Address>> },
+    Forward { token: Text<Address>, amount: Text<Amount>, cold: Text<Address> },
     Registry { name: String },
 }
 
 impl From<&Errand> for StoredErrand {
     fn from(errand: &Errand) -> Self {
         let kind = match &errand.kind {
-            ErrandKind::Withdraw { token, amount } => {
-                StoredErrandKind::Withdraw { token: Text(*token), amount: Text(*amount) }
-            }
-            ErrandKind::Forward { token, amount } => {
-                StoredErrandKind::Forward { token: Text(*token), amount: Text(*amount) }
-            }
+            ErrandKind::Withdraw { token, amount, cold } => StoredErrandKind::Withdraw {
+                token: Text(*token),
+                amount: Text(*amount),
+                cold: cold.map(Text),
+            },
+            ErrandKind::Forward { token, amount, cold } => StoredErrandKind::Forward {
+                token: Text(*token),
+                amount: Text(*amount),
+                cold: Text(*cold),
+            },
             ErrandKind::Registry { name } => StoredErrandKind::Registry { name: name.clone() },
         };
         let input = Text(Bytes(errand.input.clone()));
@@ -92,11 +96,13 @@ impl From<&Errand> for StoredErrand {
 impl From<StoredErrand> for Errand {
     fn from(stored: StoredErrand) -> Self {
         let kind = match stored.kind {
-            StoredErrandKind::Withdraw { token, amount } => {
-                ErrandKind::Withdraw { token: token.0, amount: amount.0 }
-            }
-            StoredErrandKind::Forward { token, amount } => {
-                ErrandKind::Forward { token: token.0, amount: amount.0 }
+            StoredErrandKind::Withdraw { token, amount, cold } => ErrandKind::Withdraw {
+                token: token.0,
+                amount: amount.0,
+                cold: cold.map(|cold| cold.0),
+            },
+            StoredErrandKind::Forward { token, amount, cold } => {
+                ErrandKind::Forward { token: token.0, amount: amount.0, cold: cold.0 }
             }
             StoredErrandKind::Registry { name } => ErrandKind::Registry { name },
         };

@@ -72,11 +72,14 @@ fn purpose() -> impl Strategy<Value = Purpose> {
 }
 
 fn errand() -> impl Strategy<Value = Errand> {
-    let kind = prop_oneof![
-        (address(), amount()).prop_map(|(token, amount)| ErrandKind::Withdraw { token, amount }),
-        (address(), amount()).prop_map(|(token, amount)| ErrandKind::Forward { token, amount }),
-        any::<String>().prop_map(|name| ErrandKind::Registry { name }),
-    ];
+    let kind =
+        prop_oneof![
+            (address(), amount(), proptest::option::of(address()))
+                .prop_map(|(token, amount, cold)| ErrandKind::Withdraw { token, amount, cold }),
+            (address(), amount(), address())
+                .prop_map(|(token, amount, cold)| ErrandKind::Forward { token, amount, cold }),
+            any::<String>().prop_map(|name| ErrandKind::Registry { name }),
+        ];
     (kind, address(), amount(), bytes()).prop_map(|(kind, to, value, input)| Errand {
         kind,
         to,

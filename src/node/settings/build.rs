@@ -10,9 +10,10 @@ use super::table::THREADS_MAX;
 use super::wallet::is_private_key;
 use super::{
     ApiSettings, ChainSettings, ContractPin, Cors, DEV_CHAIN_ID, EngineSettings, InspectSettings,
-    KeySource, LegacyMode, LogFormat, LogSettings, ModelSettings, PasswordSource, RpcUrl,
-    SessionSettings, Settings, SettlementSettings, sources,
+    KeySource, LegacyMode, LogFormat, LogSettings, ModelSettings, PasswordSource, PaymentToken,
+    RpcUrl, SessionSettings, Settings, SettlementSettings, sources,
 };
+use crate::session::{Beyond, ExposureRule};
 use crate::units::{Address, Amount, ChainSeconds, PricePerToken, TokenCount};
 
 pub(super) fn settings(inputs: &sources::Inputs) -> Result<Settings, SettingsError> {
@@ -24,12 +25,11 @@ pub(super) fn settings(inputs: &sources::Inputs) -> Result<Settings, SettingsErr
 fn build(
     inputs: &sources::Inputs,
     mut reader: Reader,
-    mut notes: Vec<String>,
+    notes: Vec<String>,
 ) -> (Result<Settings, SettingsError>, Reader) {
     let r = &mut reader;
     let free = r.switch("free").unwrap_or_default();
     let chain = chain(r, free);
-    notes.extend(chain.as_ref().and_then(spare_endpoints));
     let key = key(r);
     if key.is_none() && !free {
         require_key(r);
@@ -92,6 +92,7 @@ fn chain(reader: &mut Reader, free: bool) -> Option<ChainSettings> {
     let marketplace = reader.address("chain.marketplace");
     let chain = ChainSettings {
         rpc_urls: urls.into_iter().map(RpcUrl::new).collect(),
+        quorum: reader.integer("chain.quorum"),
         chain_id: chain_id.unwrap_or_default(),
         marketplace: marketplace.unwrap_or(Address::ZERO),
         node_registry: reader.address("chain.node_registry"),
@@ -111,6 +112,14 @@ fn chain(reader: &mut Reader, free: bool) -> Option<ChainSettings> {
         let why = "this is the proof system's address; name the JobMarketplace contract";
         reader.clash("chain.marketplace", why);
     }
+    let count = chain.rpc_urls.len();
+    if let Some(quorum) = chain.quorum
+        && count > 0
+        && quorum > count
+    {
+        let why = format!("{quorum} cannot agree: chain.rpc_urls names {count} endpoints");
+        reader.clash("chain.quorum", why);
+    }
     for key in NEEDED {
         if reader.origin(key).is_none() {
             reader.require(key);
@@ -118,14 +127,6 @@ fn chain(reader: &mut Reader, free: bool) -> Option<ChainSettings> {
     }
     let is_whole = !chain.rpc_urls.is_empty() && chain_id.is_some() && marketplace.is_some();
     is_whole.then_some(chain)
-}
-
-/// What the operator should know who gave more endpoints than are used.
-fn spare_endpoints(chain: &ChainSettings) -> Option<String> {
-    let count = chain.rpc_urls.len();
-    (count > 1).then(|| {
-        format!("chain.rpc_urls names {count} endpoints; only the first is used by this version")
-    })
 }
 
 /// A free node with a chain set up would give away what somebody meant to sell.
@@ -221,6 +222,8 @@ fn settlement(reader: &mut Reader) -> SettlementSettings {
     SettlementSettings {
         claim_at: TokenCount::new(reader.integer("settlement.claim_at").unwrap_or_default()),
         confirmations: reader.integer("settlement.confirmations").unwrap_or_default(),
+        reorg_depth: reader.integer("settlement.reorg_depth").unwrap_or_default(),
+        complete_at_a_loss: reader.switch("settlement.complete_at_a_loss").unwrap_or_default(),
         claim_margin: ChainSeconds::new(claim_margin),
         fee_share_max: reader.fraction("settlement.fee_share_max").unwrap_or_default(),
         fee_max: reader.integer("settlement.fee_max_wei_per_gas").map(Amount::new),
@@ -254,11 +257,55 @@ fn session(reader: &mut Reader, reach: Reach) -> SessionSettings {
     let price_min = reader.integer("session.price_min").unwrap_or_default();
     SessionSettings {
         price_min: PricePerToken::new(price_min),
+        payment_tokens: payment_tokens(reader),
+        exposure: exposure(reader),
         legacy,
         chain_stale_max: reader.seconds("session.chain_stale_max_seconds"),
         challenge_life: reader.seconds("session.challenge_seconds"),
         token_life: reader.seconds("session.token_seconds"),
     }
+}
+
+fn exposure(reader: &mut Reader) -> ExposureRule {
+    let tokens_max = reader.integer("session.exposure_tokens_max").unwrap_or_default();
+    let beyond = match reader.choice("session.exposure_beyond") {
+        Some("refuse") => Beyond::Refuse,
+        _ => Beyond::Slow,
+    };
+    ExposureRule { tokens_max: TokenCount::new(tokens_max), beyond }
+}
+
+fn payment_tokens(reader: &mut Reader) -> Vec<PaymentToken> {
+    const KEY: &str = "session.payment_tokens";
+    let pairs = reader.map(KEY);
+    let mut tokens = Vec::new();
+    for (address, terms) in pairs {
+        match payment_token(&address, &terms) {
+            Some(token) => tokens.push(token),
+            None => reader.clash(
+                KEY,
+                format!("\"{address}={terms}\": wanted ADDRESS=PRICE_MIN or ADDRESS=PRICE_MIN:WEI"),
+            ),
+        }
+    }
+    tokens
+}
+
+/// `PRICE_MIN` in price units, `WEI` in wei for the token's smallest unit, above 0.
+fn payment_token(address: &str, terms: &str) -> Option<PaymentToken> {
+    let address = Address::parse(address).filter(|address| *address != Address::ZERO)?;
+    let (price_min, worth) = match terms.split_once(':') {
+        Some((price_min, worth)) => (price_min, Some(worth)),
+        None => (terms, None),
+    };
+    let wei_per_unit = match worth {
+        Some(worth) => {
+            let wei: f64 = worth.trim().parse().ok()?;
+            Some(wei).filter(|wei| wei.is_finite() && *wei > 0.0).map(Some)?
+        }
+        None => None,
+    };
+    Some(PaymentToken { address, price_min: price_min.trim().parse().ok()?, wei_per_unit })
 }
 
 fn api(reader: &mut Reader, is_dev_chain: bool) -> ApiSettings {

@@ -92,7 +92,7 @@ mod tests {
 
     #[test]
     fn flag_and_variable_follow_from_the_key() {
-        for setting in SETTINGS {
+        for setting in SETTINGS.iter() {
             let flag = setting.key.replace(['.', '_'], "-");
             let env = format!("TALLY_{}", setting.key.replace('.', "_").to_uppercase());
             assert_eq!(setting.env, env);

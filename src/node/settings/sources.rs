@@ -79,7 +79,7 @@ pub(super) fn gather(inputs: &Inputs) -> Gathered {
     for layer in [&environment, &dot_env] {
         layer.refuse_unknown(&mut all.problems);
     }
-    for setting in SETTINGS {
+    for setting in SETTINGS.iter() {
         let flag = inputs.flags.get(setting.key).zip(setting.flag);
         let flag =
             flag.map(|(text, flag)| Found { text: text.clone(), origin: Origin::Flag(flag) });

@@ -3,14 +3,20 @@
 //! Never computes: rows only. Relies on the tests of `catalog.rs` for the names' regularity and on
 //! `tests/it/settings.rs` for `docs/config.md`.
 
+use std::sync::LazyLock;
+
 use super::catalog::{Fallback, Setting};
 use super::kind::Kind;
+use super::table_paid::PAID;
 
 /// The most threads the engine takes.
 pub(super) const THREADS_MAX: u128 = 256;
 
 /// The settings.
-pub const SETTINGS: &[Setting] = &[
+pub static SETTINGS: LazyLock<Vec<Setting>> = LazyLock::new(|| [NODE, PAID, FACES].concat());
+
+/// The node, its model, its engine, its chain and its key.
+const NODE: &[Setting] = &[
     Setting {
         key: "listen",
         flag: Some("listen"),
@@ -167,8 +173,18 @@ pub const SETTINGS: &[Setting] = &[
         alias: Some("RPC_URL"),
         kind: Kind::Urls,
         fallback: Fallback::Required("one or more JSON-RPC endpoints, first choice first"),
-        about: "JSON-RPC endpoints (http or https), first choice first; only the first is used \
-                today",
+        about: "JSON-RPC endpoints (http or https), first choice first; the next is asked where \
+                one fails, lags or refuses",
+    },
+    Setting {
+        key: "chain.quorum",
+        flag: Some("chain-quorum"),
+        env: "TALLY_CHAIN_QUORUM",
+        alias: None,
+        kind: Kind::Integer { min: 1, max: 100, unit: "endpoints" },
+        fallback: Fallback::Computed("2 where three or more endpoints are named, else 1"),
+        about: "Endpoints that must agree before money is freed or final; with fewer, settlement \
+                waits. Where two answer, two must agree, whatever stands here",
     },
     Setting {
         key: "chain.id",
@@ -271,152 +287,10 @@ pub const SETTINGS: &[Setting] = &[
         fallback: Fallback::None,
         about: "The host's private key, 64 hex digits; a keystore is preferred",
     },
-    Setting {
-        key: "settlement.claim_at",
-        flag: Some("settlement-claim-at"),
-        env: "TALLY_SETTLEMENT_CLAIM_AT",
-        alias: None,
-        kind: Kind::Integer { min: 100, max: 1_000_000_000, unit: "tokens" },
-        fallback: Fallback::Text("100"),
-        about: "Unclaimed tokens of a job that make a claim due; larger saves gas",
-    },
-    Setting {
-        key: "settlement.confirmations",
-        flag: Some("settlement-confirmations"),
-        env: "TALLY_SETTLEMENT_CONFIRMATIONS",
-        alias: None,
-        kind: Kind::Integer { min: 1, max: 10_000, unit: "blocks" },
-        fallback: Fallback::Text("3"),
-        about: "Blocks, its own included, after which a transaction counts as final",
-    },
-    Setting {
-        key: "settlement.claim_margin_seconds",
-        flag: Some("settlement-claim-margin-seconds"),
-        env: "TALLY_SETTLEMENT_CLAIM_MARGIN_SECONDS",
-        alias: None,
-        kind: Kind::Integer { min: 0, max: 86_400, unit: "s of chain time" },
-        fallback: Fallback::Text("60"),
-        about: "How long before the chain's deadline a claim is made whatever it costs",
-    },
-    Setting {
-        key: "settlement.fee_share_max",
-        flag: Some("settlement-fee-share-max"),
-        env: "TALLY_SETTLEMENT_FEE_SHARE_MAX",
-        alias: None,
-        kind: Kind::Fraction,
-        fallback: Fallback::Text("0.5"),
-        about: "Largest share of a claim's value that its fee may take while it can wait",
-    },
-    Setting {
-        key: "settlement.fee_max_wei_per_gas",
-        flag: Some("settlement-fee-max-wei-per-gas"),
-        env: "TALLY_SETTLEMENT_FEE_MAX_WEI_PER_GAS",
-        alias: None,
-        kind: Kind::Integer { min: 1, max: u128::MAX, unit: "wei per gas" },
-        fallback: Fallback::None,
-        about: "Ceiling of the fee per gas that the node ever offers",
-    },
-    Setting {
-        key: "settlement.poll_milliseconds",
-        flag: Some("settlement-poll-milliseconds"),
-        env: "TALLY_SETTLEMENT_POLL_MILLISECONDS",
-        alias: None,
-        kind: Kind::Integer { min: 10, max: 60_000, unit: "ms" },
-        fallback: Fallback::Text("1000"),
-        about: "Pause between two looks at the chain",
-    },
-    Setting {
-        key: "settlement.reprice_after_seconds",
-        flag: Some("settlement-reprice-after-seconds"),
-        env: "TALLY_SETTLEMENT_REPRICE_AFTER_SECONDS",
-        alias: None,
-        kind: Kind::Integer { min: 1, max: 3_600, unit: "s" },
-        fallback: Fallback::Text("60"),
-        about: "Age at which a transaction that is not mined is offered a higher fee, same nonce",
-    },
-    Setting {
-        key: "settlement.grace_seconds",
-        flag: Some("settlement-grace-seconds"),
-        env: "TALLY_SETTLEMENT_GRACE_SECONDS",
-        alias: None,
-        kind: Kind::Integer { min: 0, max: 86_400, unit: "s" },
-        fallback: Fallback::Text("60"),
-        about: "Time between a job's last connection and its completion",
-    },
-    Setting {
-        key: "settlement.grace_clean_seconds",
-        flag: Some("settlement-grace-clean-seconds"),
-        env: "TALLY_SETTLEMENT_GRACE_CLEAN_SECONDS",
-        alias: None,
-        kind: Kind::Integer { min: 0, max: 86_400, unit: "s" },
-        fallback: Fallback::Text("10"),
-        about: "The same after a client closed its socket with code 1000",
-    },
-    Setting {
-        key: "settlement.idle_seconds",
-        flag: Some("settlement-idle-seconds"),
-        env: "TALLY_SETTLEMENT_IDLE_SECONDS",
-        alias: None,
-        kind: Kind::Integer { min: 1, max: 604_800, unit: "s" },
-        fallback: Fallback::Text("600"),
-        about: "The same for a job that was only used over HTTP",
-    },
-    Setting {
-        key: "session.price_min",
-        flag: Some("session-price-min"),
-        env: "TALLY_SESSION_PRICE_MIN",
-        alias: None,
-        kind: Kind::Integer { min: 0, max: u128::MAX, unit: "price units per token" },
-        fallback: Fallback::Text("0"),
-        about: "Sessions at a lower price are refused; before v7 the unit is wei per token",
-    },
-    Setting {
-        key: "session.legacy",
-        flag: Some("session-legacy"),
-        env: "TALLY_SESSION_LEGACY",
-        alias: None,
-        kind: Kind::Choice(&["auto", "on", "off"]),
-        fallback: Fallback::Text("auto"),
-        about: "Serve clients that only name a job number; auto: on a loopback address with \
-                chain 31337 only",
-    },
-    Setting {
-        key: "session.legacy_cap_tokens",
-        flag: Some("session-legacy-cap-tokens"),
-        env: "TALLY_SESSION_LEGACY_CAP_TOKENS",
-        alias: None,
-        kind: Kind::Integer { min: 1, max: u64::MAX as u128, unit: "tokens" },
-        fallback: Fallback::None,
-        about: "Tokens such a client may use in one session; required where legacy mode is \
-                switched on for a node that is reachable from outside",
-    },
-    Setting {
-        key: "session.chain_stale_max_seconds",
-        flag: Some("session-chain-stale-max-seconds"),
-        env: "TALLY_SESSION_CHAIN_STALE_MAX_SECONDS",
-        alias: None,
-        kind: Kind::Integer { min: 1, max: 86_400, unit: "s" },
-        fallback: Fallback::Text("600"),
-        about: "Age of the chain's last answer past which no new work is admitted",
-    },
-    Setting {
-        key: "session.challenge_seconds",
-        flag: Some("session-challenge-seconds"),
-        env: "TALLY_SESSION_CHALLENGE_SECONDS",
-        alias: None,
-        kind: Kind::Integer { min: 10, max: 3_600, unit: "s" },
-        fallback: Fallback::Text("300"),
-        about: "Life of a challenge that a depositor signs",
-    },
-    Setting {
-        key: "session.token_seconds",
-        flag: Some("session-token-seconds"),
-        env: "TALLY_SESSION_TOKEN_SECONDS",
-        alias: None,
-        kind: Kind::Integer { min: 60, max: 2_592_000, unit: "s" },
-        fallback: Fallback::Text("86400"),
-        about: "Life of a session token",
-    },
+];
+
+/// What the outside sees.
+const FACES: &[Setting] = &[
     Setting {
         key: "api.cors_origins",
         flag: Some("api-cors-origins"),

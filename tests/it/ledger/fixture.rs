@@ -149,13 +149,14 @@ fn job_three() -> Vec<Entry> {
 
 fn wallet() -> Vec<Entry> {
     let (of, token, amount) = (Subject::Wallet, Address::ZERO, Amount::new(10u128.pow(17)));
+    let cold = Address::new([0xcd; 20]);
     vec![
         prepared(of, 10, Purpose::Fill),
         included(of, 10, 0),
-        prepared(of, 11, errand(ErrandKind::Withdraw { token, amount })),
+        prepared(of, 11, errand(ErrandKind::Withdraw { token, amount, cold: None })),
         included(of, 11, 0),
         confirmed(of, 11, 0),
-        prepared(of, 12, errand(ErrandKind::Forward { token, amount })),
+        prepared(of, 12, errand(ErrandKind::Forward { token, amount, cold })),
         prepared(of, 13, errand(ErrandKind::Registry { name: "registerNode".into() })),
     ]
 }

@@ -16,7 +16,7 @@ use tally::ledger::{Ledger, LedgerError};
 use tally::node::wiring;
 use tally::session::{
     BooksParts, Credential, Grace, LegacyAccess, PaidBy, Phase, Prompt, PromptInput, PromptRequest,
-    Refusal, Reply, ReplyEvent, SamplingInput, SessionRules, Sessions, Tracker, TurnEnd,
+    Refusal, Reply, ReplyEvent, SamplingInput, Sessions, Tracker, TurnEnd,
 };
 use tally::settlement::{Observer, Settlement, SettlementError, SettlementParts, SettlementRules};
 use tally::units::{ChainSeconds, JobId, Millis, TokenCount, TxHash};
@@ -25,7 +25,7 @@ use tempfile::TempDir;
 use super::auditor::{self, Sentence};
 use super::tap::Tap;
 use crate::support::anvil::{Devnet, HOST, OpenSession};
-use crate::support::node::ManualClock;
+use crate::support::node::{ManualClock, session_rules};
 use crate::support::proxy::Proxy;
 
 /// Grace of the tests: after a drop, after a goodbye, without a connection.
@@ -40,9 +40,14 @@ pub fn rules() -> SettlementRules {
         fee_share_max: f64::INFINITY,
         fee_max: None,
         confirmations: 2,
+        reorg_depth: 2,
         grace: GRACE,
         reprice_after: Millis::new(60_000),
         sweep_every: Millis::ZERO,
+        complete_at_a_loss: true,
+        wei_per_unit: BTreeMap::new(),
+        cold_address: None,
+        withdraw_above: BTreeMap::new(),
     }
 }
 
@@ -57,6 +62,7 @@ pub enum Store {
 pub struct News {
     pub included: Mutex<Vec<(JobId, u64)>>,
     pub closed: Mutex<Vec<(JobId, u64)>>,
+    pub gas_suffices: Mutex<Option<bool>>,
 }
 
 impl Observer for News {
@@ -65,6 +71,10 @@ impl Observer for News {
     }
 
     fn chain_answers(&self, _answers: bool) {}
+
+    fn gas_suffices(&self, suffices: bool) {
+        *self.gas_suffices.lock().unwrap() = Some(suffices);
+    }
 
     fn session_closed(&self, job: JobId, lost: Lost) {
         self.closed.lock().unwrap().push((job, lost.total().get()));
@@ -201,15 +211,7 @@ impl World {
             clock: self.clock.clone(),
         };
         let paid = PaidBy::new(self.tap.clone(), HOST.wallet(), self.limits, books());
-        let rules = SessionRules {
-            price_min: 0,
-            aliases: BTreeMap::new(),
-            legacy: LegacyAccess::On { cap: None },
-            snapshot_age_max: Millis::new(60_000),
-            challenge_lifetime: Millis::new(60_000),
-            token_lifetime: Millis::new(60_000),
-            chain_wait_max: Duration::from_secs(5),
-        };
+        let rules = session_rules(LegacyAccess::On { cap: None });
         let clock = self.clock.clone();
         let sessions = Arc::new(Sessions::new(self.engine.clone(), Some(paid), rules, clock));
         let settlement = Settlement::new(SettlementParts {

@@ -12,16 +12,14 @@ use tally::engine::scripted::ScriptedEngine;
 use tally::ledger::Ledger;
 use tally::ledger::memory::MemoryLedger;
 use tally::node::wiring;
-use tally::session::{
-    BooksParts, LegacyAccess, PaidBy, Reply, ReplyEvent, SessionRules, Sessions, Tracker,
-};
+use tally::session::{BooksParts, LegacyAccess, PaidBy, Reply, ReplyEvent, Sessions, Tracker};
 use tally::settlement::{Settlement, SettlementParts};
-use tally::units::{JobId, Millis};
+use tally::units::JobId;
 
 use super::auditor::{self, Sentence};
 use super::harness::{GRACE, News, request, rules, tokens};
 use super::sim::SimChain;
-use crate::support::node::{ManualClock, job};
+use crate::support::node::{ManualClock, job, session_rules};
 
 /// Jobs and what their deposits buy: plenty, a few claims with a rest, less than a claim.
 const JOBS: [(u64, u64); 3] = [(1, 5_000), (2, 250), (3, 90)];
@@ -95,16 +93,8 @@ async fn boot(
     let books =
         || BooksParts { ledger: ledger.clone(), tracker: tracker.clone(), clock: clock.clone() };
     let paid = PaidBy::new(chain.clone(), Arc::new(FixedWallet), limits, books());
-    let session_rules = SessionRules {
-        price_min: 0,
-        aliases: BTreeMap::new(),
-        legacy: LegacyAccess::On { cap: None },
-        snapshot_age_max: Millis::new(60_000),
-        challenge_lifetime: Millis::new(60_000),
-        token_lifetime: Millis::new(60_000),
-        chain_wait_max: Duration::from_secs(5),
-    };
-    let sessions = Sessions::new(engine.clone(), Some(paid), session_rules, clock.clone());
+    let open = session_rules(LegacyAccess::On { cap: None });
+    let sessions = Sessions::new(engine.clone(), Some(paid), open, clock.clone());
     let settlement = Settlement::new(SettlementParts {
         chain: chain.clone(),
         wallet: Arc::new(FixedWallet),

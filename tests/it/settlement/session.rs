@@ -1,7 +1,6 @@
 //! The session service's rules of counting: credit, holds, the deposit's end, restarts. On a chain
 //! that holds what the test put there and a ledger that can be held and broken.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,13 +14,13 @@ use tally::ledger::memory::MemoryLedger;
 use tally::node::wiring;
 use tally::session::{
     BooksParts, Credential, Frame, LegacyAccess, PaidBy, Phase, PromptInput, PromptRequest,
-    Refusal, Reply, ReplyEvent, SessionRules, Sessions, Snapshot, Tracker,
+    Refusal, Reply, ReplyEvent, Sessions, Snapshot, Tracker,
 };
 use tally::units::{JobId, Millis, TokenCount, TurnNo};
 use tokio_util::task::TaskTracker;
 
 use super::harness::{GRACE, request, tokens};
-use crate::support::node::{ManualClock, job};
+use crate::support::node::{ManualClock, job, session_rules};
 
 /// The session service alone.
 struct Desk {
@@ -50,15 +49,7 @@ impl Desk {
             BooksParts { ledger: ledger.clone(), tracker: tracker.clone(), clock: clock.clone() };
         let limits = FixedChain::fixed_limits();
         let paid = PaidBy::new(chain, Arc::new(FixedWallet), limits, parts);
-        let rules = SessionRules {
-            price_min: 0,
-            aliases: BTreeMap::new(),
-            legacy,
-            snapshot_age_max: Millis::new(60_000),
-            challenge_lifetime: Millis::new(60_000),
-            token_lifetime: Millis::new(60_000),
-            chain_wait_max: Duration::from_secs(5),
-        };
+        let rules = session_rules(legacy);
         let sessions = Arc::new(Sessions::new(engine.clone(), Some(paid), rules, clock.clone()));
         Self { clock, engine, ledger, tracker, sessions }
     }

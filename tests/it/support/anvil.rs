@@ -15,6 +15,7 @@ use alloy::sol_types::{SolCall, SolValue};
 use secrecy::SecretString;
 use serde_json::{Value, json};
 use tally::chain::evm::{EvmChain, EvmSettings, EvmWallet, connect};
+use tally::clock::SystemClock;
 use tally::units::{Address, Hash32, JobId};
 
 /// anvil's chain id.
@@ -347,6 +348,7 @@ impl Devnet {
     pub fn settings(&self, who: Account) -> EvmSettings {
         EvmSettings {
             rpc_urls: vec![self.url.clone()],
+            quorum: None,
             chain_id: CHAIN_ID,
             marketplace: self.contracts.marketplace,
             contract_version: None,
@@ -356,6 +358,7 @@ impl Devnet {
             proof_system: None,
             // Never reached by a healthy local chain, however slow the machine.
             request_timeout: Duration::from_secs(60),
+            clock: SystemClock::shared(),
             wallet: who.wallet(),
         }
     }

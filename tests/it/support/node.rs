@@ -1,6 +1,6 @@
 //! A node on a real socket, with an engine and a chain that say what the test wrote down.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -11,8 +11,10 @@ use tally::chain::fixed::{FixedChain, FixedWallet};
 use tally::clock::{Clock, Sleep, SystemClock};
 use tally::engine::scripted::{Script, ScriptedEngine};
 use tally::ledger::memory::MemoryLedger;
-use tally::session::{BooksParts, LegacyAccess, Notice, PaidBy, SessionRules, Sessions, Tracker};
-use tally::units::{JobId, Millis};
+use tally::session::{
+    Beyond, BooksParts, ExposureRule, LegacyAccess, Notice, PaidBy, SessionRules, Sessions, Tracker,
+};
+use tally::units::{JobId, Millis, TokenCount};
 use tokio::net::TcpSocket;
 use tokio::sync::{broadcast, oneshot};
 
@@ -76,7 +78,8 @@ impl TestNode {
         let limits = FixedChain::fixed_limits();
         let paid = PaidBy::new(chain.clone(), Arc::new(FixedWallet), limits, parts);
         let paid_by = (!setup.is_free).then_some(paid);
-        let rules = rules(setup.legacy);
+        let mut rules = session_rules(setup.legacy);
+        rules.aliases.insert("tiny-vicuna".to_owned(), "scripted".to_owned());
         let sessions = Arc::new(Sessions::new(engine.clone(), paid_by, rules, setup.clock.clone()));
         let (notices, _) = broadcast::channel(16);
         let stops = Stops::default();
@@ -105,10 +108,14 @@ impl TestNode {
     }
 }
 
-fn rules(legacy: LegacyAccess) -> SessionRules {
+/// Rules that let everything in.
+pub fn session_rules(legacy: LegacyAccess) -> SessionRules {
     SessionRules {
         price_min: 0,
-        aliases: BTreeMap::from([("tiny-vicuna".to_owned(), "scripted".to_owned())]),
+        payment_tokens: BTreeMap::new(),
+        exposure: ExposureRule { tokens_max: TokenCount::new(u64::MAX), beyond: Beyond::Slow },
+        model_ids: BTreeSet::new(),
+        aliases: BTreeMap::new(),
         legacy,
         snapshot_age_max: Millis::new(60_000),
         challenge_lifetime: Millis::new(60_000),

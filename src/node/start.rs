@@ -1,0 +1,104 @@
+//! The start of a paid node: the chain is found, examined and believed before anything is served.
+//!
+//! Never falls back to serving for free, and never gives up over one bad answer: a node that comes
+//! back after a crash has claims to make.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::access;
+use super::ledger_care;
+use super::preflight::{self, Finding, Findings, Grade, Subject};
+use super::serve::ServeError;
+use super::settings::{ChainSettings, Settings};
+use super::wiring::{self, Paid, WiringError};
+use crate::chain::Chain;
+use crate::chain::evm::{EvmChain, EvmWallet};
+use crate::clock::Clock;
+use crate::engine::Engine;
+use crate::engine::local::LocalEngine;
+use crate::units::Hash32;
+
+/// How often a start asks a silent chain, and how long it waits in between: a restart of the
+/// endpoint beside the node is over in that time.
+const START_TRIES: u32 = 10;
+const START_PAUSE: Duration = Duration::from_secs(1);
+
+/// What stands before the chain is asked.
+pub(super) struct Parts<'a> {
+    pub settings: &'a Settings,
+    pub engine: &'a LocalEngine,
+    pub clock: &'a Arc<dyn Clock>,
+}
+
+pub(super) fn log_finding(finding: &Finding) {
+    let Finding { check, found, remedy, grade } = finding;
+    match grade {
+        Grade::Ok => tracing::info!(check, found, "preflight"),
+        Grade::Warning => tracing::warn!(check, found, remedy, "preflight"),
+        Grade::Unanswered => tracing::warn!(check, found, remedy, "preflight: no answer"),
+        Grade::Failure => tracing::error!(check, found, remedy, "preflight"),
+    }
+}
+
+/// What `tally doctor` prints, to the log; a failure stops the start.
+async fn check(
+    settings: &Settings,
+    chain: &EvmChain,
+    weights_sha256: Hash32,
+) -> Result<(), ServeError> {
+    let subject = Subject { chain, registry: chain, settings, weights_sha256 };
+    let mut findings = Findings::default();
+    preflight::endpoints(&chain.endpoints().await, &mut findings);
+    findings.0.extend(preflight::examine(&subject).await.0);
+    findings.0.iter().for_each(log_finding);
+    let of = |grade| findings.0.iter().find(|finding| finding.grade == grade);
+    let words = |finding: &Finding| format!("{}: {}", finding.check, finding.found);
+    if let Some(failed) = of(Grade::Failure) {
+        return Err(ServeError::Unfit(words(failed)));
+    }
+    of(Grade::Unanswered).map_or(Ok(()), |silent| Err(ServeError::Silent(words(silent))))
+}
+
+/// Connects and checks; tries again for a while where the chain does not answer. A node that comes
+/// back after a crash must not stay down over one bad answer, with claims to make.
+async fn connect(
+    parts: &Parts<'_>,
+    chain: &ChainSettings,
+    wallet: &Arc<EvmWallet>,
+) -> Result<Arc<EvmChain>, ServeError> {
+    let Parts { settings, engine, clock } = parts;
+    let weights_sha256 = engine.catalog().first().map_or(Hash32::ZERO, |card| card.weights_sha256);
+    let mut tries = 1;
+    loop {
+        let failed = match access::connect(chain, Arc::clone(wallet)).await {
+            Ok(connected) => match check(settings, &connected, weights_sha256).await {
+                Ok(()) => return Ok(Arc::new(connected)),
+                Err(error) => error,
+            },
+            Err(error) => WiringError::from(error).into(),
+        };
+        if !failed.may_pass() || tries >= START_TRIES {
+            return Err(failed);
+        }
+        tracing::warn!(error = %failed, tries, "the chain does not answer: trying again");
+        tries = tries.saturating_add(1);
+        clock.sleep(START_PAUSE).await;
+    }
+}
+
+/// Everything that is paid, once chain, registry and wallet were found fit.
+pub(super) async fn prepare(
+    parts: Parts<'_>,
+    chain: &ChainSettings,
+    wallet: Arc<EvmWallet>,
+) -> Result<Arc<Paid>, ServeError> {
+    let chain = connect(&parts, chain, &wallet).await?;
+    let Parts { settings, clock, .. } = parts;
+    let limits = chain.limits().await.map_err(WiringError::from)?;
+    let ledger = wiring::open_ledger(settings, &*chain, &*wallet)?;
+    ledger_care::admit_restored(&ledger, &*chain).await?;
+    let tracker = wiring::restore(&*ledger, &**clock).await?;
+    let clock = Arc::clone(clock);
+    Ok(Arc::new(Paid { chain, wallet, limits, ledger, tracker, clock }))
+}

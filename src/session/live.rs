@@ -1,0 +1,122 @@
+//! One job's live view: its account, what is on its way, and where its session stands.
+//!
+//! Never touched but under the tracker's guard, and never across an await. Relies on `tracker` for
+//! both.
+
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use super::tracker::{CREDIT_TOKENS, Grace, Phase, Snapshot};
+use crate::billing::Account;
+use crate::units::{Millis, TokenCount};
+
+/// What the last WebSocket connection's end was like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum LastClose {
+    NeverConnected,
+    Dropped,
+    Clean,
+}
+
+pub(super) struct Live {
+    pub account: Account,
+    pub snapshot: Option<Snapshot>,
+    /// The chain spoke of the job since its state was read.
+    pub is_outdated: bool,
+    /// Delivered and not yet durable.
+    pub in_flight: TokenCount,
+    /// Delivered and lost before the ledger took them: the client has them, so the deposit buys no
+    /// others in their place.
+    pub given_away: TokenCount,
+    /// Reserved by running requests and not yet delivered.
+    pub held: TokenCount,
+    pub credit: Arc<Semaphore>,
+    /// Ends running answers: the session is over on chain, or halted.
+    pub ended: CancellationToken,
+    pub running: u32,
+    pub connections: u32,
+    pub quiet_since: Millis,
+    pub last_close: LastClose,
+    pub settling: bool,
+    /// The marketplace holds less than this session's deposit: it may never be paid.
+    pub is_unfunded: bool,
+    /// When the next token of a paced answer may go.
+    pub pace_next: Millis,
+    /// An entry did not fit the account: what it says is not to be trusted any more.
+    pub is_faulty: bool,
+    pub turn_next: u32,
+    /// Ids of the WebSocket conversation so far; never retokenised.
+    pub conversation: Vec<u32>,
+}
+
+impl Live {
+    pub fn new(account: Account, now: Millis) -> Self {
+        let turn_next = account.turn_next().get();
+        Self {
+            account,
+            snapshot: None,
+            is_outdated: false,
+            in_flight: TokenCount::ZERO,
+            given_away: TokenCount::ZERO,
+            held: TokenCount::ZERO,
+            credit: Arc::new(Semaphore::new(CREDIT_TOKENS)),
+            ended: CancellationToken::new(),
+            running: 0,
+            connections: 0,
+            quiet_since: now,
+            last_close: LastClose::NeverConnected,
+            settling: false,
+            is_unfunded: false,
+            pace_next: Millis::ZERO,
+            is_faulty: false,
+            turn_next,
+            conversation: Vec::new(),
+        }
+    }
+
+    /// Tokens delivered that no block pays for.
+    pub fn exposure(&self) -> TokenCount {
+        let made = self.account.recorded().saturating_add(self.in_flight);
+        made.saturating_sub(self.account.included())
+    }
+
+    /// Tokens that are spent or promised, on the scale of the contract's `tokensUsed`.
+    pub fn committed(&self) -> TokenCount {
+        let before = self.account.terms().map_or(TokenCount::ZERO, |terms| terms.tokens_before);
+        let ours = before
+            .saturating_add(self.account.recorded())
+            .saturating_add(self.in_flight)
+            .saturating_add(self.given_away);
+        let chain = self.snapshot.as_ref().map_or(TokenCount::ZERO, |seen| seen.job.tokens_used);
+        ours.max(chain).saturating_add(self.held)
+    }
+
+    pub fn is_quiet(&self, now: Millis, grace: Grace) -> bool {
+        let wait = match self.last_close {
+            LastClose::NeverConnected => grace.idle,
+            LastClose::Dropped => grace.dropped,
+            LastClose::Clean => grace.closed,
+        };
+        let quiet = now.saturating_sub(self.quiet_since);
+        self.running == 0 && self.connections == 0 && quiet >= wait
+    }
+
+    pub fn phase(&self) -> Phase {
+        if self.is_faulty || self.account.halted().is_some() {
+            Phase::Halted
+        } else if self.account.is_closed() {
+            Phase::Completed
+        } else if self.settling || self.account.completion().is_some() {
+            Phase::Settling
+        } else if self.running == 0
+            && self.connections == 0
+            && self.last_close != LastClose::NeverConnected
+        {
+            Phase::Draining
+        } else {
+            Phase::Active
+        }
+    }
+}

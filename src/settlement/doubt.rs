@@ -1,0 +1,135 @@
+//! Doubt: what to do when ledger and chain disagree, and when a session is over for good.
+//!
+//! Never repairs a count: a lasting difference stops the job with a message for a human. A lagging
+//! endpoint explains some blocks of it; a reorg deeper than the confirmations explains a claim that
+//! is in no block any more, and such a claim goes back to where it stood.
+
+use metrics::{counter, gauge};
+
+use super::{Settlement, StepError, View, precise};
+use crate::billing::{Account, Fact, Lost, TxState};
+use crate::session::Phase;
+use crate::units::{BlockNumber, JobId, TokenCount};
+
+/// Looks in a row that must agree on a difference: a node that looks rarely sees many blocks
+/// between two, and both may have met the same bad answer.
+const LOOKS_MIN: u32 = 4;
+
+impl Settlement {
+    /// Ledger and chain disagree about a job: nothing is signed for it meanwhile. Believed for good
+    /// only when it has lasted longer than any lag or reorg.
+    pub(super) async fn suspect(
+        &mut self,
+        account: &Account,
+        view: &View,
+        why: String,
+    ) -> Result<(), StepError> {
+        let job = account.job();
+        if self.watch.is_behind(view.head.number) {
+            return Ok(());
+        }
+        let blocks = self.watch.differs_for(job, view.head.number);
+        if self.reopen_lost_claims(account).await? {
+            self.watch.agrees(job);
+            return Ok(());
+        }
+        if blocks >= self.confirmations() && self.watch.alarm_once(job) {
+            tracing::error!(%job, why, "ledger and chain differ: nothing is signed for this job");
+        }
+        if blocks < self.patience() || self.watch.looks(job) < LOOKS_MIN {
+            return Ok(());
+        }
+        self.halt(job, why).await
+    }
+
+    /// Blocks after which a difference is no lag and no reorg.
+    fn patience(&self) -> u64 {
+        self.confirmations().max(self.rules.reorg_depth).saturating_add(2)
+    }
+
+    /// Claims that were final and are in no block, or in one where they failed, wait again.
+    async fn reopen_lost_claims(&mut self, account: &Account) -> Result<bool, StepError> {
+        let mut is_any = false;
+        let confirmed = account.claims().filter(|(_, tx)| tx.state == TxState::Confirmed);
+        // A block that is gone takes the newest with it.
+        for (_, tx) in confirmed.collect::<Vec<_>>().into_iter().rev() {
+            if self.is_mined(tx).await? {
+                break;
+            }
+            let (nonce, sighting) = (tx.nonce, tx.sightings.saturating_sub(1));
+            tracing::error!(job = %account.job(), %nonce, "a final claim has left its block");
+            self.books.append(account.job(), vec![Fact::TxReorged { nonce, sighting }]).await?;
+            is_any = true;
+        }
+        Ok(is_any)
+    }
+
+    /// Stops a job until a human looked.
+    pub(super) async fn halt(&self, job: JobId, why: String) -> Result<(), StepError> {
+        if self.books.tracker.phase(job) == Some(Phase::Halted) {
+            tracing::error!(%job, why, "halted job has one more fault");
+            return Ok(());
+        }
+        tracing::error!(%job, why, "job halted: compare `tally audit` with the chain");
+        self.books.append(job, vec![Fact::JobHalted { why }]).await?;
+        Ok(())
+    }
+
+    /// The session is over on chain: once that is final, so is the account.
+    pub(super) async fn close_when_final(
+        &mut self,
+        account: &Account,
+        view: &View,
+    ) -> Result<(), StepError> {
+        let job = account.job();
+        let ended_for = self.watch.ended_for(job, view.head.number);
+        // Tokens that are on their way to the ledger, and answers that may still deliver some,
+        // belong into the sum.
+        let is_busy = account.txs_open().next().is_some() || self.books.tracker.is_busy(job);
+        if account.is_closed() || is_busy || ended_for < self.confirmations() {
+            return Ok(());
+        }
+        let left = account.recorded().saturating_sub(account.confirmed());
+        let lost = Lost::at_end(left, self.limits.claim_min);
+        let Lost { unclaimable, forfeited } = lost;
+        let closing = account.closings();
+        let closed = Fact::JobClosed { closing, unclaimable, forfeited };
+        self.books.append(job, vec![closed]).await?;
+        counter!("tokens_unclaimable_total").increment(unclaimable.get());
+        counter!("tokens_forfeited_total").increment(forfeited.get());
+        gauge!("sessions_active").set(precise(self.books.tracker.count_open()));
+        tracing::info!(%job, lost = lost.total().get(), "session closed");
+        self.observer.session_closed(job, lost);
+        Ok(())
+    }
+
+    /// The block that ended a session is gone.
+    pub(super) async fn reopen(&mut self, account: &Account) -> Result<(), StepError> {
+        let job = account.job();
+        let closing = account.closings().saturating_sub(1);
+        tracing::warn!(%job, "a closed session runs again: the block that ended it is gone");
+        self.books.append(job, vec![Fact::JobReopened { closing }]).await?;
+        self.watch.runs(job);
+        Ok(())
+    }
+
+    /// Whether the account's last transactions lie so shallow that a reorg may reach them.
+    pub(super) fn may_reopen(&self, account: &Account, view: &View) -> bool {
+        let reach = self.patience();
+        let shallow = |block: BlockNumber| block.confirmations_at(view.head.number) <= reach;
+        account.txs().iter().rev().take(4).filter_map(|tx| tx.mined_in).any(shallow)
+            || self.watch.ended_within(account.job(), view.head.number, reach)
+    }
+}
+
+/// What differs between ledger and chain, while nothing is in between.
+pub(super) fn disagreement(account: &Account, tokens_used: TokenCount) -> Option<String> {
+    let mut claims_open = account.txs_open().filter(|tx| tx.claim().is_some());
+    if claims_open.any(|tx| tx.state == TxState::Prepared) {
+        return None;
+    }
+    let before = account.terms().map_or(TokenCount::ZERO, |terms| terms.tokens_before);
+    let expected = before.saturating_add(account.included());
+    (tokens_used != expected)
+        .then(|| format!("chain counts {tokens_used} tokens used, ledger {expected}"))
+}

@@ -1,0 +1,125 @@
+//! Looking at the chain: where it stands, what it says happened, and which jobs that concerns.
+//!
+//! Never relies on events alone: state is the guarantee, events only say where to look. What was
+//! not read yet is read from where the last reading ended, also after a restart.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use metrics::gauge;
+
+use super::line::Line;
+use super::{Settlement, View, chain_failed, precise};
+use crate::billing::{Account, Subject, Tx};
+use crate::chain::{ChainError, ChainEvent};
+use crate::session::Tracker;
+use crate::units::{Address, Amount, BlockNumber, JobId};
+
+/// Blocks of logs read in one pass: a long gap is back-filled in pieces, small enough for
+/// providers that page at ten blocks.
+const LOG_BLOCKS_MAX: u64 = 500;
+
+impl Settlement {
+    pub(super) async fn look(&mut self) -> Result<View, ChainError> {
+        let head = self.chain.head().await?;
+        let wallet = self.chain.wallet().await?;
+        gauge!("chain_head_block").set(precise(head.number.get()));
+        self.watch.saw_head(head.number);
+        Ok(View { head, wallet, now: self.books.clock.now() })
+    }
+
+    /// Jobs to look at: those with something to do, those the chain spoke of, and all of them
+    /// every so often.
+    pub(super) async fn jobs_due(&mut self, view: &View) -> Vec<JobId> {
+        let since = |at| view.now.saturating_sub(at);
+        self.is_sweep = self.swept_at.is_none_or(|at| since(at) >= self.rules.sweep_every);
+        if self.is_sweep {
+            self.swept_at = Some(view.now);
+        }
+        let spoken_of = self.new_events(view).await;
+        let tracker = &self.books.tracker;
+        tracker.jobs_where(view.now, self.rules.grace, |account, is_quiet| {
+            let has_open_tx = account.txs_open().next().is_some();
+            if has_open_tx {
+                return true;
+            }
+            if account.halted().is_some() || account.terms().is_none() {
+                return false;
+            }
+            if account.is_closed() {
+                return self.may_reopen(account, view);
+            }
+            self.is_sweep
+                || is_quiet
+                || account.unclaimed() >= self.limits.claim_min
+                || spoken_of.contains(&account.job())
+        })
+    }
+
+    /// Compares what the marketplace holds with the deposits of our open sessions: before v5 a
+    /// depositor can take an inline deposit back in mid-session, and the settlement then fails
+    /// (docs/spec/contract.md section 3).
+    pub(super) async fn watch_funds(&self) -> Result<(), ChainError> {
+        let mut deposits: BTreeMap<Address, (Amount, Vec<JobId>)> = BTreeMap::new();
+        self.books.tracker.each(|account| {
+            if let Some(terms) = account.terms().filter(|_| !account.is_closed()) {
+                let (sum, jobs) = deposits.entry(terms.payment_token).or_default();
+                *sum = sum.saturating_add(terms.deposit);
+                jobs.push(account.job());
+            }
+        });
+        for (token, (sum, jobs)) in deposits {
+            let is_funded = self.chain.funds(token).await? >= sum;
+            if !is_funded {
+                tracing::error!(%token, deposits = %sum, "the marketplace holds less than that");
+            }
+            jobs.into_iter().for_each(|job| self.books.tracker.set_funded(job, is_funded));
+        }
+        Ok(())
+    }
+
+    async fn new_events(&mut self, view: &View) -> BTreeSet<JobId> {
+        let head = view.head.number;
+        let from = self.events_from.unwrap_or(head).min(head);
+        let to = from.saturating_add(BlockNumber::new(LOG_BLOCKS_MAX)).min(head);
+        let events = match self.chain.events(from, to).await {
+            Ok(events) => events,
+            Err(error) => {
+                chain_failed(&error, "events not read");
+                return BTreeSet::new();
+            }
+        };
+        // Blocks that may still be reorganised are read again.
+        let reach = self.rules.reorg_depth.max(self.rules.confirmations);
+        let settled = head.saturating_sub(BlockNumber::new(reach));
+        self.events_from = Some(to.min(settled).max(from));
+        if to == head {
+            self.books.tracker.chain_seen(view.now);
+        }
+        let job_of = |event: &ChainEvent| match event {
+            ChainEvent::Created(job) | ChainEvent::TimedOut(job) => *job,
+            ChainEvent::Proven { job, .. } | ChainEvent::Completed { job, .. } => *job,
+        };
+        let spoken_of: BTreeSet<JobId> = events.iter().map(job_of).collect();
+        spoken_of.iter().for_each(|job| self.books.tracker.outdate(*job));
+        spoken_of
+    }
+}
+
+/// The nonce line, and the block from which logs may be missing: a little before the newest block
+/// that the ledger knows.
+pub(super) fn what_the_ledger_knows(
+    tracker: &Tracker,
+    reorg_depth: u64,
+) -> (Line, Option<BlockNumber>) {
+    let mut line = Line::default();
+    let mut newest = None;
+    let mut take = |subject: Subject, tx: &Tx| {
+        line.take(tx.nonce, subject);
+        newest = newest.max(tx.mined_in);
+    };
+    tracker.wallet().txs().all().iter().for_each(|tx| take(Subject::Wallet, tx));
+    tracker.each(|account: &Account| {
+        account.txs().iter().for_each(|tx| take(Subject::Job(account.job()), tx));
+    });
+    (line, newest.map(|block| block.saturating_sub(BlockNumber::new(reorg_depth))))
+}
