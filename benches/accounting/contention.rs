@@ -7,16 +7,16 @@
 use std::sync::{Arc, Barrier};
 use std::time::Instant;
 
-use tally::billing::{Account, Entry, Fact};
+use tally::billing::{Account, Entry, Fact, TurnEnd};
 use tally::session::Tracker;
-use tally::units::{Millis, TokenCount, TurnNo};
+use tally::units::{Millis, TokenCount, TurnNo, WalletNonce};
 
 use super::traffic;
 
 /// Sessions that contend.
 pub const SESSIONS: u64 = 64;
-/// A token's time is too short for one reading of the clock: it is read around as few as this.
-const TOKENS_TIMED: u32 = 1;
+/// Claims each of them has made before.
+const CLAIMS: u32 = 100;
 
 /// Nanoseconds a token, over all threads.
 #[derive(Debug, Clone, Copy)]
@@ -30,13 +30,28 @@ fn tracker() -> Tracker {
     let tracker = Tracker::default();
     for number in 1..=SESSIONS {
         let mut account = Account::new(traffic::job(number));
-        let facts = [traffic::opened(), traffic::header(0)];
-        for fact in facts {
+        for fact in earlier(number) {
             account.apply(&entry(number, fact)).expect("it fits");
         }
         tracker.restore(account, Millis::ZERO);
     }
     tracker
+}
+
+/// A session that has been busy for a while: 100 claims are final, one turn is open.
+fn earlier(number: u64) -> Vec<Fact> {
+    let mut facts = vec![traffic::opened()];
+    for turn in 0..CLAIMS {
+        facts.push(traffic::header(turn));
+        facts.extend((0..13).map(|part| traffic::delivered(turn, part)));
+        facts.push(Fact::TurnEnded { turn: TurnNo::new(turn), end: TurnEnd::Stop });
+        let nonce = number * u64::from(CLAIMS) + u64::from(turn);
+        facts.push(traffic::prepared(nonce, turn, 104));
+        facts.push(traffic::included(nonce));
+        facts.push(Fact::TxConfirmed { nonce: WalletNonce::new(nonce), sighting: 0 });
+    }
+    facts.push(traffic::header(CLAIMS));
+    facts
 }
 
 fn entry(number: u64, fact: Fact) -> Entry {
@@ -47,7 +62,7 @@ fn entry(number: u64, fact: Fact) -> Entry {
 fn token(tracker: &Tracker, number: u64, position: u32) {
     let one = TokenCount::new(1);
     tracker.deliver(traffic::job(number), one);
-    let fact = Fact::Delivered { turn: TurnNo::ZERO, position, ids: vec![position] };
+    let fact = Fact::Delivered { turn: TurnNo::new(CLAIMS), position, ids: vec![position] };
     tracker.record(&[entry(number, fact)], one, Millis::ZERO).expect("it fits");
 }
 
@@ -98,7 +113,7 @@ pub fn workers(tokens: u32) -> Spread {
 }
 
 fn nanos(begin: Instant) -> u64 {
-    u64::try_from(begin.elapsed().as_nanos()).unwrap_or(u64::MAX) / u64::from(TOKENS_TIMED)
+    u64::try_from(begin.elapsed().as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn spread(mut took: Vec<u64>) -> Spread {

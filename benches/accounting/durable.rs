@@ -124,6 +124,8 @@ fn submit(ledger: &SqliteLedger, group: Vec<Entry>, window: &Arc<Window>) {
 pub struct Restart {
     pub open_ms: f64,
     pub restore_ms: f64,
+    /// Processor time of it, all threads: what a busy machine makes longer on the wall.
+    pub cpu_ms: f64,
 }
 
 impl Restart {
@@ -136,11 +138,19 @@ impl Restart {
 pub fn restart(path: &Path) -> Restart {
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     let clock: Arc<dyn Clock> = SystemClock::shared();
-    let begin = Instant::now();
+    let (begin, cpu_before) = (Instant::now(), cpu_ms());
     let ledger = open(path);
     let open_ms = begin.elapsed().as_secs_f64() * 1e3;
     let tracker = runtime.block_on(wiring::restore(&ledger, &*clock)).expect("it adds up");
     let restore_ms = begin.elapsed().as_secs_f64() * 1e3 - open_ms;
     assert!(!tracker.jobs().is_empty());
-    Restart { open_ms, restore_ms }
+    Restart { open_ms, restore_ms, cpu_ms: cpu_ms() - cpu_before }
+}
+
+/// Processor time of this process so far, in steps of 10 ms (proc(5): fields 14 and 15, in ticks
+/// of a hundredth of a second).
+fn cpu_ms() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").expect("Linux");
+    let fields = stat.rsplit(')').next().expect("a name in brackets").split_whitespace();
+    fields.skip(11).take(2).map(|ticks| ticks.parse::<f64>().expect("a number") * 10.0).sum()
 }

@@ -21,9 +21,16 @@ use serde_json::{Value, json};
 /// Names the ledger whose sessions the child process measures.
 const CHILD: &str = "TALLY_BENCH_SESSIONS";
 
+/// Names a ledger whose restart is measured, and nothing else.
+const RESTART: &str = "TALLY_BENCH_RESTART";
+
 fn main() {
     if let Some(path) = std::env::var_os(CHILD) {
         println!("{}", memory::measure(Path::new(&path)));
+        return;
+    }
+    if let Some(path) = std::env::var_os(RESTART) {
+        eprintln!("{:?}", durable::restart(Path::new(&path)));
         return;
     }
     // `cargo bench` says so; `cargo test` does not.
@@ -77,6 +84,7 @@ fn main() {
             "entries_per_s": last.entries_per_s().round(),
             "usage_entries_per_s": last.usage_per_s().round(),
             "rss_mb_10k_sessions": rounded(rss_mb),
+            "restart_cpu_ms": restart.cpu_ms,
             "restart_ms": restart.total_ms().round(),
             "restart_after_crash_ms": after_crash.total_ms().round(),
             "entries": last.total,

@@ -389,7 +389,7 @@ impl Tracker {
                 live.ended.cancel();
                 return Err(fault);
             }
-            if matches!(live.phase(), Phase::Halted | Phase::Completed) {
+            if live.is_over() {
                 live.ended.cancel();
                 live.conversation = Vec::new();
             }
