@@ -13,8 +13,8 @@ use tally::units::Address;
 
 use super::traffic::Traffic;
 
-/// Groups that wait for the disk at once.
-pub const OUTSTANDING: usize = 256;
+/// Groups that wait for the disk at once: what 64 sessions may have unrecorded.
+pub const OUTSTANDING: usize = 64 * tally::session::CREDIT_TOKENS;
 /// Sessions that answer at once.
 pub const SESSIONS: u64 = 64;
 
@@ -28,18 +28,22 @@ pub fn open(path: &Path) -> SqliteLedger {
 }
 
 /// Counts what waits, and holds the sender back.
-#[derive(Default)]
 struct Window {
+    outstanding: usize,
     waiting: Mutex<usize>,
     moved: Condvar,
 }
 
 impl Window {
+    fn new(outstanding: usize) -> Self {
+        Self { outstanding, waiting: Mutex::default(), moved: Condvar::new() }
+    }
+
     fn enter(&self) {
         let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         let mut waiting = self
             .moved
-            .wait_while(waiting, |waiting| *waiting >= OUTSTANDING)
+            .wait_while(waiting, |waiting| *waiting >= self.outstanding)
             .unwrap_or_else(PoisonError::into_inner);
         *waiting += 1;
     }
@@ -84,10 +88,16 @@ impl Stretch {
     }
 }
 
-/// Writes traffic until the ledger holds each of `totals` entries; one stretch for each.
-pub fn fill(ledger: &SqliteLedger, totals: &[u64]) -> Vec<Stretch> {
+/// Writes traffic until the ledger holds each of `totals` entries; one stretch for each, and
+/// `after` it, untimed, something else.
+pub fn fill(
+    ledger: &SqliteLedger,
+    outstanding: usize,
+    totals: &[u64],
+    mut after: impl FnMut(u64),
+) -> Vec<Stretch> {
     let mut traffic = Traffic::new(SESSIONS);
-    let window = Arc::new(Window::default());
+    let window = Arc::new(Window::new(outstanding));
     let mut written = 0;
     let mut stretches = Vec::new();
     for &total in totals {
@@ -101,6 +111,7 @@ pub fn fill(ledger: &SqliteLedger, totals: &[u64]) -> Vec<Stretch> {
         window.drain();
         let seconds = begin.elapsed().as_secs_f64();
         stretches.push(Stretch { total: written, entries: written - before, usage, seconds });
+        after(total);
     }
     stretches
 }

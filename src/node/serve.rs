@@ -292,7 +292,8 @@ async fn watch_ledger(
 ) -> Result<(), LedgerError> {
     while within_stop(&stop, clock.sleep(WATCH_EVERY)).await.is_some() {
         if !paid.ledger.is_healthy() {
-            return Err(LedgerError::Store("it takes no entries any more".into()));
+            let why = paid.ledger.failure().unwrap_or_default();
+            return Err(LedgerError::Store(format!("it takes no entries any more: {why}")));
         }
     }
     Ok(())

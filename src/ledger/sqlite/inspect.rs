@@ -93,7 +93,7 @@ impl Inspector {
         let check = move || {
             if let Err(error) = schema::check_pages(&path, &connection)
                 && !over.load(Ordering::Acquire)
-                && shared.fail()
+                && shared.fail(&error.to_string())
             {
                 tracing::error!(%error, "the ledger takes no more entries");
             }

@@ -188,6 +188,12 @@ impl SqliteLedger {
         }
     }
 
+    /// Why the store takes no entries any more; `None` while it does.
+    #[must_use]
+    pub fn failure(&self) -> Option<String> {
+        self.shared.failure().map(str::to_owned)
+    }
+
     /// What the writer did so far.
     #[must_use]
     pub fn counts(&self) -> LedgerCounts {
@@ -215,7 +221,8 @@ impl Drop for SqliteLedger {
 impl Ledger for SqliteLedger {
     fn submit(&self, entries: Vec<Entry>, on_durable: OnDurable) -> Result<(), LedgerError> {
         if !self.shared.is_healthy() {
-            return Err(LedgerError::Store("the store failed earlier".into()));
+            let why = self.shared.failure().unwrap_or_default();
+            return Err(LedgerError::Store(format!("the store failed earlier: {why}")));
         }
         let gone = || LedgerError::Store("the writer is gone".into());
         let queue = self.queue.as_ref().ok_or_else(gone)?;

@@ -177,7 +177,7 @@ impl SqliteReader {
     fn at<T>(&self, result: rusqlite::Result<T>) -> Result<T, LedgerError> {
         if let (Err(error), Some(alarm)) = (&result, &self.alarm)
             && is_damage(error)
-            && alarm.fail()
+            && alarm.fail(&schema::in_words(error))
         {
             tracing::error!(%error, ledger = %self.path.display(), "the ledger is damaged");
         }

@@ -3,9 +3,9 @@
 //! Never acknowledges before the commit returned, never lets one group's conflict touch another,
 //! never goes on after the store failed. Groups are written and acknowledged in queue order.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
+use std::sync::{Arc, OnceLock};
 
 use rusqlite::{Connection, OptionalExtension, Statement, Transaction, TransactionBehavior};
 
@@ -28,6 +28,7 @@ pub(super) struct Group {
 #[derive(Debug)]
 pub(super) struct Shared {
     healthy: AtomicBool,
+    failure: OnceLock<String>,
     commits: AtomicU64,
     groups: AtomicU64,
     entries: AtomicU64,
@@ -37,15 +38,23 @@ impl Shared {
     pub(super) fn new() -> Self {
         Self {
             healthy: AtomicBool::new(true),
+            failure: OnceLock::new(),
             commits: AtomicU64::new(0),
             groups: AtomicU64::new(0),
             entries: AtomicU64::new(0),
         }
     }
 
-    /// No entry is taken any more. True for the first who says so.
-    pub(super) fn fail(&self) -> bool {
-        self.healthy.swap(false, Ordering::AcqRel)
+    /// No entry is taken any more, for this reason. True for the first who says so.
+    pub(super) fn fail(&self, why: &str) -> bool {
+        let is_first = self.failure.set(why.to_owned()).is_ok();
+        self.healthy.store(false, Ordering::Release);
+        is_first
+    }
+
+    /// Why no entry is taken any more.
+    pub(super) fn failure(&self) -> Option<&str> {
+        self.failure.get().map(String::as_str)
     }
 
     pub(super) fn is_healthy(&self) -> bool {
@@ -136,7 +145,7 @@ struct Alarm(Arc<Shared>);
 impl Drop for Alarm {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.0.fail();
+            self.0.fail("its writer panicked");
         }
     }
 }
@@ -175,7 +184,7 @@ impl Writer {
         match written {
             Ok(fates) => self.acknowledge(groups, fates),
             Err(why) => {
-                if self.shared.fail() {
+                if self.shared.fail(&why) {
                     tracing::error!(why, groups = groups.len(), "the ledger cannot be written");
                 }
                 let error = LedgerError::Store(why);

@@ -32,7 +32,7 @@ fn the_victim_appends_until_it_cannot() {
     let Some(path) = std::env::var_os(VICTIM) else { return };
     let ledger = match SqliteLedger::open(Path::new(&path), SqliteOptions::new(binding())) {
         Ok(ledger) => ledger,
-        Err(error) => return println!("refused: {error}"),
+        Err(error) => return say(&format!("refused: {error}")),
     };
     let start = u32::try_from(replayed(&ledger).len()).unwrap();
     for n in start..start + 100_000 {
@@ -40,10 +40,15 @@ fn the_victim_appends_until_it_cannot() {
             let later = append(&ledger, &[nth(n)]);
             assert!(matches!(later, Err(LedgerError::Store(_))), "it is final: {later:?}");
             assert!(!ledger.is_healthy());
-            return println!("acknowledged {n}\nrefused: {error}");
+            return say(&format!("acknowledged {n}\nrefused: {error}"));
         }
     }
     panic!("it wrote on and on");
+}
+
+/// To the test that started the child.
+fn say(what: &str) {
+    writeln!(std::io::stdout().lock(), "{what}").unwrap();
 }
 
 /// Runs the child by a shell line that ends in `"$0" "$@"`; its standard output.
@@ -172,6 +177,7 @@ fn a_page_damaged_while_the_node_runs_stops_the_node_when_a_reader_meets_it() {
     let Err(LedgerError::Store(why)) = read else { panic!("it read") };
     assert!(why.contains("damaged"), "{why}");
     assert!(!ledger.is_healthy(), "the node's watch sees it and stops");
+    assert!(ledger.failure().is_some_and(|why| why.contains("damaged")), "and says why");
 }
 
 #[test]
