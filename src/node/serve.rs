@@ -116,17 +116,8 @@ pub async fn run(settings: Settings) -> Result<(), ServeError> {
     let address = wallet.as_ref().map(|wallet| wallet.address());
     let _lock = WalletLock::take(address, &lock::user_dir(), &settings.data_dir)?;
     let engine = load_engine(&settings).await?;
-    let paid = match (&settings.chain, wallet) {
-        (Some(chain), Some(wallet)) => Some(
-            start::prepare(
-                Parts { settings: &settings, engine: &engine, clock: &clock },
-                chain,
-                wallet,
-            )
-            .await?,
-        ),
-        (Some(_) | None, _) => None,
-    };
+    let parts = Parts { settings: &settings, engine: &engine, clock: &clock };
+    let paid = start::paid(parts, wallet).await?;
     let paid = paid.as_ref();
     let listener = listen(&settings).await?;
     let tasks = Tasks::default();

@@ -87,8 +87,19 @@ async fn connect(
     }
 }
 
-/// Everything that is paid, once chain, registry and wallet were found fit.
-pub(super) async fn prepare(
+/// Everything that is paid, once chain, registry and wallet were found fit; `None` for a node that
+/// serves for free because it was told to.
+pub(super) async fn paid(
+    parts: Parts<'_>,
+    wallet: Option<Arc<EvmWallet>>,
+) -> Result<Option<Arc<Paid>>, ServeError> {
+    match (&parts.settings.chain, wallet) {
+        (Some(chain), Some(wallet)) => prepare(parts, chain, wallet).await.map(Some),
+        (Some(_) | None, _) => Ok(None),
+    }
+}
+
+async fn prepare(
     parts: Parts<'_>,
     chain: &ChainSettings,
     wallet: Arc<EvmWallet>,

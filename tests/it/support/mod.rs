@@ -6,4 +6,5 @@ pub mod http;
 pub mod ledger;
 pub mod node;
 pub mod proxy;
+pub mod variant;
 pub mod ws;
