@@ -26,10 +26,15 @@ macro_rules! delivery_columns {
 pub(super) use {delivery_columns, text_columns};
 
 /// Adds a row to `entries`.
-pub(super) const INSERT_TEXT: &str = "INSERT INTO entries (id, key, job, at_ms, kind, body, crc) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+pub(super) const INSERT_TEXT: &str = concat!(
+    "INSERT INTO entries (id, key, job, at_ms, kind, body, crc) ",
+    "VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)"
+);
 /// Adds a row to `deliveries`.
-pub(super) const INSERT_DELIVERY: &str = "INSERT INTO deliveries (id, job, turn, position, tokens, at_ms, ids, crc) \
-     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
+pub(super) const INSERT_DELIVERY: &str = concat!(
+    "INSERT INTO deliveries (id, job, turn, position, tokens, at_ms, ids, crc) ",
+    "VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)"
+);
 
 /// An entry with its row id, or why the row is none; `Err` outside where SQLite could not read.
 pub(super) type Read = rusqlite::Result<(i64, Result<Entry, LedgerError>)>;

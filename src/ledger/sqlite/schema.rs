@@ -331,7 +331,8 @@ fn refuse_newer(path: &Path, version: u64) -> Result<(), LedgerError> {
         return Ok(());
     }
     let why = format!(
-        "its schema is version {version}, this program knows {SCHEMA_VERSION}: a newer Tally wrote it"
+        "its schema is version {version}, this program knows {SCHEMA_VERSION}: a newer Tally \
+         wrote it"
     );
     Err(refuse(path, &why))
 }

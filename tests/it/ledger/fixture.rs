@@ -91,7 +91,9 @@ fn confirmed(of: impl Into<Subject>, nonce: u64, sighting: u32) -> Entry {
 
 fn closed(of: u64, closing: u32, unclaimable: u64, forfeited: u64) -> Entry {
     let (unclaimable, forfeited) = (TokenCount::new(unclaimable), TokenCount::new(forfeited));
-    entry(of, Fact::JobClosed { closing, unclaimable, forfeited })
+    // Ledgers of that time do not tell the block.
+    let block = BlockNumber::ZERO;
+    entry(of, Fact::JobClosed { closing, block, unclaimable, forfeited })
 }
 
 /// A long session: two claims, one of them reorganised, repriced and mined again, one turn open.
