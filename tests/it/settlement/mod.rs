@@ -16,6 +16,7 @@ mod ordering;
 mod orders;
 mod outage;
 mod random;
+mod restored;
 mod session;
 mod sim;
 mod storm;
