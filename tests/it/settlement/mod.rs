@@ -15,6 +15,7 @@ mod mistakes;
 mod ordering;
 mod orders;
 mod outage;
+mod restored;
 mod session;
 mod storm;
 pub mod tap;
