@@ -7,7 +7,36 @@
 use crate::runs::guarded;
 
 /// The seed, and what it found.
-const FOUND: [(u64, &str); 0] = [];
+const FOUND: [(u64, &str); 10] = [
+    (
+        15_604_907_480_423_707_800,
+        "a rejection was believed above the depth of a reorg, and both claims counted",
+    ),
+    (5_257_453_228_499_063_394, "the same where the second claim was larger and had another word"),
+    (5_883_570_526_021_221_566, "a rejected claim that counted after all halted its job"),
+    (
+        1_356_163_848_771_664_542,
+        "of two final claims that a reorg mined again the older failed, and was not looked at",
+    ),
+    (
+        7_118_519_336_264_472_287,
+        "a session whose end was reorganised away after a restart was never looked at again",
+    ),
+    (
+        5_005_048_538_040_860_739,
+        "a claim lost after the session was closed did not count as lost tokens",
+    ),
+    (14_439_677_770_548_460_240, "the same where the claim was the session's only one"),
+    (
+        8_105_940_569_579_541_473,
+        "a hole in the nonces was filled twice over a restart, and the ledger could not be read",
+    ),
+    (4_298_024_872_876_889_101, "a claim whose nonce a foreign transaction took waited for ever"),
+    (
+        12_128_078_765_579_202_571,
+        "a foreign transaction behind a hole was counted as the node's: the auditor was wrong",
+    ),
+];
 
 #[test]
 fn what_was_found_once_stays_away() {
