@@ -51,7 +51,8 @@ impl Settlement {
     }
 
     /// Claims that were final and are in no block, or in one where they failed, wait again. Every
-    /// one in reach is looked at: of two that a reorg mined again, the older may be the one to fail.
+    /// one in reach is looked at: of two that a reorg mined again, the older may be the one that
+    /// fails.
     async fn reopen_lost_claims(
         &mut self,
         account: &Account,
@@ -130,11 +131,14 @@ impl Settlement {
         Ok(())
     }
 
-    /// Whether a closed account's end lies so shallow that a reorg may reach it.
+    /// Whether a closed account's end lies so shallow that a reorg may reach it, or one has changed
+    /// what was paid.
     pub(super) fn may_reopen(&self, account: &Account, view: &View) -> bool {
         let reach = self.patience();
+        let left = account.recorded().saturating_sub(account.confirmed());
         let closed_in = account.closed_in();
-        closed_in.is_some_and(|block| view.head.number.saturating_sub(block).get() <= reach)
+        account.lost().is_some_and(|lost| lost.total() != left)
+            || closed_in.is_some_and(|block| view.head.number.saturating_sub(block).get() <= reach)
     }
 }
 
