@@ -134,10 +134,11 @@ versionTests(test, ["v7"], (rule) => {
     await w.ok(w.depositor, SESSION, "triggerSessionTimeout", [silent.id], { at });
     assert.equal(await earned(), 0n);
     const proven = await w.open();
-    const claim = await w.claim(proven.id, 100n, proofBytes(1), { at: w.clock + 5n });
+    // Not the minimum's own number, so that one is not taken for the other.
+    const claim = await w.claim(proven.id, 150n, proofBytes(1), { at: w.clock + 5n });
     assert.ok(claim.ok, claim.reason);
     await w.ok(w.depositor, SESSION, "completeSessionJob", [proven.id, ""]);
-    assert.equal(await earned(), share(w.cost(100n)));
+    assert.equal(await earned(), share(w.cost(150n)));
   });
 
   rule("the_minimum_is_the_owners_setting_and_never_more_than_the_deposit", async (w) => {

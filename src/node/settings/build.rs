@@ -9,10 +9,11 @@ use super::read::Reader;
 use super::table::THREADS_MAX;
 use super::wallet::is_private_key;
 use super::{
-    ApiSettings, ChainSettings, ContractPin, Cors, DEV_CHAIN_ID, EngineSettings, InspectSettings,
-    KeySource, LegacyMode, LogFormat, LogSettings, ModelSettings, PasswordSource, PaymentToken,
-    RpcUrl, SessionSettings, Settings, SettlementSettings, build_host, sources,
+    ApiSettings, ChainSettings, Cors, DEV_CHAIN_ID, EngineSettings, InspectSettings, KeySource,
+    LegacyMode, LogFormat, LogSettings, ModelSettings, PasswordSource, PaymentToken, RpcUrl,
+    SessionSettings, Settings, SettlementSettings, build_host, sources,
 };
+use crate::chain::evm::ContractVersion;
 use crate::session::{Beyond, ExposureRule};
 use crate::units::{Address, Amount, ChainSeconds, PricePerToken, TokenCount};
 
@@ -106,10 +107,7 @@ fn chain(reader: &mut Reader, free: bool) -> Option<ChainSettings> {
         model_registry: reader.address("chain.model_registry"),
         proof_system: reader.address("chain.proof_system"),
         host_earnings: reader.address("chain.host_earnings"),
-        contract_version: match reader.choice("chain.contract_version") {
-            Some("v3") => ContractPin::V3,
-            _ => ContractPin::Auto,
-        },
+        contract_version: reader.choice("chain.contract_version").and_then(ContractVersion::parse),
     };
     if free {
         refuse_chain(reader);

@@ -4,3 +4,4 @@ mod kill;
 mod operator;
 mod orders;
 mod process;
+mod stop;

@@ -15,6 +15,7 @@ use tempfile::TempDir;
 use crate::settlement::auditor;
 use crate::support::anvil::{Devnet, HOST, OpenSession};
 use crate::support::http::{Client, post, text};
+use crate::support::proxy::Proxy;
 
 /// A word that no log may hold.
 pub const SECRET_WORD: &str = "zanzibarberry";
@@ -28,6 +29,8 @@ fn model() -> String {
 pub struct Site {
     pub devnet: Devnet,
     pub job: JobId,
+    /// Between the node and the chain; does nothing until it is told to.
+    pub proxy: Proxy,
     home: TempDir,
 }
 
@@ -42,11 +45,13 @@ impl Site {
                 price: 100_000_000_000_000,
                 duration_max: 31_536_000,
                 proof_interval: 1_000_000,
+                ..OpenSession::default()
             })
             .await;
         // Allowance for every claim of the test (docs/spec/contract.md section 2, rule 5).
         devnet.increase_time(1000).await;
-        Self { devnet, job, home: tempfile::tempdir().unwrap() }
+        let proxy = Proxy::start(devnet.port);
+        Self { devnet, job, proxy, home: tempfile::tempdir().unwrap() }
     }
 
     fn data_dir(&self) -> PathBuf {
@@ -86,7 +91,7 @@ impl Site {
             .env("TALLY_LISTEN", "127.0.0.1:0")
             .env("TALLY_MODEL_PATH", model())
             .env("TALLY_MODEL_NAME", "smol")
-            .env("TALLY_CHAIN_RPC_URLS", &self.devnet.url)
+            .env("TALLY_CHAIN_RPC_URLS", &self.proxy.url)
             .env("TALLY_CHAIN_ID", "31337")
             .env("TALLY_CHAIN_MARKETPLACE", self.devnet.contracts.marketplace.to_string())
             .env("TALLY_HOST_PRIVATE_KEY", HOST.key)

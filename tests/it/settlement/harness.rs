@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tally::billing::{Account, Entry, Lost, TxState};
+use serde_json::json;
+use tally::billing::{Account, Accounts, Entry, Lost, Tx, TxState};
 use tally::chain::evm::connect;
 use tally::chain::{Chain, Limits};
+use tally::clock::{Clock, SystemClock};
 use tally::engine::scripted::{Script, ScriptedEngine};
 use tally::ledger::memory::MemoryLedger;
 use tally::ledger::sqlite::{LedgerBinding, SqliteLedger, SqliteOptions};
@@ -15,7 +17,7 @@ use tally::ledger::{Ledger, LedgerError};
 use tally::node::wiring;
 use tally::session::{
     BooksParts, Credential, Grace, LegacyAccess, PaidBy, Phase, Prompt, PromptInput, PromptRequest,
-    Refusal, Reply, ReplyEvent, SamplingInput, Sessions, Tracker, TurnEnd,
+    Refusal, Reply, ReplyEvent, SamplingInput, SessionRules, Sessions, Tracker, TurnEnd,
 };
 use tally::settlement::{
     Observer, Order, OrderOutcome, Settlement, SettlementError, SettlementParts, SettlementRules,
@@ -100,6 +102,7 @@ pub struct World {
     pub engine: Arc<ScriptedEngine>,
     pub news: Arc<News>,
     pub rules: SettlementRules,
+    pub session_rules: SessionRules,
     limits: Limits,
     store: Store,
     process: Option<Process>,
@@ -125,6 +128,28 @@ pub fn request(job: JobId, max_tokens: u64) -> PromptRequest {
     }
 }
 
+/// Whose time a world lives by.
+struct Time {
+    /// The longest wait for an answer of the chain.
+    patience: Duration,
+    /// By which endpoints rest.
+    rests: Arc<dyn Clock>,
+    /// The node's.
+    clock: Arc<ManualClock>,
+}
+
+impl Time {
+    fn of_the_machine() -> Self {
+        // Long enough for a slow machine's answers, short enough to wait for.
+        let patience = Duration::from_secs(10);
+        Self { patience, rests: SystemClock::shared(), clock: Arc::default() }
+    }
+}
+
+fn open_rules() -> SessionRules {
+    session_rules(LegacyAccess::On { cap: None })
+}
+
 impl World {
     /// On a ledger file.
     pub async fn start() -> Self {
@@ -144,24 +169,47 @@ impl World {
         Self::with(rules(), Store::Memory(Arc::new(ledger))).await
     }
 
+    /// On a ledger file, under the operator's wishes for sessions too.
+    pub async fn with_both(rules: SettlementRules, session_rules: SessionRules) -> Self {
+        let store = Store::File(tempfile::tempdir().unwrap());
+        Self::build((rules, session_rules), store, Time::of_the_machine()).await
+    }
+
     async fn with(rules: SettlementRules, store: Store) -> Self {
+        Self::build((rules, open_rules()), store, Time::of_the_machine()).await
+    }
+
+    /// With another bound for each answer of the chain, and endpoints that rest by the test's
+    /// clock.
+    pub async fn patient(rules: SettlementRules, store: Store, patience: Duration) -> Self {
+        let clock = Arc::<ManualClock>::default();
+        let time = Time { patience, rests: clock.clone(), clock };
+        Self::build((rules, open_rules()), store, time).await
+    }
+
+    async fn build(
+        (rules, session_rules): (SettlementRules, SessionRules),
+        store: Store,
+        Time { patience, rests, clock }: Time,
+    ) -> Self {
         let devnet = Devnet::start().await;
         devnet.set_automine(false).await;
         let proxy = Proxy::start(devnet.port);
         let mut settings = devnet.settings(HOST);
         settings.rpc_urls = vec![proxy.url.clone()];
-        // Long enough for a slow machine's answers, short enough to wait for.
-        settings.request_timeout = Duration::from_secs(10);
+        settings.request_timeout = patience;
+        settings.clock = rests;
         let chain = connect(settings).await.unwrap();
         let limits = chain.limits().await.unwrap();
         let mut world = Self {
             devnet,
             proxy,
             tap: Tap::new(chain),
-            clock: Arc::default(),
+            clock,
             engine: ScriptedEngine::new(tokens(1)),
             news: Arc::default(),
             rules,
+            session_rules,
             limits,
             store,
             process: None,
@@ -200,7 +248,7 @@ impl World {
             clock: self.clock.clone(),
         };
         let paid = PaidBy::new(self.tap.clone(), HOST.wallet(), self.limits, books());
-        let rules = session_rules(LegacyAccess::On { cap: None });
+        let rules = self.session_rules.clone();
         let clock = self.clock.clone();
         let sessions = Arc::new(Sessions::new(self.engine.clone(), Some(paid), rules, clock));
         let settlement = Settlement::new(SettlementParts {
@@ -255,10 +303,20 @@ impl World {
 
     pub async fn open_as(&mut self, open: OpenSession) -> JobId {
         let job = self.devnet.open_session(open).await;
-        self.seen.insert(job, (0, u64::try_from(open.deposit / open.price).unwrap()));
+        self.watch(job, open);
         // The rate limit counts from here (docs/spec/contract.md section 2, rule 5).
         self.devnet.increase_time(60).await;
         job
+    }
+
+    /// Audits a session that was opened elsewhere.
+    pub fn watch(&mut self, job: JobId, open: OpenSession) {
+        self.seen.insert(job, (0, u64::try_from(open.deposit / open.price).unwrap()));
+    }
+
+    /// The client saw so many tokens more.
+    pub fn saw(&mut self, job: JobId, tokens: u32) {
+        self.seen.get_mut(&job).unwrap().0 += u64::from(tokens);
     }
 
     /// A prompt whose answer the client reads to its end.
@@ -271,15 +329,17 @@ impl World {
     }
 
     /// The client reads an answer to its end.
-    pub async fn read(&mut self, job: JobId, mut reply: Reply) -> TurnEnd {
-        loop {
-            match reply.next().await {
-                ReplyEvent::Frame(frame) => {
-                    self.seen.get_mut(&job).unwrap().0 += u64::from(frame.token_count());
-                    frame.delivered();
-                }
-                ReplyEvent::End(end) => return end.reason,
-            }
+    pub async fn read(&mut self, job: JobId, reply: Reply) -> TurnEnd {
+        read_all(&mut self.seen.get_mut(&job).unwrap().0, reply).await
+    }
+
+    /// As [`Self::read`], while a pass of settlement waits for a chain that hangs.
+    pub async fn read_beside_a_hung_pass(&mut self, job: JobId, reply: Reply) -> TurnEnd {
+        let seen = &mut self.seen.get_mut(&job).unwrap().0;
+        tokio::select! {
+            biased;
+            _ = self.process.as_mut().unwrap().settlement.tick() => panic!("nothing hangs"),
+            end = read_all(seen, reply) => end,
         }
     }
 
@@ -325,13 +385,6 @@ impl World {
         self.process.as_mut().unwrap().settlement.tick().await
     }
 
-    /// Gives settlement an order; the receiver hears of its end.
-    pub fn order(&mut self, order: Order) -> oneshot::Receiver<OrderOutcome> {
-        let (reply, outcome) = oneshot::channel();
-        self.process.as_mut().unwrap().settlement.place(order, reply);
-        outcome
-    }
-
     /// A pass that ends where the tap lets the process die.
     pub async fn tick_until_death(&mut self) {
         let tap = self.tap.clone();
@@ -354,6 +407,48 @@ impl World {
             self.devnet.increase_time(20).await;
         }
         self.tick().await;
+    }
+
+    /// Passes, each followed by a block.
+    pub async fn passes(&mut self, count: u64) {
+        for _ in 0..count {
+            self.tick().await;
+            self.mine(1).await;
+        }
+    }
+
+    /// Takes the block of a transaction back, and all that follow; in their place come as many
+    /// empty ones, and nobody remembers what was in them.
+    pub async fn unmine(&self, tx: TxHash) {
+        let receipt = self.devnet.rpc("eth_getTransactionReceipt", json!([tx.to_string()])).await;
+        let number = |value: &serde_json::Value| {
+            u64::from_str_radix(&value.as_str().unwrap()[2..], 16).unwrap()
+        };
+        let head = number(&self.devnet.rpc("eth_blockNumber", json!([])).await);
+        let depth = head - number(&receipt["blockNumber"]) + 1;
+        self.devnet.rpc("anvil_reorg", json!([depth, []])).await;
+    }
+
+    /// The wallet's own transactions.
+    pub fn wallet_txs(&self) -> Vec<Tx> {
+        self.process().tracker.wallet().txs().all().to_vec()
+    }
+
+    /// What was read back from the ledger is what is live.
+    pub fn replay_is_live(&self) {
+        let mut accounts = Accounts::default();
+        self.entries().iter().for_each(|entry| accounts.apply(entry).unwrap());
+        assert_eq!(accounts.wallet, self.process().tracker.wallet());
+        for (job, account) in accounts.jobs {
+            assert_eq!(account, self.account(job));
+        }
+    }
+
+    /// Gives the wallet an order.
+    pub fn place(&mut self, order: Order) -> oneshot::Receiver<OrderOutcome> {
+        let (reply, outcome) = oneshot::channel();
+        self.process.as_mut().unwrap().settlement.place(order, reply);
+        outcome
     }
 
     pub fn advance(&self, span: Millis) {
@@ -382,6 +477,19 @@ impl World {
 /// A token dear enough that small deposits pass the contract's minimum.
 pub fn opening() -> OpenSession {
     OpenSession { price: 10_000, proof_interval: 100, ..OpenSession::default() }
+}
+
+/// Reads an answer to its end and counts.
+async fn read_all(seen: &mut u64, mut reply: Reply) -> TurnEnd {
+    loop {
+        match reply.next().await {
+            ReplyEvent::Frame(frame) => {
+                *seen += u64::from(frame.token_count());
+                frame.delivered();
+            }
+            ReplyEvent::End(end) => return end.reason,
+        }
+    }
 }
 
 /// Claims of an account: nonce, tokens, state.

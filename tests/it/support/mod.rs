@@ -6,4 +6,6 @@ pub mod http;
 pub mod ledger;
 pub mod node;
 pub mod proxy;
+pub mod storm;
+pub mod variant;
 pub mod ws;

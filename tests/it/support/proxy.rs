@@ -5,9 +5,11 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use serde_json::{Value, json};
+
+use super::storm::Storm;
 
 /// What happens to the answer of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,6 +137,8 @@ struct State {
     lie: Option<Lie>,
     /// Bodies of the requests that came.
     seen: Vec<String>,
+    /// Of these, those that got no answer yet because they are held, or never got one.
+    held: usize,
 }
 
 /// A running proxy. Its threads end with the test process.
@@ -142,6 +146,7 @@ pub struct Proxy {
     /// Where it listens.
     pub url: String,
     state: Arc<Mutex<State>>,
+    storm: Arc<OnceLock<Arc<Storm>>>,
 }
 
 impl Proxy {
@@ -151,13 +156,28 @@ impl Proxy {
         let url = format!("http://{}", listener.local_addr().unwrap());
         let state = Arc::<Mutex<State>>::default();
         let shared = state.clone();
+        let storm = Arc::new(OnceLock::<Arc<Storm>>::new());
+        let weather = storm.clone();
         std::thread::spawn(move || {
             for client in listener.incoming().flatten() {
-                let shared = shared.clone();
-                std::thread::spawn(move || serve(client, port, &shared));
+                let (shared, storm) = (shared.clone(), weather.get().cloned());
+                std::thread::spawn(move || match storm {
+                    None => serve(client, port, &shared),
+                    Some(storm) => serve_in(&storm, client, port),
+                });
             }
         });
-        Self { url, state }
+        Self { url, state, storm }
+    }
+
+    /// From now on, every request meets this weather. Once only.
+    pub fn brew(&self, storm: Arc<Storm>) {
+        assert!(self.storm.set(storm).is_ok(), "it storms already");
+    }
+
+    /// Requests that were held so far.
+    pub fn held(&self) -> usize {
+        self.state.lock().unwrap().held
     }
 
     /// From now on, requests that contain `word` suffer `fault`.
@@ -210,6 +230,7 @@ fn serve(mut client: TcpStream, port: u16, shared: &Mutex<State>) -> Option<()> 
         Fault::Throttled => status("429 Too Many Requests\r\nretry-after: 30"),
         Fault::Closed | Fault::Lost => Vec::new(),
         Fault::Held => {
+            shared.lock().unwrap().held += 1;
             // Until the client hangs up.
             let _ = client.read(&mut [0]);
             Vec::new()
@@ -247,6 +268,11 @@ fn lied(port: u16, body: &str, lie: &Lie) -> Option<Vec<u8>> {
     let told = told.to_string();
     let head = "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-type: application/json";
     Some(format!("{head}\r\ncontent-length: {}\r\n\r\n{told}", told.len()).into_bytes())
+}
+
+fn serve_in(storm: &Storm, mut client: TcpStream, port: u16) -> Option<()> {
+    let (_, body) = request(&mut client)?;
+    storm.serve(client, port, &body)
 }
 
 /// Head (with its blank line) and body of one request.
