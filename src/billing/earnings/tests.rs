@@ -173,8 +173,11 @@ fn each_state_of_a_token_has_its_column_and_its_price() {
     assert_eq!(now.net(), Some(1500 - 49 - 7));
     let Lost { unclaimable, forfeited } =
         Lost { unclaimable: TokenCount::new(42), forfeited: TokenCount::ZERO };
-    let block = BlockNumber::new(9);
-    entries.push(at_day(1, one, Fact::JobClosed { closing: 0, block, unclaimable, forfeited }));
+    entries.push(at_day(
+        1,
+        one,
+        Fact::JobClosed { closing: 0, block: BlockNumber::ZERO, unclaimable, forfeited },
+    ));
     let ended = Parts { earned: 192, claimed: 150, unclaimable: 42, ..Parts::default() };
     assert_eq!(row(&entries).tokens, ended);
     entries.push(at_day(1, one, Fact::JobReopened { closing: 0 }));
@@ -355,8 +358,12 @@ fn fact(earnings: &Earnings, step: Step) -> (Subject, Fact) {
                 0 => (TokenCount::new(number.into()), TokenCount::new(number.into())),
                 _ => (lost.unclaimable, lost.forfeited),
             };
-            let (closing, block) = (account.closings(), BlockNumber::new(9));
-            Fact::JobClosed { closing, block, unclaimable, forfeited }
+            Fact::JobClosed {
+                closing: account.closings(),
+                block: BlockNumber::ZERO,
+                unclaimable,
+                forfeited,
+            }
         }
         _ => Fact::JobReopened { closing: account.closings() },
     };
