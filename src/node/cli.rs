@@ -58,6 +58,9 @@ pub enum Task {
     /// Make key files.
     #[command(subcommand)]
     Keystore(KeystoreTask),
+    /// Back up, restore, check and put away the ledger.
+    #[command(subcommand)]
+    Ledger(LedgerTask),
 }
 
 /// A command that prints a report.
@@ -167,6 +170,62 @@ pub enum KeystoreTask {
     New(NewKeystore),
     /// Encrypt a key you have into a file; it is asked for, or read from --key-file.
     Import(ImportKeystore),
+    /// Encrypt the key of a file anew under another password. The key and its address stay.
+    ChangePassword(ChangePassword),
+}
+
+/// A key file whose password changes.
+#[derive(Args, Clone)]
+pub struct ChangePassword {
+    /// The key file.
+    #[arg(value_name = "PATH")]
+    pub keystore: PathBuf,
+    /// File whose first line is the present password; without it, it is asked for.
+    #[arg(long, value_name = "PATH")]
+    pub password_file: Option<PathBuf>,
+    /// File whose first line is the new password; without it, it is asked for.
+    #[arg(long, value_name = "PATH")]
+    pub new_password_file: Option<PathBuf>,
+}
+
+/// Commands about the ledger's file.
+#[derive(Subcommand, Clone)]
+pub enum LedgerTask {
+    /// Copy the ledger into a new file, while the node runs or not, and read the copy back.
+    Backup(BackUp),
+    /// Put a backup in the ledger's place, after reading all of it. The node must be stopped.
+    Restore(Restore),
+    /// Read the whole ledger and make every sum anew; exit code 1 on a fault. Works while the node
+    /// runs.
+    Check(Report),
+    /// Put the finished ledger of this wallet away, so that another key can begin its own. The
+    /// node must be stopped.
+    Retire(Flags),
+}
+
+/// Where a backup goes.
+#[derive(Args, Clone)]
+pub struct BackUp {
+    /// The new file; it is never overwritten.
+    #[arg(long, value_name = "PATH")]
+    pub to: PathBuf,
+    /// The settings.
+    #[command(flatten)]
+    pub flags: Flags,
+}
+
+/// Which backup is restored.
+#[derive(Args, Clone)]
+pub struct Restore {
+    /// The backup; it is only read.
+    #[arg(long, value_name = "PATH")]
+    pub from: PathBuf,
+    /// Move a ledger aside that holds entries the backup lacks, or that cannot be read.
+    #[arg(long)]
+    pub replace: bool,
+    /// The settings.
+    #[command(flatten)]
+    pub flags: Flags,
 }
 
 /// Where a key file goes and how it is locked.

@@ -3,14 +3,16 @@
 //! Never decides anything about money: commands read, or make files. `serve` is the node itself.
 
 use super::cli::{
-    AuditTask, By, Cli, EarningsTask, Flags, KeystoreTask, ModelTask, Pull, RegisterTask, Report,
-    Task, WithdrawTask,
+    AuditTask, By, Cli, EarningsTask, Flags, KeystoreTask, LedgerTask, ModelTask, Pull,
+    RegisterTask, Report, Task, WithdrawTask,
 };
 use super::model_pull::{self, CHUNK_BYTES, PullError, PullSpec};
 use super::preflight::Findings;
 use super::registration::Goal;
 use super::settings::{Inputs, InspectSettings, Settings, SettingsError};
-use super::{audit, console, doctor, earnings, keystore, logging, orders, pause, serve, status};
+use super::{
+    audit, console, doctor, earnings, keystore, ledger_care, logging, orders, pause, serve, status,
+};
 use crate::billing::earnings::GroupBy;
 use crate::units::BlockNumber;
 use crate::units::Hash32;
@@ -57,6 +59,9 @@ pub enum CommandError {
     /// The key file.
     #[error(transparent)]
     Keystore(#[from] keystore::KeystoreError),
+    /// The ledger's file.
+    #[error(transparent)]
+    LedgerCare(#[from] ledger_care::CareFailure),
     /// No command, and no launcher either.
     #[error("no command; see `tally --help`")]
     NoCommand,
@@ -99,6 +104,11 @@ pub async fn run(cli: Cli) -> Result<(), CommandError> {
             say_made(&keystore::import(&task)?);
             Ok(())
         }
+        Some(Task::Keystore(KeystoreTask::ChangePassword(task))) => {
+            say_made(&keystore::change_password(&task)?);
+            Ok(())
+        }
+        Some(Task::Ledger(task)) => care_for_ledger(&task, inputs),
         None => {
             // A host launcher starts the node by environment alone.
             let inputs = inputs(Flags::default());
@@ -225,6 +235,35 @@ async fn pause_node(inputs: &Inputs, report: &Report, pause: bool) -> Result<(),
             console::line(format!("still no new work: {why}"));
         }
     });
+    Ok(())
+}
+
+fn care_for_ledger(
+    task: &LedgerTask,
+    inputs: impl Fn(Flags) -> Inputs,
+) -> Result<(), CommandError> {
+    let settings = |flags: &Flags| InspectSettings::load(&inputs(flags.clone()));
+    match task {
+        LedgerTask::Backup(task) => {
+            ledger_care::back_up(&settings(&task.flags)?, &task.to)?.iter().for_each(console::line);
+        }
+        LedgerTask::Restore(task) => {
+            let said = ledger_care::restore(&settings(&task.flags)?, &task.from, task.replace)?;
+            said.iter().for_each(console::line);
+        }
+        LedgerTask::Check(report) => {
+            let found = ledger_care::check(&settings(&report.flags)?)?;
+            if report.json {
+                console::line(found.to_json());
+            } else {
+                found.lines().iter().for_each(console::line);
+            }
+            found.verdict()?;
+        }
+        LedgerTask::Retire(flags) => {
+            ledger_care::retire(&settings(flags)?)?.iter().for_each(console::line);
+        }
+    }
     Ok(())
 }
 

@@ -13,6 +13,7 @@ pub mod doctor;
 pub mod earnings;
 pub mod file_hash;
 pub mod keystore;
+pub mod ledger_care;
 pub mod lock;
 pub mod logging;
 pub mod metrics;

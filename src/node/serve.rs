@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::access::{self, WalletError};
 use super::doctor;
+use super::ledger_care::RestoredError;
 use super::lock::{self, LockError, WalletLock};
 use super::metrics::{Metrics, MetricsError};
 use super::operator::Operator;
@@ -63,6 +64,9 @@ pub enum ServeError {
     /// The chain, the registry or the wallet does not allow a paid node; the log says the remedy.
     #[error("the node cannot be paid like this: {0}; `tally doctor` says more")]
     Unfit(String),
+    /// The ledger came out of a backup and may not be worked on yet.
+    #[error(transparent)]
+    Restored(#[from] RestoredError),
     /// The chain does not answer.
     #[error("the chain does not answer: {0}")]
     Silent(String),
@@ -94,6 +98,7 @@ impl ServeError {
             | Self::Lock(_)
             | Self::Wallet(_)
             | Self::Unfit(_)
+            | Self::Restored(_)
             | Self::Metrics(_)
             | Self::Listen { .. }
             | Self::Task(_) => false,
@@ -283,7 +288,8 @@ async fn watch_ledger(
 ) -> Result<(), LedgerError> {
     while within_stop(&stop, clock.sleep(WATCH_EVERY)).await.is_some() {
         if !paid.ledger.is_healthy() {
-            return Err(LedgerError::Store("it takes no entries any more".into()));
+            let why = paid.ledger.failure().unwrap_or_default();
+            return Err(LedgerError::Store(format!("it takes no entries any more: {why}")));
         }
     }
     Ok(())

@@ -10,7 +10,7 @@ use super::preflight::{self, Finding, Findings, Grade, Subject};
 use super::serve::ServeError;
 use super::settings::{ChainSettings, Settings};
 use super::wiring::{self, Paid, WiringError};
-use super::{access, model_names};
+use super::{access, ledger_care, model_names};
 use crate::chain::Chain;
 use crate::chain::evm::{EvmChain, EvmWallet};
 use crate::clock::Clock;
@@ -107,6 +107,7 @@ async fn prepare(
     let Parts { settings, engine, clock } = parts;
     let limits = chain.limits().await.map_err(WiringError::from)?;
     let ledger = wiring::open_ledger(&settings.ledger_path(), &*chain, &*wallet)?;
+    ledger_care::admit_restored(&ledger, &*chain).await?;
     model_names::remember(&settings.ledger_path(), &engine.catalog());
     let tracker = wiring::restore(&*ledger, &**clock).await?;
     let clock = Arc::clone(clock);

@@ -2,6 +2,7 @@
 //! that moves when the test says so.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -217,6 +218,19 @@ impl World {
         };
         world.boot().await;
         world
+    }
+
+    /// The ledger's file.
+    pub fn ledger_file(&self) -> PathBuf {
+        let Store::File(folder) = &self.store else { panic!("this world's ledger is no file") };
+        folder.path().join("ledger.db")
+    }
+
+    /// The process dies at once, something happens to its ledger, and another one starts.
+    pub async fn restart_after(&mut self, between: impl FnOnce(&Path)) {
+        self.process = None;
+        between(&self.ledger_file());
+        self.boot().await;
     }
 
     /// The process dies at once, and another one starts on what it left.
