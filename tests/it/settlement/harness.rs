@@ -81,6 +81,16 @@ impl Observer for News {
     }
 }
 
+/// How the chain is reached.
+struct Reach {
+    patience: Duration,
+    /// By which endpoints rest.
+    clock: Arc<dyn Clock>,
+    /// The test's.
+    own: Arc<ManualClock>,
+    others: usize,
+}
+
 /// What dies with the process.
 struct Process {
     ledger: Arc<dyn Ledger>,
@@ -93,6 +103,8 @@ struct Process {
 pub struct World {
     pub devnet: Devnet,
     pub proxy: Proxy,
+    /// Further endpoints.
+    pub others: Vec<Proxy>,
     pub tap: Arc<Tap>,
     pub clock: Arc<ManualClock>,
     pub engine: Arc<ScriptedEngine>,
@@ -145,26 +157,27 @@ impl World {
     async fn with(rules: SettlementRules, store: Store) -> Self {
         // Long enough for a slow machine's answers, short enough to wait for.
         let patience = Duration::from_secs(10);
-        Self::build(rules, store, (patience, SystemClock::shared(), Arc::default())).await
+        let clock = SystemClock::shared();
+        Self::reached(rules, store, Reach { patience, clock, own: Arc::default(), others: 0 }).await
     }
 
-    /// With another bound for each answer of the chain, and endpoints that rest by the test's
-    /// clock.
-    pub async fn patient(rules: SettlementRules, store: Store, patience: Duration) -> Self {
-        let clock = Arc::<ManualClock>::default();
-        Self::build(rules, store, (patience, clock.clone(), clock)).await
+    /// With another bound for each answer of the chain, further endpoints, and all of them
+    /// resting by the test's clock.
+    pub async fn patient(rules: SettlementRules, patience: Duration, others: usize) -> Self {
+        let own = Arc::<ManualClock>::default();
+        let store = Store::Memory(Arc::new(MemoryLedger::new()));
+        Self::reached(rules, store, Reach { patience, clock: own.clone(), own, others }).await
     }
 
-    async fn build(
-        rules: SettlementRules,
-        store: Store,
-        (patience, rests, clock): (Duration, Arc<dyn Clock>, Arc<ManualClock>),
-    ) -> Self {
+    async fn reached(rules: SettlementRules, store: Store, reach: Reach) -> Self {
+        let Reach { patience, clock: rests, own: clock, others } = reach;
         let devnet = Devnet::start().await;
         devnet.set_automine(false).await;
         let proxy = Proxy::start(devnet.port);
         let mut settings = devnet.settings(HOST);
         settings.rpc_urls = vec![proxy.url.clone()];
+        let others: Vec<Proxy> = (0..others).map(|_| Proxy::start(devnet.port)).collect();
+        settings.rpc_urls.extend(others.iter().map(|proxy| proxy.url.clone()));
         settings.request_timeout = patience;
         settings.clock = rests;
         let chain = connect(settings).await.unwrap();
@@ -172,6 +185,7 @@ impl World {
         let mut world = Self {
             devnet,
             proxy,
+            others,
             tap: Tap::new(chain),
             clock,
             engine: ScriptedEngine::new(tokens(1)),
