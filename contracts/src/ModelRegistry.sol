@@ -18,7 +18,7 @@ contract ModelRegistry is Owned, IModelRegistry {
         bool approved;
     }
 
-    mapping(bytes32 modelId => Model) private _models;
+    mapping(bytes32 modelId => Model) internal _models;
 
     event ModelAdded(bytes32 indexed modelId, string repo, string fileName, bytes32 sha256Hash);
     event ModelApprovalUpdated(bytes32 indexed modelId, bool approved);

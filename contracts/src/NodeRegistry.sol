@@ -1,49 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity 0.8.37;
 
-import {IModelRegistry} from "./ModelRegistry.sol";
-import {TokenTransfer} from "./TokenTransfer.sol";
+import {NodeDirectory} from "./NodeDirectory.sol";
 
 /// @title Hosts, where they answer and what they offer (v3 shape: no prices)
-/// @notice docs/spec/contract.md, section 4. v3 marketplaces do not ask it before they open a
-/// session; clients and preflights read it.
-contract NodeRegistry {
-    struct Node {
-        address operator;
-        uint256 stakedAmount;
-        bool active;
-        string metadata;
-        string apiUrl;
-        bytes32[] supportedModels;
-    }
-
-    /// @notice Units of the stake token that a host locks: 1000 whole tokens of 18 decimals.
-    uint256 public constant MIN_STAKE = 1000 ether;
-    /// @notice The ERC-20 of the stake. The host approves this contract first.
-    address public immutable stakeToken;
-    /// @notice Knows which models may be offered.
-    IModelRegistry public immutable modelRegistry;
-
-    mapping(address operator => Node) private _nodes;
-    mapping(address operator => mapping(bytes32 modelId => bool)) private _supports;
-
-    event NodeRegistered(
-        address indexed operator, string metadata, string apiUrl, bytes32[] modelIds
-    );
-    event NodeUnregistered(address indexed operator, uint256 returnedStake);
-    event MetadataUpdated(address indexed operator, string metadata);
-    event ApiUrlUpdated(address indexed operator, string apiUrl);
-    event SupportedModelsUpdated(address indexed operator, bytes32[] modelIds);
-
-    modifier onlyRegistered() {
-        require(_nodes[msg.sender].active, "Not registered");
-        _;
-    }
-
-    constructor(address stakeToken_, address modelRegistry_) {
-        stakeToken = stakeToken_;
-        modelRegistry = IModelRegistry(modelRegistry_);
-    }
+/// @notice docs/spec/contract.md, section 4. Marketplaces before v5 do not ask it before they open
+/// a session; clients and preflights read it.
+contract NodeRegistry is NodeDirectory {
+    constructor(address stakeToken_, address modelRegistry_)
+        NodeDirectory(stakeToken_, modelRegistry_)
+    {}
 
     /// @notice Registers the caller as a host and takes its stake.
     /// @param metadata JSON text; clients read hardware, capabilities, location, maxConcurrent and
@@ -55,60 +21,7 @@ contract NodeRegistry {
         string calldata apiUrl,
         bytes32[] calldata modelIds
     ) external {
-        require(!_nodes[msg.sender].active, "Already registered");
-        require(bytes(metadata).length != 0, "Empty metadata");
-        require(bytes(apiUrl).length != 0, "Empty API URL");
-        Node storage node = _nodes[msg.sender];
-        node.operator = msg.sender;
-        node.stakedAmount = MIN_STAKE;
-        node.active = true;
-        node.metadata = metadata;
-        node.apiUrl = apiUrl;
-        _setModels(node, modelIds);
-        TokenTransfer.pull(stakeToken, msg.sender, MIN_STAKE);
-        emit NodeRegistered(msg.sender, metadata, apiUrl, modelIds);
-    }
-
-    /// @notice Removes the caller and returns its stake.
-    function unregisterNode() external onlyRegistered {
-        Node storage node = _nodes[msg.sender];
-        uint256 stake = node.stakedAmount;
-        _clearModels(node);
-        delete _nodes[msg.sender];
-        TokenTransfer.push(stakeToken, msg.sender, stake, "Stake return failed");
-        emit NodeUnregistered(msg.sender, stake);
-    }
-
-    /// @notice Replaces the caller's metadata.
-    function updateMetadata(string calldata metadata) external onlyRegistered {
-        require(bytes(metadata).length != 0, "Empty metadata");
-        _nodes[msg.sender].metadata = metadata;
-        emit MetadataUpdated(msg.sender, metadata);
-    }
-
-    /// @notice Replaces the caller's URL.
-    function updateApiUrl(string calldata apiUrl) external onlyRegistered {
-        require(bytes(apiUrl).length != 0, "Empty API URL");
-        _nodes[msg.sender].apiUrl = apiUrl;
-        emit ApiUrlUpdated(msg.sender, apiUrl);
-    }
-
-    /// @notice Replaces the caller's list of models; the same demands as at registration.
-    function updateSupportedModels(bytes32[] calldata modelIds) external onlyRegistered {
-        Node storage node = _nodes[msg.sender];
-        _clearModels(node);
-        _setModels(node, modelIds);
-        emit SupportedModelsUpdated(msg.sender, modelIds);
-    }
-
-    /// @notice Whether the account is a registered host.
-    function isActiveNode(address operator) external view returns (bool) {
-        return _nodes[operator].active;
-    }
-
-    /// @notice The host's URL; empty where it is not registered.
-    function getNodeApiUrl(address operator) external view returns (string memory) {
-        return _nodes[operator].apiUrl;
+        _register(metadata, apiUrl, modelIds);
     }
 
     /// @notice All six fields of a host; zeros and empty values where it is not registered.
@@ -119,26 +32,5 @@ contract NodeRegistry {
     {
         Node storage n = _nodes[operator];
         return (n.operator, n.stakedAmount, n.active, n.metadata, n.apiUrl, n.supportedModels);
-    }
-
-    /// @notice Whether the host lists the model.
-    function nodeSupportsModel(address operator, bytes32 modelId) external view returns (bool) {
-        return _supports[operator][modelId];
-    }
-
-    function _setModels(Node storage node, bytes32[] calldata modelIds) private {
-        require(modelIds.length != 0, "No models");
-        for (uint256 i = 0; i < modelIds.length; i++) {
-            require(modelRegistry.isModelApproved(modelIds[i]), "Model not approved");
-            _supports[msg.sender][modelIds[i]] = true;
-        }
-        node.supportedModels = modelIds;
-    }
-
-    function _clearModels(Node storage node) private {
-        for (uint256 i = 0; i < node.supportedModels.length; i++) {
-            _supports[msg.sender][node.supportedModels[i]] = false;
-        }
-        delete node.supportedModels;
     }
 }

@@ -49,7 +49,7 @@ contract ProofSystem is IProofSystem {
         _take(proofHash, msg.sender, 0);
     }
 
-    function _take(bytes32 firstWord, address prover, uint256 tokens) private {
+    function _take(bytes32 firstWord, address prover, uint256 tokens) internal {
         verifiedProofs[firstWord] = true;
         emit ProofVerified(firstWord, prover, tokens);
     }

@@ -7,9 +7,6 @@ import {TokenTransfer} from "./TokenTransfer.sol";
 /// @title Money that the marketplace holds and that no session has divided yet
 /// @notice Depositors' balances, accepted tokens, the treasury's fees (docs/spec/contract.md,
 /// section 3). Token 0x0 is the native coin. It must never decide about a session.
-/// @dev v3's hole is kept on purpose: an inline deposit also counts as its depositor's balance, so
-/// the depositor can withdraw it in mid-session and leave the settlement unfunded. A node has to
-/// notice that by watching the contract's balance.
 abstract contract SessionFunds is Owned {
     /// @notice Who receives the fees.
     address public immutable treasuryAddress;
@@ -26,7 +23,6 @@ abstract contract SessionFunds is Owned {
     /// @notice Units that a session in the token deposits at least.
     mapping(address token => uint256) public tokenMinDeposits;
 
-    mapping(uint256 jobId => bool) private _openInline;
     bool private transient _entered;
 
     event DepositReceived(address indexed depositor, uint256 amount, address indexed token);
@@ -79,7 +75,8 @@ abstract contract SessionFunds is Owned {
         emit DepositReceived(msg.sender, amount, token);
     }
 
-    /// @notice Pays wei of the caller's balance back, inline deposits of open sessions included.
+    /// @notice Pays wei of the caller's balance back; before v5 the inline deposits of open
+    /// sessions are part of it.
     function withdrawNative(uint256 amount) external nonReentrant {
         _withdraw(address(0), amount);
     }
@@ -109,28 +106,6 @@ abstract contract SessionFunds is Owned {
         accumulatedTreasuryTokens[token] = 0;
         _push(token, treasuryAddress, amount, "Token transfer failed");
         emit TreasuryWithdrawal(token, amount);
-    }
-
-    /// @dev Books a deposit that came with the session, and marks the session as one of these.
-    function _bookInline(uint256 jobId, address token, uint256 amount) internal {
-        _openInline[jobId] = true;
-        _setBalance(msg.sender, token, _balance(msg.sender, token) + amount);
-    }
-
-    function _pullInline(uint256 jobId, address token, uint256 amount) internal {
-        _bookInline(jobId, token, amount);
-        TokenTransfer.pull(token, msg.sender, amount);
-    }
-
-    /// @dev Takes the inline deposit of a session that ends out of its depositor's balance, so
-    /// that it is not paid twice; where the depositor withdrew it, takes what is there.
-    function _closeInline(uint256 jobId, address depositor, address token, uint256 amount)
-        internal
-    {
-        if (!_openInline[jobId]) return;
-        _openInline[jobId] = false;
-        uint256 balance = _balance(depositor, token);
-        _setBalance(depositor, token, balance > amount ? balance - amount : 0);
     }
 
     function _spendDeposit(address account, address token, uint256 amount) internal {
@@ -163,12 +138,12 @@ abstract contract SessionFunds is Owned {
         emit WithdrawalProcessed(msg.sender, amount, token);
     }
 
-    function _balance(address account, address token) private view returns (uint256) {
+    function _balance(address account, address token) internal view returns (uint256) {
         if (token == address(0)) return userDepositsNative[account];
         return userDepositsToken[account][token];
     }
 
-    function _setBalance(address account, address token, uint256 amount) private {
+    function _setBalance(address account, address token, uint256 amount) internal {
         if (token == address(0)) userDepositsNative[account] = amount;
         else userDepositsToken[account][token] = amount;
     }

@@ -55,7 +55,7 @@ contract TestToken {
         return true;
     }
 
-    function _move(address from, address to, uint256 amount) private {
+    function _move(address from, address to, uint256 amount) internal virtual {
         require(to != address(0), "Zero address");
         require(balanceOf[from] >= amount, "Insufficient balance");
         balanceOf[from] -= amount;

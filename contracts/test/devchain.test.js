@@ -8,6 +8,7 @@ const path = require("node:path");
 const test = require("node:test");
 const { spawn, spawnSync } = require("node:child_process");
 const chain = require("../chain.js");
+const { VERSIONS } = require("../versions.js");
 
 const SCRIPTS = path.resolve(__dirname, "../../scripts");
 const { ethers } = chain;
@@ -25,6 +26,14 @@ async function withState(body) {
     fs.rmSync(dir, { recursive: true });
   }
 }
+
+/** Returns `read(contract, address, method, ...args)`, which resolves with all outputs. */
+const reader = (rpc) => async (contract, address, method, ...args) => {
+  const { abi } = chain.artifact(contract);
+  const data = abi.encodeFunctionData(method, args);
+  const raw = await rpc("eth_call", { to: address, data }, "latest");
+  return abi.decodeFunctionResult(method, raw);
+};
 
 /** Whether anvil's port still answers; its log tells which one it was. */
 async function answers(dir) {
@@ -45,13 +54,10 @@ test("a_development_chain_is_ready_for_a_node_and_a_client", () =>
     assert.equal(started.stdout.trim().split("\n").length, 1, "one line on standard output");
     const result = JSON.parse(started.stdout);
     const rpc = chain.connect(result.rpc_url);
-    const read = async (contract, address, method, ...args) => {
-      const { abi } = chain.artifact(contract);
-      const data = abi.encodeFunctionData(method, args);
-      const raw = await rpc("eth_call", { to: address, data }, "latest");
-      return abi.decodeFunctionResult(method, raw);
-    };
+    const read = reader(rpc);
     const { addresses, accounts, model } = result;
+    assert.equal(result.contract_version, "v3");
+    assert.equal(Object.hasOwn(result, "payment_token"), false, "only on request");
     for (const address of Object.values(addresses)) {
       assert.notEqual(await rpc("eth_getCode", address, "latest"), "0x");
     }
@@ -75,12 +81,16 @@ test("a_development_chain_is_ready_for_a_node_and_a_client", () =>
       "--marketplace", addresses.job_marketplace, "--key", accounts.depositor2.private_key);
     assert.equal(more.status, 0, more.stderr);
     assert.deepEqual(JSON.parse(more.stdout), { job_id: 2 });
-    for (const [address, words] of [
-      [accounts.host.address, "no contract"],
-      [addresses.proof_system, "refuses"],
+    for (const [address, args, words] of [
+      [accounts.host.address, [], "no contract"],
+      [addresses.proof_system, [], "no JobMarketplace"],
+      [addresses.job_marketplace, ["--contract", "v5"], "--marketplace is v3a or v3"],
+      [addresses.job_marketplace, ["--model-id", model.id], "bound to a model"],
+      [addresses.job_marketplace, ["--proof-timeout-window", "60"], "bound to a model"],
+      [addresses.job_marketplace, ["--token", "0x1"], "no address"],
     ]) {
       const wrong = run("open-session.sh", "--rpc", result.rpc_url, "--marketplace", address,
-        "--host", accounts.host.address);
+        "--host", accounts.host.address, ...args);
       assert.notEqual(wrong.status, 0, wrong.stdout);
       assert.match(wrong.stderr, new RegExp(words));
     }
@@ -91,9 +101,63 @@ test("a_development_chain_is_ready_for_a_node_and_a_client", () =>
     assert.equal(run("devchain.sh", "--stop", "--state-dir", dir).status, 0, "stop is idempotent");
   }));
 
+for (const [version, traits] of Object.entries(VERSIONS)) {
+  test(`a_chain_of_${version}_takes_sessions_in_native_coin_and_in_an_erc20`, () =>
+    withState(async (dir) => {
+      const weiPerToken = 10n ** 14n;
+      const rate = traits.modelBound ? ["--rate-limit", "77", "--proof-timeout-window", "60"] : [];
+      const started = run("devchain.sh", "--state-dir", dir, "--contract", version,
+        "--open-session", "--payment-token", "erc20", "--api-url-2", "http://127.0.0.1:2", ...rate);
+      assert.equal(started.status, 0, started.stderr);
+      const result = JSON.parse(started.stdout);
+      const { rpc_url: url, addresses, accounts, model, job } = result;
+      assert.equal(result.contract_version, version);
+      assert.equal(BigInt(result.price_precision), traits.pricePrecision);
+      assert.equal(BigInt(result.dispute_window), traits.disputeWindow);
+      assert.equal(result.payment_token, addresses.token);
+      assert.equal(job.payment_token, addresses.token);
+      const read = reader(chain.connect(url));
+      const session = (id) =>
+        read(traits.job_marketplace, addresses.job_marketplace, "sessionJobs", id);
+
+      const open = (...args) => run("open-session.sh", "--rpc", url, "--marketplace",
+        addresses.job_marketplace, "--host", accounts.host2.address, ...args);
+      const native = open("--contract", version);
+      assert.equal(native.status, 0, native.stderr);
+      assert.deepEqual(JSON.parse(native.stdout), { job_id: 2 });
+      const token = open("--payment-token", "erc20", "--key", accounts.depositor2.private_key);
+      assert.equal(token.status, 0, token.stderr);
+      assert.deepEqual(JSON.parse(token.stdout), { job_id: 3, token: addresses.token });
+      for (const [id, paymentToken, host] of [
+        [1, addresses.token, accounts.host],
+        [2, ethers.ZeroAddress, accounts.host2],
+        [3, addresses.token, accounts.host2],
+      ]) {
+        const found = await session(id);
+        const price = weiPerToken * traits.pricePrecision;
+        assert.deepEqual(
+          [found.paymentToken, found.host, found.deposit, found.pricePerToken, found.status],
+          [paymentToken, host.address, 10n ** 18n, price, 0n],
+        );
+      }
+      if (!traits.modelBound) return;
+      const market = [traits.job_marketplace, addresses.job_marketplace];
+      for (const id of [1, 2, 3]) {
+        assert.deepEqual([...(await read(...market, "sessionModel", id))], [model.id]);
+      }
+      assert.equal((await session(1)).proofTimeoutWindow, 60n);
+      assert.equal((await session(2)).proofTimeoutWindow, 300n);
+      const [limit] = await read(traits.model_registry, addresses.model_registry,
+        "getModelRateLimit", model.id);
+      assert.equal(limit, 77n);
+    }));
+}
+
 test("a_failed_deployment_leaves_no_chain_running", () =>
   withState(async (dir) => {
     for (const args of [["--model-file", "/nonexistent"], ["--price", "1e9"],
+      ["--contract", "v8"], ["--payment-token", "gold"], ["--rate-limit", "9"],
+      ["--contract", "v7", "--open-session", "--proof-timeout-window", "59"],
       ["--open-session", "--proof-interval", "99"]]) {
       const failed = run("devchain.sh", "--state-dir", dir, ...args);
       assert.notEqual(failed.status, 0, args.join(" "));
@@ -105,7 +169,7 @@ test("a_failed_deployment_leaves_no_chain_running", () =>
 
 test("unknown_and_incomplete_options_are_errors", () =>
   withState(async (dir) => {
-    for (const args of [["--prot", "1"], ["--port"], ["--port", "x"], ["extra"]]) {
+    for (const args of [["--prot", "1"], ["--port"], ["--port", "x"], ["extra"], ["--contract"]]) {
       const refused = run("devchain.sh", "--state-dir", dir, ...args);
       assert.notEqual(refused.status, 0, args.join(" "));
       assert.equal(refused.stdout, "");

@@ -7,6 +7,7 @@ const fs = require("node:fs");
 const path = require("node:path");
 const { spawn } = require("node:child_process");
 const chain = require("../chain.js");
+const { DEFAULT_VERSION, VERSIONS, version } = require("../versions.js");
 
 const { ethers } = chain;
 const TOOLS = path.resolve(__dirname, "../../tools/node_modules/@foundry-rs");
@@ -22,16 +23,22 @@ function anvilPath() {
   return found;
 }
 
+const running = new Set();
+process.on("exit", () => running.forEach((child) => child.kill("SIGKILL")));
+for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) {
+  process.once(signal, () => process.exit(1));
+}
+
 /** Starts anvil on a port of the system's choice; resolves with { url, stop }. */
 function startAnvil() {
   const child = spawn(anvilPath(), ["--port", "0", "--slots-in-an-epoch", "1"], {
     stdio: ["ignore", "pipe", "inherit"],
   });
-  const stop = () => child.kill("SIGKILL");
-  process.on("exit", stop);
-  for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) {
-    process.once(signal, () => process.exit(1));
-  }
+  running.add(child);
+  const stop = () => {
+    running.delete(child);
+    child.kill("SIGKILL");
+  };
   return new Promise((resolve, reject) => {
     let text = "";
     child.on("error", reject);
@@ -46,8 +53,12 @@ function startAnvil() {
 
 /** A deployed set of contracts on a chain of its own; times and amounts are bigint. */
 class World {
-  static async start() {
+  /** Deploys a version. With `registered`, both hosts offer MODEL and v7 knows its rate. */
+  static async start({ name = DEFAULT_VERSION, registered = true } = {}) {
     const world = new World();
+    world.version = name;
+    world.v = { ...version(name), ...TRAITS[name] };
+    world.price = WEI_PER_TOKEN * world.v.pricePrecision;
     world.anvil = await startAnvil();
     world.rpc = chain.connect(world.anvil.url);
     await world.rpc("anvil_setLoggingEnabled", false);
@@ -56,25 +67,53 @@ class World {
     world.accounts = chain.devAccounts();
     for (const [role, account] of Object.entries(world.accounts)) world[role] = account.address;
     const signer = new chain.Signer(world.rpc, world.accounts.deployer.private_key);
-    const { addresses, hashes } = await chain.deployAll(world.rpc, signer, world.treasury);
+    const terms = { version: name, disputeWindow: WINDOW };
+    const { addresses, hashes } = await chain.deployAll(world.rpc, signer, world.treasury, terms);
     await world.rpc("evm_mine");
     for (const hash of hashes) await chain.mined(world.rpc, hash);
     world.addresses = addresses;
-    world.abi = {
-      job_marketplace: chain.artifact("JobMarketplace").abi,
-      node_registry: chain.artifact("NodeRegistry").abi,
-      model_registry: chain.artifact("ModelRegistry").abi,
-      proof_system: chain.artifact("ProofSystem").abi,
-      host_earnings: chain.artifact("HostEarnings").abi,
-      token: chain.artifact("TestToken").abi,
-    };
+    const names = { host_earnings: "HostEarnings", token: "TestToken", ...world.v };
+    world.abi = {};
+    for (const contract of Object.keys(addresses)) {
+      world.abi[contract] = chain.artifact(names[contract]).abi;
+    }
     const head = await world.rpc("eth_getBlockByNumber", "latest", false);
     world.clock = BigInt(head.timestamp);
+    if (registered) await world.register();
     return world;
+  }
+
+  /** Offers MODEL by both hosts, at a lowest price of 1. */
+  async register() {
+    await this.ok(this.deployer, "model_registry", "addTrustedModel",
+      [...MODEL_NAME, ethers.sha256("0x00")]);
+    if (this.v.modelBound) {
+      await this.ok(this.deployer, "model_registry", "setModelRateLimit", [MODEL, this.v.rate]);
+    }
+    for (const host of [this.host, this.host2]) {
+      const stake = 1000n * 10n ** 18n;
+      await this.ok(host, "token", "mint", [host, stake]);
+      await this.ok(host, "token", "approve", [this.addresses.node_registry, stake]);
+      const prices = this.v.pricedHosts ? [1n, 1n] : [];
+      await this.ok(host, "node_registry", "registerNode", ["{}", "http://h", [MODEL], ...prices]);
+      for (const token of this.v.modelBound ? [NATIVE, this.addresses.token] : []) {
+        await this.ok(host, "node_registry", "setModelTokenPricing", [MODEL, token, 1n]);
+      }
+    }
   }
 
   stop() {
     this.anvil.stop();
+  }
+
+  /** Deploys one more contract, as `deployer`; resolves with { address, abi }. */
+  async deploy(name, types = [], args = []) {
+    const { abi, bytecode } = chain.artifact(name);
+    const words = ethers.AbiCoder.defaultAbiCoder().encode(types, args);
+    const result = await this.send(this.deployer, null, ethers.concat([bytecode, words]));
+    assert.ok(result.ok, result.reason);
+    const nonce = Number(await this.rpc("eth_getTransactionCount", this.deployer, "latest")) - 1;
+    return { address: ethers.getCreateAddress({ from: this.deployer, nonce }), abi };
   }
 
   /** Runs `body` and undoes all it did to the chain. */
@@ -154,29 +193,114 @@ class World {
       .map((log) => [log.signature, ...log.args]);
   }
 
-  /** Opens a native session; returns { id, start }. Defaults: 10,000 tokens at 1e14 wei. */
-  async open(terms = {}) {
-    const t = { ...OPEN_DEFAULTS, host: this.host, depositor: this.depositor, ...terms };
-    const args = [t.host, t.price, t.maxDuration, t.proofInterval];
-    const { at } = await this.ok(t.depositor, "job_marketplace", "createSessionJob", args, {
-      value: t.deposit,
-    });
-    return { id: (await this.read("job_marketplace", "nextJobId")) - 1n, start: at };
+  /** Units that `tokens` LLM tokens cost, rounded down. */
+  cost(tokens, price = this.price) {
+    return (tokens * price) / this.v.pricePrecision;
   }
 
-  /** A claim as the host, see `transact`. */
-  claim(id, tokens, proof, options) {
-    const args = [id, tokens, proof];
-    return this.transact(this.host, "job_marketplace", "submitProofOfWork", args, options);
+  /**
+   * The call that opens a session: { method, args, value }. `way` is native, token or deposit;
+   * `tokens` sets the deposit to what so many cost. Defaults: 10,000 tokens at 1e14 units.
+   */
+  opening(terms = {}) {
+    const t = { way: "native", ...OPEN_DEFAULTS, price: this.price, host: this.host, ...terms };
+    const deposit = t.deposit ?? this.cost(t.tokens ?? 10_000n, t.price);
+    const payment = {
+      native: [],
+      token: [t.token ?? this.addresses.token, deposit],
+      deposit: [t.token ?? NATIVE, deposit],
+    }[t.way];
+    const model = this.v.modelBound ? [t.model ?? MODEL] : [];
+    const window = this.v.modelBound ? [t.window ?? 0n] : [];
+    return {
+      method: OPENINGS[this.v.modelBound ? "model" : "plain"][t.way],
+      args: [t.host, ...model, ...payment, t.price, t.maxDuration, t.proofInterval, ...window],
+      value: t.way === "native" ? deposit : 0n,
+      deposit,
+    };
+  }
+
+  /** Tries to open a session, see `opening` and `transact`. */
+  tryOpen(terms = {}) {
+    const { method, args, value } = this.opening(terms);
+    const from = terms.depositor ?? this.depositor;
+    return this.transact(from, "job_marketplace", method, args, { value });
+  }
+
+  /** Opens a session; returns { id, start, deposit, logs }. */
+  async open(terms = {}) {
+    const { ok, reason, at, logs } = await this.tryOpen(terms);
+    assert.ok(ok, `opening reverted: ${reason}`);
+    const id = (await this.read("job_marketplace", "nextJobId")) - 1n;
+    return { id, start: at, deposit: this.opening(terms).deposit, logs };
+  }
+
+  /**
+   * Arguments of a claim in the shape of this version. From v4 on the first word of `proof` is the
+   * proof hash; v5 and v6 are signed by `signer`, a role, for `host`.
+   */
+  claimArgs(id, tokens, proof, { signer = "host", signature } = {}) {
+    if (this.v.claim === "bytes") return [id, tokens, proof];
+    const hash = ethers.dataSlice(proof, 0, 32);
+    const key = this.accounts[signer].private_key;
+    const signed = () => [signature ?? signClaim(key, hash, this[signer], tokens)];
+    return {
+      hash: () => [id, tokens, hash, "proof-cid"],
+      signed: () => [id, tokens, hash, ...signed(), "proof-cid"],
+      "signed+delta": () => [id, tokens, hash, ...signed(), "proof-cid", "delta-cid"],
+      "hash+delta": () => [id, tokens, hash, "proof-cid", "delta-cid"],
+    }[this.v.claim]();
+  }
+
+  /** A claim as the host, or as the role `by`; see `transact` and `claimArgs`. */
+  claim(id, tokens, proof, { by = "host", ...options } = {}) {
+    const args = this.claimArgs(id, tokens, proof, { signer: by, ...options });
+    return this.transact(this[by], "job_marketplace", "submitProofOfWork", args, options);
   }
 }
 
-const OPEN_DEFAULTS = {
-  deposit: 10n ** 18n,
-  price: 10n ** 14n,
-  maxDuration: 86_400n,
-  proofInterval: 100n,
+const MODEL_NAME = ["org/model", "weights.gguf"];
+const MODEL = ethers.id(MODEL_NAME.join("/"));
+/** Seconds of every version here, so that tables hold for all. */
+const WINDOW = 30n;
+const WEI_PER_TOKEN = 10n ** 14n;
+const OPEN_DEFAULTS = { maxDuration: 86_400n, proofInterval: 100n };
+const OPENINGS = {
+  plain: {
+    native: "createSessionJob",
+    token: "createSessionJobWithToken",
+    deposit: "createSessionFromDeposit",
+  },
+  model: {
+    native: "createSessionJobForModel",
+    token: "createSessionJobForModelWithToken",
+    deposit: "createSessionFromDepositForModel",
+  },
 };
+
+/**
+ * What the tests expect of a version: the shape of a claim, tokens a second, who completes, and
+ * the words or errors of refusals that differ.
+ */
+const HOST_ONLY = "Only host can submit proof";
+const TRAITS = {
+  v3a: { claim: "bytes", rate: 20n, notHost: HOST_ONLY, early: true },
+  v3: { claim: "bytes", rate: 20n, notHost: HOST_ONLY, early: true },
+  v4: { claim: "hash", rate: 20n, notHost: HOST_ONLY, early: true },
+  "v4-late": { claim: "hash", rate: 2000n, notHost: HOST_ONLY, early: true },
+  v5: { claim: "signed", rate: 2000n, notHost: HOST_ONLY, early: false },
+  v6: { claim: "signed+delta", rate: 2000n, notHost: HOST_ONLY, early: false },
+  // Set in the model registry, and unlike any constant of the others.
+  v7: { claim: "hash+delta", rate: 70n, notHost: "Not host", early: false },
+};
+
+/** Rule 4: the host's personal signature over what it claims; 65 bytes. */
+function signClaim(privateKey, proofHash, host, tokens) {
+  const claim = ethers.solidityPackedKeccak256(
+    ["bytes32", "address", "uint256"], [proofHash, host, tokens],
+  );
+  return new ethers.Wallet(privateKey).signMessageSync(ethers.getBytes(claim));
+}
 
 /** Proof bytes with a first word of their own for each `n`. */
 function proofBytes(n, length = 145) {
@@ -184,11 +308,11 @@ function proofBytes(n, length = 145) {
   return ethers.concat([word, "0x" + "ab".repeat(length - 32)]);
 }
 
-/** Wraps node's `test` so that each test starts from the same chain. */
-function worldTests(test) {
+/** Wraps node's `test` so that each test starts from the same chain, see `World.start`. */
+function worldTests(test, setup) {
   let world;
   test.before(async () => {
-    world = await World.start();
+    world = await World.start(setup);
   });
   test.after(() => world?.stop());
   // A hung chain fails the test; no outcome depends on this time.
@@ -196,4 +320,23 @@ function worldTests(test) {
   return (name, body) => test(name, options, () => world.isolated(() => body(world)));
 }
 
-module.exports = { NATIVE, OPEN_DEFAULTS, World, proofBytes, worldTests };
+/** Declares the same tests for several versions, each with a chain of its own. */
+function versionTests(test, names, declare, setup = {}) {
+  for (const name of names) {
+    test.describe(name, () => declare(worldTests(test, { ...setup, name }), name));
+  }
+}
+
+module.exports = {
+  MODEL,
+  NATIVE,
+  OPEN_DEFAULTS,
+  TRAITS,
+  VERSION_NAMES: Object.keys(VERSIONS),
+  WINDOW,
+  World,
+  proofBytes,
+  signClaim,
+  versionTests,
+  worldTests,
+};

@@ -16,6 +16,9 @@ import urllib.request
 import websockets
 
 WAIT_SECONDS = 120
+# Which output of sessionJobs(uint256), from 0, is tokensUsed.
+TOKENS_USED_AT = {"v3a": 6, "v3": 7, "v4": 7, "v4-late": 7, "v5": 6, "v6": 6, "v7": 6}
+NATIVE = "0x" + "0" * 40
 REST_PROMPTS = [
     ("Explain in a few sentences why the sky is blue.", True, 110),
     ("Name three uses of a pencil.", False, 60),
@@ -52,20 +55,20 @@ def word(value):
     return f"{int(value, 16) if isinstance(value, str) else value:064x}"
 
 
-def earned_wei(chain):
+def earned(chain, token):
     # getBalance(address,address) of HostEarnings; the zero token is the native currency.
-    data = "0xd4fac45d" + word(chain["accounts"]["host"]["address"]) + word(0)
+    data = "0xd4fac45d" + word(chain["accounts"]["host"]["address"]) + word(token)
     to = chain["addresses"]["host_earnings"]
     return int(rpc(chain, "eth_call", [{"to": to, "data": data}, "latest"]), 16)
 
 
 def tokens_on_chain(chain, job):
-    # sessionJobs(uint256): tokensUsed is the eighth output of v3.
     data = "0xef39d372" + word(job)
     to = chain["addresses"]["job_marketplace"]
     result = rpc(chain, "eth_call", [{"to": to, "data": data}, "latest"])
-    # The outputs end in a dynamic string, but are not wrapped: word 7 is tokensUsed.
-    return int(result[2 + 64 * 7 : 2 + 64 * 8], 16)
+    # The outputs end in dynamic strings, but are not wrapped: word n is output n.
+    at = TOKENS_USED_AT[chain["contract_version"]]
+    return int(result[2 + 64 * at : 2 + 64 * (at + 1)], 16)
 
 
 def wait_until(what, probe):
@@ -78,13 +81,20 @@ def wait_until(what, probe):
     raise Failure(f"waited {WAIT_SECONDS} s for: {what}")
 
 
+def node_log(args):
+    with open(args.node_log, encoding="utf-8") as log:
+        return log.readlines()
+
+
 def node_is_healthy(args):
     try:
         os.kill(args.node_pid, 0)
     except ProcessLookupError:
-        with open(args.node_log, encoding="utf-8") as log:
-            tail = "".join(log.readlines()[-15:])
+        tail = "".join(node_log(args)[-15:])
         raise Failure(f"the node ended:\n{tail}") from None
+    # Until this one listens, a node of somebody else's may answer at the port that was free.
+    if not any("listening" in line for line in node_log(args)):
+        return False
     try:
         return call(f"{args.url}/health")["status"] == "healthy"
     except OSError:
@@ -164,8 +174,11 @@ async def ask_websocket(args, job, model):
 def run(args):
     chain = json.loads(args.chain)
     job = chain["job"]["id"]
+    token = chain.get("payment_token", NATIVE)
     wait_until("a healthy node", lambda: node_is_healthy(args))
     model = call(f"{args.url}/v1/models")["data"][0]["id"]
+    print(f"contract {chain['contract_version']}, paid in "
+          f"{'native currency' if token == NATIVE else token}")
     print(f"job {job}, model {model}, host {chain['accounts']['host']['address']}")
     tokens = sum(ask_rest(args, job, model, *prompt) for prompt in REST_PROMPTS)
     tokens += asyncio.run(ask_websocket(args, job, model))
@@ -184,16 +197,19 @@ def run(args):
 
     report = wait_until("the session's completion", settled)
     on_chain = tokens_on_chain(chain, job)
-    earned = earned_wei(chain)
+    payment = earned(chain, token)
+    unit = "wei" if token == NATIVE else "units"
     tail = report["tokens_recorded"] - report["tokens_confirmed"]
     print(f"completed: {on_chain} tokens paid, {tail} under the contract's minimum of 100, "
-          f"{earned} wei earned")
+          f"{payment} {unit} earned")
     result = {
-        "ok": True, "job": job, "tokens_client": tokens,
+        "ok": True, "contract": chain["contract_version"],
+        "payment_token": "native" if token == NATIVE else "erc20",
+        "job": job, "tokens_client": tokens,
         "tokens_ledger": report["tokens_recorded"], "tokens_chain": on_chain,
         "claims": [{"tokens": claim["tokens"], "tx": claim["tx"], "status": claim["status"]}
                    for claim in report["claims"]],
-        "unclaimable_tail": tail, "earned_wei": str(earned), "model": model,
+        "unclaimable_tail": tail, f"earned_{unit}": str(payment), "model": model,
         "seconds": int(time.time()) - args.started,
     }
     problems = []
@@ -203,8 +219,15 @@ def run(args):
         problems.append("chain and tail do not add up to the client's count")
     if not 0 <= tail < 100:
         problems.append("the tail is no tail")
-    if on_chain < 100 or earned <= 0:
-        problems.append("nothing was earned")
+    # What the depositor paid for them, less the treasury's share; both divisions round down.
+    price, fee = int(chain["job"]["price"]), chain["fee_basis_points"]
+    paid = on_chain * price // chain["price_precision"]
+    if on_chain < 100 or payment != paid - paid * fee // 10_000:
+        problems.append(f"earned {payment} for {on_chain} tokens at {price}")
+    if any(claim["status"] != "confirmed" for claim in report["claims"]):
+        problems.append("a claim is not confirmed")
+    if token != NATIVE and earned(chain, NATIVE) != 0:
+        problems.append("paid in another currency than agreed")
     if problems:
         result.update(ok=False, problems=problems)
     print(json.dumps(result), flush=True)

@@ -37,6 +37,11 @@ stack_start() {
         --settlement-poll-milliseconds 500 --settlement-confirmations 2
         --settlement-grace-clean-seconds "${STACK_GRACE_CLEAN_SECONDS:-2}"
     )
+    local token
+    if token=$(stack_chain .payment_token 2>/dev/null); then
+        # At any price above nothing, as it is with native coin.
+        arguments+=(--session-payment-tokens "$token=1")
+    fi
     # In the state folder and at home there: a tally.toml or .env of the user's is not read, and a
     # node of another run, which has the same public key, holds another wallet lock;
     # with exec, so that $! is the node itself.
@@ -55,7 +60,9 @@ stack_chain() { jq -er "$1" <<<"$STACK_CHAIN"; }
 
 # Waits until the node answers /health; dies with the end of its log when it ended instead.
 stack_wait() {
-    until curl -fsS -o /dev/null "$STACK_URL/health" 2>/dev/null; do
+    # Until this one listens, a node of somebody else's may answer at the port that was free.
+    until grep -q listening "$STACK_LOG" &&
+        curl -fsS -o /dev/null "$STACK_URL/health" 2>/dev/null; do
         if ! kill -0 "$STACK_NODE_PID" 2>/dev/null; then
             tail -n 15 "$STACK_LOG" >&2
             die "the node ended"

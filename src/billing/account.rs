@@ -7,7 +7,7 @@ use super::tx::{Tx, TxState};
 use super::txs::Txs;
 use super::{ClaimBody, Entry, Fact, Purpose, Subject};
 use crate::units::{
-    Address, Amount, ChainTime, ClaimSeq, JobId, PricePerToken, TokenCount, TurnNo,
+    Address, Amount, BlockNumber, ChainTime, ClaimSeq, JobId, PricePerToken, TokenCount, TurnNo,
 };
 
 /// The terms a job was first admitted on.
@@ -76,6 +76,7 @@ pub struct Account {
     turn_next: u32,
     txs: Txs,
     lost: Option<Lost>,
+    closed_in: Option<BlockNumber>,
     closings: u32,
     halted: Option<String>,
 }
@@ -83,7 +84,7 @@ pub struct Account {
 impl Account {
     /// The empty account of a job.
     #[must_use]
-    pub const fn new(job: JobId) -> Self {
+    pub fn new(job: JobId) -> Self {
         Self {
             job,
             terms: None,
@@ -91,8 +92,9 @@ impl Account {
             recorded: TokenCount::ZERO,
             turns_open: Vec::new(),
             turn_next: 0,
-            txs: Txs::new(),
+            txs: Txs::default(),
             lost: None,
+            closed_in: None,
             closings: 0,
             halted: None,
         }
@@ -208,6 +210,12 @@ impl Account {
         self.lost.is_some()
     }
 
+    /// The chain's newest block when the account was last closed.
+    #[must_use]
+    pub const fn closed_in(&self) -> Option<BlockNumber> {
+        self.closed_in
+    }
+
     /// How many times the session was seen to end.
     #[must_use]
     pub const fn closings(&self) -> u32 {
@@ -247,7 +255,8 @@ impl Account {
             Fact::TurnStarted(header) => self.start_turn(header.turn)?,
             Fact::Delivered { turn, position, ids } => self.deliver(*turn, *position, ids.len())?,
             Fact::TurnEnded { turn, .. } => self.turns_open.retain(|(open, _)| open != turn),
-            Fact::JobClosed { closing, unclaimable, forfeited } => {
+            Fact::JobClosed { closing, block, unclaimable, forfeited } => {
+                self.closed_in = Some(*block);
                 self.closings = closing.saturating_add(1);
                 self.lost = Some(Lost { unclaimable: *unclaimable, forfeited: *forfeited });
             }

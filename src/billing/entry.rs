@@ -252,6 +252,8 @@ pub enum Fact {
     JobClosed {
         /// How many times it was closed before.
         closing: u32,
+        /// The chain's newest block then.
+        block: BlockNumber,
         /// Tokens recorded and not paid that were too few for a claim.
         unclaimable: TokenCount,
         /// Tokens recorded and not paid that a claim could have carried in time.

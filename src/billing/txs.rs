@@ -3,6 +3,8 @@
 //! Never forgets one, never lets two open ones share a nonce, never confirms what was not in a
 //! block. A fact that does not fit is refused and changes nothing.
 
+use std::sync::Arc;
+
 use super::tx::{Tx, TxState};
 use super::{Attempt, Fact, Purpose, RejectReason};
 use crate::units::{Amount, TokenCount, WalletNonce};
@@ -10,7 +12,8 @@ use crate::units::{Amount, TokenCount, WalletNonce};
 /// Transactions, oldest first.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Txs {
-    all: Vec<Tx>,
+    /// Shared: accounts are copied with every prompt, and their transactions hold signed bytes.
+    all: Arc<Vec<Tx>>,
     claims: Claims,
 }
 
@@ -26,12 +29,6 @@ pub(super) struct Claims {
 }
 
 impl Txs {
-    /// No transactions.
-    pub(super) const fn new() -> Self {
-        let zero = TokenCount::ZERO;
-        Self { all: Vec::new(), claims: Claims { claimed: zero, included: zero, confirmed: zero } }
-    }
-
     /// All of them, oldest first.
     #[must_use]
     pub fn all(&self) -> &[Tx] {
@@ -115,7 +112,7 @@ impl Txs {
         }
         // Sightings are counted by nonce, so that keys of two transactions never meet.
         let sightings = self.at(nonce).map_or(0, |earlier| earlier.sightings);
-        self.all.push(Tx {
+        Arc::make_mut(&mut self.all).push(Tx {
             nonce,
             purpose: purpose.clone(),
             attempts: vec![attempt.clone()],
@@ -137,7 +134,10 @@ impl Txs {
     }
 
     fn reorg(&mut self, nonce: WalletNonce) -> Result<(), String> {
-        let mined = self.all.iter_mut().rev().find(|tx| tx.nonce == nonce && tx.is_mined());
+        let mined = Arc::make_mut(&mut self.all)
+            .iter_mut()
+            .rev()
+            .find(|tx| tx.nonce == nonce && tx.is_mined());
         let tx = mined.ok_or_else(|| format!("nonce {nonce} left a block it was not in"))?;
         tx.state = TxState::Prepared;
         Ok(())
@@ -165,7 +165,8 @@ impl Txs {
     }
 
     fn open_tx(&mut self, nonce: WalletNonce) -> Result<&mut Tx, String> {
-        let open = self.all.iter_mut().find(|tx| tx.nonce == nonce && tx.is_open());
+        let open =
+            Arc::make_mut(&mut self.all).iter_mut().find(|tx| tx.nonce == nonce && tx.is_open());
         open.ok_or_else(|| format!("no open transaction with nonce {nonce}"))
     }
 }

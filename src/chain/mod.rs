@@ -77,7 +77,8 @@ pub struct ChainJob {
     pub last_proof_time: ChainTime,
     /// Silence after which anyone may trigger the timeout (v3: 3 × proofInterval seconds).
     pub silence_max: ChainSeconds,
-    /// Tokens per second since the last proof that one claim may carry; by model since v7.
+    /// Tokens per second since the last proof that one claim may carry; by model since v7, where 0
+    /// means that nothing can be claimed until the registry's owner sets a rate.
     pub rate_per_second: u64,
     /// The model it was opened for (`keccak256(repo/file)`); `None` where sessions name none.
     pub model: Option<Hash32>,

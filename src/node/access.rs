@@ -5,8 +5,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::settings::{ChainSettings, ContractPin, KeyError, KeySource};
-use crate::chain::evm::{self, ConnectError, ContractVersion, EvmChain, EvmSettings, EvmWallet};
+use super::settings::{ChainSettings, KeyError, KeySource};
+use crate::chain::evm::{self, ConnectError, EvmChain, EvmSettings, EvmWallet};
 use crate::clock::SystemClock;
 
 /// Longest wait for one answer of an endpoint: past it the outcome counts as unknown.
@@ -50,10 +50,7 @@ pub async fn connect(
         quorum: settings.quorum,
         chain_id: settings.chain_id,
         marketplace: settings.marketplace,
-        contract_version: match settings.contract_version {
-            ContractPin::Auto => None,
-            ContractPin::V3 => Some(ContractVersion::V3),
-        },
+        contract_version: settings.contract_version,
         node_registry: settings.node_registry,
         model_registry: settings.model_registry,
         host_earnings: settings.host_earnings,

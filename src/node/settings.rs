@@ -19,6 +19,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::chain::evm::ContractVersion;
 use crate::session::ExposureRule;
 use crate::units::{Address, Amount, ChainSeconds, PricePerToken, TokenCount};
 
@@ -170,17 +171,8 @@ pub struct ChainSettings {
     pub proof_system: Option<Address>,
     /// HostEarnings.
     pub host_earnings: Option<Address>,
-    /// The contract's version.
-    pub contract_version: ContractPin,
-}
-
-/// Whether the contract's version is found out or pinned.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ContractPin {
-    /// Found out at start.
-    Auto,
-    /// v3, whatever the detection says.
-    V3,
+    /// The only version that the contract may be; `None`: whichever is found at start.
+    pub contract_version: Option<ContractVersion>,
 }
 
 /// When and how work is claimed.

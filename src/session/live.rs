@@ -42,8 +42,9 @@ pub(super) struct Live {
     pub settling: bool,
     /// The marketplace holds less than this session's deposit: it may never be paid.
     pub is_unfunded: bool,
-    /// When the next token of a paced answer may go.
-    pub pace_next: Millis,
+    /// When the next token of a paced answer may go, monotonic microseconds: a rate of hundreds a
+    /// second is no whole number of milliseconds.
+    pub pace_next_us: u64,
     /// An entry did not fit the account: what it says is not to be trusted any more.
     pub is_faulty: bool,
     pub turn_next: u32,
@@ -69,7 +70,7 @@ impl Live {
             last_close: LastClose::NeverConnected,
             settling: false,
             is_unfunded: false,
-            pace_next: Millis::ZERO,
+            pace_next_us: 0,
             is_faulty: false,
             turn_next,
             conversation: Vec::new(),

@@ -4,6 +4,7 @@
 //! await. Never resets a count: what was recorded only grows, over prompts, connections and
 //! protocols, and a restart rebuilds it from the ledger. Relies on the map being private here.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -14,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::live::{LastClose, Live};
 use crate::billing::{Account, AccountFault, Entry, Subject, WalletAccount};
 use crate::chain::{ChainJob, JobStatus};
-use crate::units::{JobId, Millis, TokenCount, TurnNo};
+use crate::units::{Address, Amount, JobId, Millis, TokenCount, TurnNo};
 
 /// Tokens of a job that may be delivered but not yet durable
 /// (docs/spec/marketplace-api.md, "What is billed"). Also the most ids a frame may hold.
@@ -337,17 +338,31 @@ impl Tracker {
             return None;
         }
         let rate = live.snapshot.as_ref().map_or(1, |seen| seen.job.rate_per_second).max(1);
-        let slot = live.pace_next.max(now);
-        // At least a millisecond apart: rates above a thousand are no bound worth keeping.
-        live.pace_next = slot.saturating_add(Millis::new(1_000_u64.div_ceil(rate)));
-        Some(slot)
+        let slot_us = live.pace_next_us.max(now.get().saturating_mul(1_000));
+        live.pace_next_us = slot_us.saturating_add(1_000_000_u64.div_ceil(rate));
+        Some(Millis::new(slot_us.div_ceil(1_000)))
     }
 
     /// Whether the marketplace holds what this session would be paid from.
-    pub fn set_funded(&self, job: JobId, is_funded: bool) {
-        if let Some(mut live) = self.live.get_mut(&job) {
-            live.is_unfunded = !is_funded;
+    /// True where that is news.
+    pub fn set_funded(&self, job: JobId, is_funded: bool) -> bool {
+        let Some(mut live) = self.live.get_mut(&job) else { return false };
+        std::mem::replace(&mut live.is_unfunded, !is_funded) == is_funded
+    }
+
+    /// Deposits of sessions that run, by currency, with the jobs.
+    #[must_use]
+    pub fn deposits_at_stake(&self) -> BTreeMap<Address, (Amount, Vec<JobId>)> {
+        let mut deposits: BTreeMap<Address, (Amount, Vec<JobId>)> = BTreeMap::new();
+        for live in &self.live {
+            let is_running = !live.ended.is_cancelled() && !live.account.is_closed();
+            if let Some(terms) = live.account.terms().filter(|_| is_running) {
+                let (sum, jobs) = deposits.entry(terms.payment_token).or_default();
+                *sum = sum.saturating_add(terms.deposit);
+                jobs.push(*live.key());
+            }
         }
+        deposits
     }
 
     /// Tokens moved from a request's hold to the client.

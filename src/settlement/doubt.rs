@@ -15,6 +15,9 @@ use crate::units::{BlockNumber, JobId, TokenCount};
 /// between two, and both may have met the same bad answer.
 const LOOKS_MIN: u32 = 4;
 
+/// Blocks behind the head in which final claims are looked for again.
+const REACH_BLOCKS: u64 = 256;
+
 impl Settlement {
     /// Ledger and chain disagree about a job: nothing is signed for it meanwhile. Believed for good
     /// only when it has lasted longer than any lag or reorg.
@@ -29,12 +32,12 @@ impl Settlement {
             return Ok(());
         }
         let blocks = self.watch.differs_for(job, view.head.number);
-        if self.reopen_lost_claims(account).await? {
+        if self.reopen_lost_claims(account, view).await? {
             self.watch.agrees(job);
             return Ok(());
         }
         if blocks >= self.confirmations() && self.watch.alarm_once(job) {
-            tracing::error!(%job, why, "ledger and chain differ: nothing is signed for this job");
+            tracing::error!(%job, why, "ledger and chain differ: nothing is signed for it");
         }
         if blocks < self.patience() || self.watch.looks(job) < LOOKS_MIN {
             return Ok(());
@@ -47,14 +50,20 @@ impl Settlement {
         self.confirmations().max(self.rules.reorg_depth).saturating_add(2)
     }
 
-    /// Claims that were final and are in no block, or in one where they failed, wait again.
-    async fn reopen_lost_claims(&mut self, account: &Account) -> Result<bool, StepError> {
+    /// Claims that were final and are in no block, or in one where they failed, wait again. Every
+    /// one in reach is looked at: of two that a reorg mined again, the older may be the one to fail.
+    async fn reopen_lost_claims(
+        &mut self,
+        account: &Account,
+        view: &View,
+    ) -> Result<bool, StepError> {
         let mut is_any = false;
+        let in_reach =
+            |block: BlockNumber| block.confirmations_at(view.head.number) <= REACH_BLOCKS;
         let confirmed = account.claims().filter(|(_, tx)| tx.state == TxState::Confirmed);
-        // A block that is gone takes the newest with it.
-        for (_, tx) in confirmed.collect::<Vec<_>>().into_iter().rev() {
+        for (_, tx) in confirmed.filter(|(_, tx)| tx.mined_in.is_some_and(in_reach)) {
             if self.is_mined(tx).await? {
-                break;
+                continue;
             }
             let (nonce, sighting) = (tx.nonce, tx.sightings.saturating_sub(1));
             tracing::error!(job = %account.job(), %nonce, "a final claim has left its block");
@@ -86,15 +95,23 @@ impl Settlement {
         // Tokens that are on their way to the ledger, and answers that may still deliver some,
         // belong into the sum.
         let is_busy = account.txs_open().next().is_some() || self.books.tracker.is_busy(job);
-        if account.is_closed() || is_busy || ended_for < self.confirmations() {
+        if is_busy || ended_for < self.confirmations() {
             return Ok(());
         }
         let left = account.recorded().saturating_sub(account.confirmed());
+        let closing = account.closings();
+        let mut facts = Vec::new();
+        match account.lost() {
+            Some(lost) if lost.total() == left => return Ok(()),
+            // A reorg changed what was paid after the account was closed.
+            Some(_) => facts.push(Fact::JobReopened { closing: closing.saturating_sub(1) }),
+            None => {}
+        }
         let lost = Lost::at_end(left, self.limits.claim_min);
         let Lost { unclaimable, forfeited } = lost;
-        let closing = account.closings();
-        let closed = Fact::JobClosed { closing, unclaimable, forfeited };
-        self.books.append(job, vec![closed]).await?;
+        let block = view.head.number;
+        facts.push(Fact::JobClosed { closing, block, unclaimable, forfeited });
+        self.books.append(job, facts).await?;
         counter!("tokens_unclaimable_total").increment(unclaimable.get());
         counter!("tokens_forfeited_total").increment(forfeited.get());
         gauge!("sessions_active").set(precise(self.books.tracker.count_open()));
@@ -113,12 +130,11 @@ impl Settlement {
         Ok(())
     }
 
-    /// Whether the account's last transactions lie so shallow that a reorg may reach them.
+    /// Whether a closed account's end lies so shallow that a reorg may reach it.
     pub(super) fn may_reopen(&self, account: &Account, view: &View) -> bool {
         let reach = self.patience();
-        let shallow = |block: BlockNumber| block.confirmations_at(view.head.number) <= reach;
-        account.txs().iter().rev().take(4).filter_map(|tx| tx.mined_in).any(shallow)
-            || self.watch.ended_within(account.job(), view.head.number, reach)
+        let closed_in = account.closed_in();
+        closed_in.is_some_and(|block| view.head.number.saturating_sub(block).get() <= reach)
     }
 }
 

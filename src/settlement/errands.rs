@@ -57,9 +57,9 @@ type Reply = oneshot::Sender<OrderOutcome>;
 pub(super) struct Desk {
     waiting: VecDeque<(Order, Reply)>,
     /// By the nonce of the transaction that ends the order.
-    pending: BTreeMap<WalletNonce, Reply>,
-    /// Withdrawals whose forward is still to be signed.
-    forwards: BTreeMap<Address, Reply>,
+    pending: BTreeMap<WalletNonce, Vec<Reply>>,
+    /// Withdrawals whose forward is still to be signed, by currency.
+    forwards: BTreeMap<Address, Vec<Reply>>,
 }
 
 impl Settlement {
@@ -90,7 +90,7 @@ impl Settlement {
         let Some((order, reply)) = self.desk.waiting.pop_front() else { return Ok(()) };
         let signed = self.carry_out(&order, view).await;
         match signed {
-            Ok(Ok(nonce)) => drop(self.desk.pending.insert(nonce, reply)),
+            Ok(Ok(nonce)) => drop(self.desk.pending.insert(nonce, vec![reply])),
             Ok(Err(why)) => answer(reply, OrderOutcome::Refused(why)),
             // Nothing is known to have been signed: tried again when the chain answers.
             Err(error) => {
@@ -141,21 +141,24 @@ impl Settlement {
         wallet.txs().open().any(of)
     }
 
-    /// Signs what was withdrawn on to its cold address. Native money must leave enough for gas
-    /// behind: it waits until the wallet has both.
+    /// Signs what was withdrawn on to its cold address. Native money must leave gas behind, for the
+    /// transfer itself and for claims: it waits until the wallet has both.
     async fn forward(&mut self, view: &View) -> Result<(), StepError> {
+        let mut left = view.wallet.balance.saturating_sub(self.gas_reserve(view).await?);
         for ((token, cold), amount) in self.books.tracker.wallet().to_forward() {
-            if token == Address::ZERO && view.wallet.balance <= amount {
-                tracing::warn!(%amount, "the wallet holds less than is to be forwarded: waiting");
-                continue;
+            if token == Address::ZERO {
+                let Some(rest) = left.checked_sub(amount) else {
+                    tracing::warn!(%amount, "not forwarded: the wallet needs the rest for gas");
+                    continue;
+                };
+                left = rest;
             }
             let call = self.chain.transfer(token, cold, amount);
             let kind = ErrandKind::Forward { token, amount, cold };
             match self.run_call(kind, call, view).await? {
                 Ok(nonce) => {
-                    if let Some(reply) = self.desk.forwards.remove(&token) {
-                        self.desk.pending.insert(nonce, reply);
-                    }
+                    let waiting = self.desk.forwards.remove(&token).unwrap_or_default();
+                    self.desk.pending.insert(nonce, waiting);
                 }
                 Err(words) => tracing::warn!(%token, words, "the chain would refuse the forward"),
             }
@@ -208,20 +211,24 @@ impl Settlement {
         nonce: WalletNonce,
         end: Result<(TxHash, Amount), RejectReason>,
     ) {
-        let Some(reply) = self.desk.pending.remove(&nonce) else { return };
+        let Some(replies) = self.desk.pending.remove(&nonce) else { return };
         let (tx, fee) = match end {
             Ok(mined) => mined,
-            Err(reason) => return answer(reply, OrderOutcome::Failed(words(reason).into())),
+            Err(reason) => {
+                let failed = || OrderOutcome::Failed(words(reason).into());
+                return replies.into_iter().for_each(|reply| answer(reply, failed()));
+            }
         };
         let wallet = self.books.tracker.wallet();
         let purpose = wallet.txs().at(nonce).map(|tx| tx.purpose.clone());
         if let Some(Purpose::Errand(errand)) = purpose
             && let ErrandKind::Withdraw { token, cold: Some(_), .. } = errand.kind
         {
-            self.desk.forwards.insert(token, reply);
+            self.desk.forwards.entry(token).or_default().extend(replies);
             return;
         }
-        answer(reply, OrderOutcome::Final { tx, fee });
+        let done = || OrderOutcome::Final { tx, fee };
+        replies.into_iter().for_each(|reply| answer(reply, done()));
     }
 }
 

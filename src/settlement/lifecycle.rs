@@ -19,6 +19,9 @@ const CLAIM_GAS: Gas = Gas::new(220_000);
 /// Gas of a completion: 174 to 186 k there.
 const COMPLETE_GAS: Gas = Gas::new(190_000);
 
+/// Gas of a transfer, of an ERC-20's as well.
+const TRANSFER_GAS: Gas = Gas::new(65_000);
+
 /// Transactions of ours that may wait for blocks at once: geth guarantees an account 16 places.
 const OPEN_TXS_MAX: usize = 16;
 
@@ -200,11 +203,12 @@ impl Settlement {
         self.submit(job, Call::Complete { job }, Purpose::Complete, view).await
     }
 
-    /// Whether the wallet can pay a claim and a completion at today's fees.
-    pub(super) async fn can_pay_gas(&mut self, view: &View) -> Result<bool, StepError> {
+    /// What a claim, a completion and a transfer may cost at today's fees.
+    pub(super) async fn gas_reserve(&mut self, view: &View) -> Result<Amount, StepError> {
         let fees = self.market(view).await?;
-        let gas = u128::from(CLAIM_GAS.get().saturating_add(COMPLETE_GAS.get()));
-        Ok(view.wallet.balance.get() >= fees.fee_max.get().saturating_mul(gas))
+        let gas = [CLAIM_GAS, COMPLETE_GAS, TRANSFER_GAS].into_iter();
+        let gas = gas.fold(Gas::ZERO, Gas::saturating_add);
+        Ok(Amount::new(fees.fee_max.get().saturating_mul(u128::from(gas.get()))))
     }
 }
 

@@ -14,6 +14,9 @@ use crate::units::WalletNonce;
 /// Nonces looked at in one pass: geth keeps 64 transactions of an account.
 const NONCES_A_PASS: usize = 64;
 
+/// Holes that are filled by themselves: more mean that an answer about the nonce was far off.
+const HOLES_MAX: usize = 32;
+
 /// Who held each nonce last.
 #[derive(Debug, Default)]
 pub(super) struct Line {
@@ -60,7 +63,12 @@ impl Settlement {
         if self.watch.is_behind(view.head.number) || !view.is_nonce_sure {
             return Ok(());
         }
-        for (nonce, holder) in self.line.not_mined(view.wallet.nonce_mined) {
+        let not_mined = self.line.not_mined(view.wallet.nonce_mined);
+        if not_mined.iter().filter(|(_, holder)| holder.is_none()).count() > HOLES_MAX {
+            tracing::error!("the wallet's nonces have more holes than are filled unasked");
+            return Ok(());
+        }
+        for (nonce, holder) in not_mined {
             match self.repair_at(nonce, holder).await? {
                 Repair::None => self.watch.no_gap(nonce),
                 Repair::Reopen { subject, tx } => {
@@ -95,7 +103,8 @@ impl Settlement {
     /// Takes a nonce that nothing of ours holds, once it has been free for some blocks: whoever
     /// used it before may be about to use it again.
     async fn fill(&mut self, nonce: WalletNonce, view: &View) -> Result<(), StepError> {
-        if self.watch.gap_for(nonce, view.head.number) < self.confirmations() {
+        let is_ours = self.tx(Subject::Wallet, nonce).is_some_and(|tx| tx.is_open());
+        if is_ours || self.watch.gap_for(nonce, view.head.number) < self.confirmations() {
             return Ok(());
         }
         tracing::warn!(%nonce, "a hole in the wallet's nonces is filled");

@@ -3,7 +3,7 @@
 //! Never relies on events alone: state is the guarantee, events only say where to look. What was
 //! not read yet is read from where the last reading ended, also after a restart.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use metrics::gauge;
 
@@ -12,7 +12,7 @@ use super::{Settlement, View, chain_failed, precise};
 use crate::billing::{Account, Subject, Tx};
 use crate::chain::{ChainError, ChainEvent};
 use crate::session::Tracker;
-use crate::units::{Address, Amount, BlockNumber, JobId, WalletNonce};
+use crate::units::{BlockNumber, JobId, WalletNonce};
 
 /// Blocks of logs read in one pass: a long gap is back-filled in pieces, small enough for
 /// providers that page at ten blocks.
@@ -75,21 +75,20 @@ impl Settlement {
     /// Compares what the marketplace holds with the deposits of our open sessions: before v5 a
     /// depositor can take an inline deposit back in mid-session, and the settlement then fails
     /// (docs/spec/contract.md section 3).
-    pub(super) async fn watch_funds(&self) -> Result<(), ChainError> {
-        let mut deposits: BTreeMap<Address, (Amount, Vec<JobId>)> = BTreeMap::new();
-        self.books.tracker.each(|account| {
-            if let Some(terms) = account.terms().filter(|_| !account.is_closed()) {
-                let (sum, jobs) = deposits.entry(terms.payment_token).or_default();
-                *sum = sum.saturating_add(terms.deposit);
-                jobs.push(account.job());
+    pub(super) async fn watch_funds(&mut self) -> Result<(), ChainError> {
+        for (token, (sum, jobs)) in self.books.tracker.deposits_at_stake() {
+            let is_short = self.chain.funds(token).await? < sum;
+            // A session that was paid out a moment ago may still look active: only what lasts
+            // from one sweep to the next is believed.
+            let is_believed = is_short && !self.watch.short_of.insert(token);
+            if !is_short {
+                self.watch.short_of.remove(&token);
             }
-        });
-        for (token, (sum, jobs)) in deposits {
-            let is_funded = self.chain.funds(token).await? >= sum;
-            if !is_funded {
-                tracing::error!(%token, deposits = %sum, "the marketplace holds less than that");
+            for job in jobs {
+                if self.books.tracker.set_funded(job, !is_believed) && is_believed {
+                    tracing::error!(%job, %token, deposits = %sum, "the marketplace holds less");
+                }
             }
-            jobs.into_iter().for_each(|job| self.books.tracker.set_funded(job, is_funded));
         }
         Ok(())
     }
@@ -134,9 +133,10 @@ pub(super) fn what_the_ledger_knows(
         line.take(tx.nonce, subject);
         newest = newest.max(tx.mined_in);
     };
-    tracker.wallet().txs().all().iter().for_each(|tx| take(Subject::Wallet, tx));
     tracker.each(|account: &Account| {
         account.txs().iter().for_each(|tx| take(Subject::Job(account.job()), tx));
     });
+    // Last: a fill comes after what it replaces.
+    tracker.wallet().txs().all().iter().for_each(|tx| take(Subject::Wallet, tx));
     (line, newest.map(|block| block.saturating_sub(BlockNumber::new(reorg_depth))))
 }

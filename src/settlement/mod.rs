@@ -21,7 +21,7 @@ use std::sync::Arc;
 use futures_util::stream::{self, StreamExt};
 use metrics::{counter, gauge};
 
-use crate::billing::{Account, Lost, Subject, TxState};
+use crate::billing::{Account, Lost, Subject, Tx, TxState};
 use crate::chain::{
     Chain, ChainError, ChainJob, Fees, Head, JobStatus, Limits, Wallet, WalletState,
 };
@@ -33,7 +33,7 @@ use crate::units::{
 use doubt::disagreement;
 use errands::Desk;
 pub use errands::{Order, OrderOutcome};
-use lifecycle::{Due, deadline_of};
+use lifecycle::Due;
 use line::Line;
 use reconcile::Standing;
 use watch::Watch;
@@ -180,7 +180,9 @@ impl Settlement {
     /// One pass: reads the chain, moves every job that is due by at most one step of each kind.
     ///
     /// A silent chain ends the pass early and is not an error: nothing is lost by waiting. May be
-    /// dropped at any await: the ledger knows what was signed.
+    /// dropped at any await, for good: the ledger knows what was signed, and the next service made
+    /// from it goes on. One that was dropped in a pass must not begin another, since it may not
+    /// have heard of its own last entry.
     ///
     /// # Errors
     /// [`SettlementError`] when the ledger fails.
@@ -204,7 +206,7 @@ impl Settlement {
             active.extend(self.settled(job, stepped)?.flatten());
         }
         active.sort_by_key(Due::order);
-        self.waiting = self.count_waiting();
+        self.waiting = self.count_waiting(&view);
         for due in active.iter().filter(|_| view.is_nonce_sure) {
             let stepped = self.claim_or_complete(due, &view).await;
             self.settled(due.account.job(), stepped)?;
@@ -257,7 +259,7 @@ impl Settlement {
         if self.books.tracker.phase(job) == Some(Phase::Halted) {
             // Nothing new is signed for it, but a nonce of its that is never mined would hold up
             // every later claim of the wallet.
-            let standing = Standing { is_over: false, is_urgent: false };
+            let standing = Standing { is_over: false };
             self.reconcile(job.into(), standing, view).await?;
             return Ok(None);
         }
@@ -275,7 +277,7 @@ impl Settlement {
         if account.is_closed() && is_active {
             self.reopen(&account).await?;
         }
-        let standing = Standing { is_over: !is_active, is_urgent: self.is_urgent(&known, view) };
+        let standing = Standing { is_over: !is_active };
         self.reconcile(job.into(), standing, view).await?;
         let before = account;
         let Some(account) = self.books.tracker.account(job) else { return Ok(None) };
@@ -300,29 +302,27 @@ impl Settlement {
         self.books.tracker.observe(Snapshot { job: known.clone(), read_at: view.now });
     }
 
-    fn is_urgent(&self, known: &ChainJob, view: &View) -> bool {
-        view.head.time.after(self.rules.claim_margin) >= deadline_of(known)
-    }
-
     /// The wallet's own transactions, then what it was asked to do.
     async fn step_wallet(&mut self, view: &View) -> Result<(), StepError> {
-        let standing = Standing { is_over: false, is_urgent: false };
+        let standing = Standing { is_over: false };
         self.reconcile(Subject::Wallet, standing, view).await?;
         if self.is_sweep {
             self.read_earnings().await?;
             self.watch_funds().await?;
-            let suffices = self.can_pay_gas(view).await?;
-            self.observer.gas_suffices(suffices);
+            let reserve = self.gas_reserve(view).await?;
+            self.observer.gas_suffices(view.wallet.balance >= reserve);
         }
         if view.is_nonce_sure { self.run_errands(view).await } else { Ok(()) }
     }
 
-    /// Transactions of ours that wait for a block.
-    fn count_waiting(&self) -> usize {
-        let is_waiting = |state: &TxState| *state == TxState::Prepared;
-        let of = |account: &Account| account.txs_open().filter(|tx| is_waiting(&tx.state)).count();
+    /// Transactions of ours that wait for a block: what lies in one without having done its work
+    /// waits for something else.
+    fn count_waiting(&self, view: &View) -> usize {
+        let mined = view.wallet.nonce_mined;
+        let is_waiting = |tx: &Tx| tx.state == TxState::Prepared && tx.nonce >= mined;
+        let of = |account: &Account| account.txs_open().filter(|tx| is_waiting(tx)).count();
         let wallet = self.books.tracker.wallet();
-        let own = wallet.txs().open().filter(|tx| is_waiting(&tx.state)).count();
+        let own = wallet.txs().open().filter(|tx| is_waiting(tx)).count();
         self.books.tracker.sum(of).saturating_add(own)
     }
 

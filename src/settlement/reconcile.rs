@@ -8,7 +8,7 @@
 use metrics::counter;
 
 use super::{Settlement, StepError, View};
-use crate::billing::{Fact, RejectReason, Subject, Tx, TxState};
+use crate::billing::{Fact, Purpose, RejectReason, Subject, Tx, TxState};
 use crate::chain::{Broadcast, Inclusion, SignedTx};
 use crate::units::{Amount, BlockHash, BlockNumber, TokenCount, TxHash};
 
@@ -34,8 +34,6 @@ enum Sight {
 pub(super) struct Standing {
     /// Nothing can come of a claim or a completion any more: the session is over on chain.
     pub is_over: bool,
-    /// Waiting longer would cost more than a deep reorg could.
-    pub is_urgent: bool,
 }
 
 impl Settlement {
@@ -56,7 +54,7 @@ impl Settlement {
                 }
                 (TxState::Included { .. }, _) => self.reorged(subject, &tx).await?,
                 (_, Sight::Mined(mined)) => {
-                    self.mined(subject, &tx, (mined, standing), view).await?;
+                    self.mined(subject, &tx, mined, view).await?;
                 }
                 (_, Sight::Pending) => {
                     self.watch.is_ours(tx.nonce);
@@ -113,12 +111,12 @@ impl Settlement {
         &mut self,
         subject: Subject,
         tx: &Tx,
-        (mined, standing): (Mined, Standing),
+        mined: Mined,
         view: &View,
     ) -> Result<(), StepError> {
         self.watch.moved(tx.nonce);
         if !tx.does_work(mined.hash) || !mined.success {
-            return self.fruitless(subject, tx, (mined, standing), view).await;
+            return self.fruitless(subject, tx, mined, view).await;
         }
         let included = Fact::TxIncluded {
             nonce: tx.nonce,
@@ -150,11 +148,11 @@ impl Settlement {
         &mut self,
         subject: Subject,
         tx: &Tx,
-        (mined, standing): (Mined, Standing),
+        mined: Mined,
         view: &View,
     ) -> Result<(), StepError> {
         let depth = mined.block.confirmations_at(view.head.number);
-        if depth < self.believed_at(standing) {
+        if depth < self.believed_at() {
             return Ok(());
         }
         let reason = if tx.does_work(mined.hash) {
@@ -167,12 +165,8 @@ impl Settlement {
     }
 
     /// How deep a block must lie so that what it rejects is free again.
-    fn believed_at(&self, standing: Standing) -> u64 {
-        if standing.is_urgent {
-            self.confirmations()
-        } else {
-            self.confirmations().max(self.rules.reorg_depth)
-        }
+    fn believed_at(&self) -> u64 {
+        self.confirmations().max(self.rules.reorg_depth)
     }
 
     async fn reject(
@@ -232,7 +226,7 @@ impl Settlement {
     ) -> Result<(), StepError> {
         if view.wallet.nonce_mined > tx.nonce {
             let blocks = self.watch.foreign_for(tx.nonce, view.head.number);
-            if blocks >= self.believed_at(standing) && self.is_uncounted(subject, tx).await? {
+            if blocks >= self.believed_at() && self.is_uncounted(subject, tx).await? {
                 let nonce = tx.nonce;
                 tracing::error!(%subject, %nonce, "nonce was used by a foreign transaction");
                 return self.reject(subject, tx, (RejectReason::NonceTaken, Amount::ZERO)).await;
@@ -242,6 +236,7 @@ impl Settlement {
         self.watch.is_ours(tx.nonce);
         // Newest first; where it is refused for good, say for want of funds, an earlier and
         // cheaper attempt may still be taken.
+        let mut is_refused = true;
         for attempt in tx.attempts.iter().rev() {
             let signed = SignedTx { hash: attempt.hash, raw: attempt.raw.clone() };
             match self.send(subject, tx.nonce, &signed).await {
@@ -250,8 +245,15 @@ impl Settlement {
                 Broadcast::Accepted
                 | Broadcast::AlreadyKnown
                 | Broadcast::NonceUsed
-                | Broadcast::Unknown(_) => break,
+                | Broadcast::Unknown(_) => {
+                    is_refused = false;
+                    break;
+                }
             }
+        }
+        if is_refused && matches!(tx.purpose, Purpose::Errand(_)) && tx.cancelled_from.is_none() {
+            // Money that is not there must not hold up claims: it is ordered again later.
+            return self.cancel(subject, tx, view).await;
         }
         // An endpoint that never shows what is pending must not keep us from raising the fee.
         self.hurry(subject, tx, standing, view).await

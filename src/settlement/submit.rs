@@ -61,6 +61,15 @@ impl Settlement {
             DryRun::Reverts(words) => return Ok(Err(words)),
         };
         let market = self.market(view).await?;
+        // A nonce that an earlier fill held: these bytes must differ from its own.
+        let earlier = nonce.and_then(|nonce| self.tx(subject, nonce));
+        let market = match earlier.as_ref().and_then(|tx| tx.attempts.last()) {
+            Some(last) => Fees {
+                fee_max: market.fee_max.max(raised(last.fee_max)),
+                tip_max: market.tip_max.max(raised(last.tip_max)),
+            },
+            None => market,
+        };
         let spec = TxSpec {
             nonce: nonce.unwrap_or_else(|| self.line.next(view.wallet.nonce_mined)),
             fees: self.capped(market),
@@ -160,9 +169,6 @@ impl Settlement {
         view: &View,
     ) -> Result<Option<Attempt>, StepError> {
         let Some(last) = tx.attempts.last() else { return Ok(None) };
-        let raised = |amount: Amount| {
-            Amount::new(amount.get().saturating_mul(REPRICE_PERCENT).div_ceil(100))
-        };
         let current = self.market(view).await?;
         let wanted = Fees {
             fee_max: current.fee_max.max(raised(last.fee_max)),
@@ -206,6 +212,10 @@ fn call_of(subject: Subject, purpose: &Purpose) -> Call {
         // An account takes no claim of the wallet's: only a fill is left.
         (Purpose::Fill | Purpose::Claim(_) | Purpose::Complete, _) => Call::Nothing,
     }
+}
+
+fn raised(amount: Amount) -> Amount {
+    Amount::new(amount.get().saturating_mul(REPRICE_PERCENT).div_ceil(100))
 }
 
 fn attempt_of(signed: &SignedTx, spec: TxSpec) -> Attempt {

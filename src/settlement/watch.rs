@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::units::{BlockNumber, JobId, Millis, WalletNonce};
+use crate::units::{Address, BlockNumber, JobId, Millis, WalletNonce};
 
 /// What a dry run was for: a completion that the chain refuses must not hold up claims.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -28,6 +28,8 @@ pub(super) struct Watch {
     waits_since: BTreeMap<WalletNonce, Millis>,
     /// Since which block a nonce below our last is held by nothing of ours.
     gap_since: BTreeMap<WalletNonce, BlockNumber>,
+    /// Currencies of which the marketplace held too little at the last sweep.
+    pub short_of: BTreeSet<Address>,
     /// Jobs whose difference was told.
     alarmed: BTreeSet<JobId>,
     /// Refused dry runs in a row, and the block before which none is tried again.
@@ -67,9 +69,9 @@ impl Watch {
         self.head_max = self.head_max.max(head);
     }
 
-    /// Whether a reading is older than one we had.
+    /// Whether a reading is older than one we had. A head far above all others was a wrong answer.
     pub fn is_behind(&self, head: BlockNumber) -> bool {
-        head < self.head_max
+        (1..=LAG_BLOCKS_MAX).contains(&age(head, self.head_max))
     }
 
     /// How often in a row the wallet's nonce was seen at `nonce`, this time included.
@@ -100,11 +102,6 @@ impl Watch {
     /// Blocks for which `job` has been over on chain.
     pub fn ended_for(&mut self, job: JobId, head: BlockNumber) -> u64 {
         age(*self.ended_since.entry(job).or_insert(head), head)
-    }
-
-    /// Whether `job` was first seen over at most `blocks` blocks ago.
-    pub fn ended_within(&self, job: JobId, head: BlockNumber, blocks: u64) -> bool {
-        self.ended_since.get(&job).is_some_and(|since| age(*since, head) <= blocks)
     }
 
     /// It runs.
@@ -157,6 +154,9 @@ impl Watch {
         self.refused.remove(&(job, step));
     }
 }
+
+/// An endpoint further behind than this follows another chain.
+const LAG_BLOCKS_MAX: u64 = 256;
 
 /// Blocks since `since`; a head that fell back by a reorg counts as none.
 fn age(since: BlockNumber, head: BlockNumber) -> u64 {

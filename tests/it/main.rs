@@ -17,4 +17,5 @@ mod rest;
 mod rpc_pool;
 mod settings;
 mod settlement;
+mod versions;
 mod ws;

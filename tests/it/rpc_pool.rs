@@ -401,16 +401,18 @@ async fn an_endpoint_that_stopped_following_rests_until_it_has_caught_up() {
 async fn a_throttled_endpoint_is_left_alone_for_as_long_as_it_asked() {
     let net = Net::start(2).await;
     let chain = net.connect().await;
+    let before = net.proxies[0].count("");
     net.proxies[0].set("", Fault::Throttled);
     chain.wallet().await.unwrap();
-    let asked = net.proxies[0].count("");
     for _ in 0..5 {
         chain.wallet().await.unwrap();
         chain.head().await.unwrap();
     }
     net.clock.skip(Duration::from_secs(29));
     chain.head().await.unwrap();
-    assert_eq!(net.proxies[0].count(""), asked, "not one request in half a minute");
+    // The three requests of the first reading may all be out before one of them is answered.
+    let asked = net.proxies[0].count("");
+    assert!(asked <= before + 3, "{} requests in half a minute", asked - before);
     net.heal();
     net.clock.skip(Duration::from_secs(2));
     chain.head().await.unwrap();

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use tally::chain::evm::ContractVersion;
 use tally::node::settings::catalog::SETTINGS;
 use tally::node::settings::{
     Cors, Inputs, InspectSettings, KeySource, Kind, LegacyMode, PasswordSource, Settings,
@@ -265,6 +266,19 @@ fn serving_without_pay_is_said_aloud_and_excludes_a_chain() {
         &Case::paid(&[]).flag("free", "true").refused(),
         &["--free serves without pay", "chain.id (environment variable TALLY_CHAIN_ID)"],
     );
+}
+
+#[test]
+fn every_contract_version_can_be_pinned_and_none_is_by_itself() {
+    let pinned = |word| Case::paid(&[("TALLY_CHAIN_CONTRACT_VERSION", word)]).load();
+    for version in ContractVersion::ALL {
+        let chain = pinned(version.name()).chain.unwrap();
+        assert_eq!(chain.contract_version, Some(version));
+    }
+    assert_eq!(pinned("auto").chain.unwrap().contract_version, None);
+    assert_eq!(Case::paid(&[]).load().chain.unwrap().contract_version, None);
+    let refused = Case::paid(&[("TALLY_CHAIN_CONTRACT_VERSION", "v8")]).refused();
+    assert_says(&refused, &["chain.contract_version", "v8", "v3a"]);
 }
 
 #[test]

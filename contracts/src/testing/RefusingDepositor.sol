@@ -5,7 +5,7 @@ import {JobMarketplace} from "../JobMarketplace.sol";
 
 /// @title A depositor that can refuse its refund
 /// @notice For tests of "ETH refund failed" (docs/spec/contract.md, section 3): while `accepts` is
-/// false, any settlement of its sessions that owes a refund reverts as a whole.
+/// false, any settlement of its sessions that owes a refund reverts as a whole; v7 credits it.
 contract RefusingDepositor {
     /// @notice Whether native coin is taken. Anyone may switch it: a test contract.
     bool public accepts;
@@ -35,5 +35,15 @@ contract RefusingDepositor {
     /// @notice Completes a session as its depositor.
     function complete(JobMarketplace marketplace, uint256 jobId) external {
         marketplace.completeSessionJob(jobId, "");
+    }
+
+    /// @notice Makes any call in this contract's name with the value sent: other versions open
+    /// sessions in other ways. Reverts as the call does.
+    function execute(address target, bytes calldata data) external payable {
+        (bool ok, bytes memory answer) = target.call{value: msg.value}(data);
+        if (ok) return;
+        assembly ("memory-safe") {
+            revert(add(answer, 32), mload(answer))
+        }
     }
 }

@@ -16,6 +16,7 @@ use super::bindings::{
     completeSessionJobCall, disputeWindowCall, earnings, erc20, feeBasisPointsCall,
     sessionJobsCall,
 };
+use super::dialect::Claim;
 use super::pool::At;
 use super::rpc::{Rpc, RpcFailure};
 use super::wire::{Receipt, Transaction, evm, u64_of, u128_of};
@@ -61,10 +62,10 @@ impl Chain for EvmChain {
         from: BlockNumber,
         to: BlockNumber,
     ) -> Result<Vec<ChainEvent>, ChainError> {
-        let filter = events::filter(self.marketplace, self.dialect.as_ref());
+        let filter = events::filter(self.marketplace, self.dialect);
         let fetch = |rpc| events::fetch(rpc, &filter, from, to);
         let logs = self.rpc.first_with(to, fetch).await?;
-        events::read(logs, self.marketplace, self.wallet.address(), self.dialect.as_ref())
+        events::read(logs, self.marketplace, self.wallet.address(), self.dialect)
     }
 
     async fn wallet(&self) -> Result<WalletState, ChainError> {
@@ -82,7 +83,7 @@ impl Chain for EvmChain {
     }
 
     fn prepare(&self, call: &Call, spec: TxSpec) -> Result<SignedTx, PrepareError> {
-        let Target { to, value, input } = self.target(call);
+        let Target { to, value, input } = self.target(call)?;
         if spec.fees.tip_max > spec.fees.fee_max {
             return Err(PrepareError(format!(
                 "nonce {}: tip {} above the whole fee {}",
@@ -165,7 +166,7 @@ struct Target {
 impl EvmChain {
     async fn limits_on(&self, rpc: &Rpc) -> Result<Limits, ChainError> {
         let claim_min: U256 = rpc.read(self.marketplace, &MIN_PROVEN_TOKENSCall {}).await?;
-        let window = self.either(rpc, &DISPUTE_WINDOWCall {}, &disputeWindowCall {}).await?;
+        let window = self.dispute_window_on(rpc).await?;
         let fee = self.either(rpc, &FEE_BASIS_POINTSCall {}, &feeBasisPointsCall {}).await?;
         let unit = match self.optional(rpc, &PRICE_PRECISIONCall {}).await? {
             Some(unit) => PriceUnit::new(u64_of(unit, "PRICE_PRECISION")?)
@@ -175,12 +176,28 @@ impl EvmChain {
         Ok(Limits {
             claim_min: TokenCount::new(u64_of(claim_min, "MIN_PROVEN_TOKENS")?),
             price_unit: unit,
-            dispute_window: ChainSeconds::new(u64_of(window, "dispute window")?),
+            dispute_window: window,
             fee_basis_points: u64_of(fee, "fee basis points")?,
         })
     }
 
+    /// Read from the contract, in either spelling; a version that may have no getter has a window
+    /// of its own.
+    async fn dispute_window_on(&self, rpc: &Rpc) -> Result<ChainSeconds, ChainError> {
+        let window = match self.dialect.dispute_window() {
+            Some(window) => match self.optional(rpc, &DISPUTE_WINDOWCall {}).await? {
+                Some(read) => read,
+                None => return Ok(window),
+            },
+            None => self.either(rpc, &DISPUTE_WINDOWCall {}, &disputeWindowCall {}).await?,
+        };
+        u64_of(window, "dispute window").map(ChainSeconds::new)
+    }
+
     async fn job_on(&self, rpc: &Rpc, job: JobId, at: At) -> Result<Option<ChainJob>, ChainError> {
+        if let Some(models) = &self.models {
+            return models.session(rpc, job, at).await;
+        }
         let call = sessionJobsCall { jobId: U256::from(job.get()) };
         let returned = rpc.eth_call(self.marketplace, &call, &at.tag()).await?;
         self.dialect.session(job, &returned)
@@ -204,7 +221,8 @@ impl EvmChain {
     }
 
     async fn dry_run_on(&self, rpc: &Rpc, call: &Call) -> Result<DryRun, ChainError> {
-        let Target { to, value, input } = self.target(call);
+        let unsigned = |error: PrepareError| ChainError::Unexpected(error.to_string());
+        let Target { to, value, input } = self.target(call).map_err(unsigned)?;
         let host = self.wallet.address().to_string();
         let value = format!("{:#x}", value.get());
         let tx = json!({"from": host, "to": to.to_string(), "data": input, "value": value});
@@ -212,7 +230,13 @@ impl EvmChain {
         match rpc.call::<U256>("eth_estimateGas", json!([tx, "pending"])).await {
             Ok(gas) => Ok(DryRun::Succeeds(Gas::new(u64_of(gas, "gas estimate")?))),
             Err(RpcFailure::Refused(refusal)) => match revert::words(&refusal) {
-                Some(words) => Ok(DryRun::Reverts(words)),
+                Some(words) => {
+                    if let Some(models) = &self.models {
+                        // A model's rate may have been lowered since it was read.
+                        models.forget_rates();
+                    }
+                    Ok(DryRun::Reverts(words))
+                }
                 None => Err(RpcFailure::Refused(refusal).into()),
             },
             Err(failure) => Err(failure.into()),
@@ -245,11 +269,14 @@ impl EvmChain {
         }
     }
 
-    fn target(&self, call: &Call) -> Target {
+    /// Signs where the version wants the host's signature in a claim.
+    fn target(&self, call: &Call) -> Result<Target, PrepareError> {
         let of = |to, input| Target { to, value: Amount::ZERO, input };
-        match call {
+        Ok(match call {
             Call::Claim { job, tokens, proof } => {
-                of(self.marketplace, self.dialect.claim(*job, *tokens, proof).into())
+                let claim = Claim { job: *job, tokens: *tokens, proof };
+                let input = self.dialect.claim(&claim, self.wallet.as_ref())?;
+                of(self.marketplace, input.into())
             }
             Call::Complete { job } => {
                 // The text names a stored conversation; nothing is stored, so it is empty.
@@ -263,7 +290,7 @@ impl EvmChain {
             Call::Raw { to, value, input } => {
                 Target { to: *to, value: *value, input: input.clone().into() }
             }
-        }
+        })
     }
 
     /// A getter that may not exist. A missing one reverts, or answers nothing through the payable
@@ -312,8 +339,7 @@ impl EvmChain {
             _ => return Err(odd("has no status")),
         };
         let host = self.wallet.address();
-        let proven =
-            events::proven_in(&receipt.logs, self.marketplace, host, self.dialect.as_ref())?;
+        let proven = events::proven_in(&receipt.logs, self.marketplace, host, self.dialect)?;
         Ok(Inclusion::Included {
             block: BlockNumber::new(u64_of(number, "block number")?),
             block_hash: BlockHash::new(hash.0),

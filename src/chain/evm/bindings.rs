@@ -53,7 +53,7 @@ pub(super) mod completed_by {
     }
 }
 
-/// What only v3 has in this shape.
+/// Claims and proofs of v3a and v3.
 pub(super) mod v3 {
     alloy::sol! {
         function submitProofOfWork(uint256 jobId, uint256 tokensClaimed, bytes proof) external;
@@ -61,26 +61,75 @@ pub(super) mod v3 {
         event ProofSubmitted(
             uint256 indexed jobId, address indexed host, uint256 tokensClaimed, bytes32 proofHash
         );
+    }
+}
 
-        /// The 16 outputs of `sessionJobs`, in order.
-        struct Session {
-            uint256 id;
-            address depositor;
-            address requester;
-            address host;
-            address paymentToken;
-            uint256 deposit;
-            uint256 pricePerToken;
-            uint256 tokensUsed;
-            uint256 maxDuration;
-            uint256 startTime;
-            uint256 lastProofTime;
-            uint256 proofInterval;
-            uint8 status;
-            uint256 withdrawnByHost;
-            uint256 refundedToUser;
-            string conversationCID;
-        }
+/// Claims and proofs of v4.
+pub(super) mod v4 {
+    alloy::sol! {
+        function submitProofOfWork(
+            uint256 jobId, uint256 tokensClaimed, bytes32 proofHash, string proofCID
+        ) external;
+
+        event ProofSubmitted(
+            uint256 indexed jobId,
+            address indexed host,
+            uint256 tokensClaimed,
+            bytes32 proofHash,
+            string proofCID
+        );
+    }
+}
+
+/// Claims of v5; its proofs are v4's.
+pub(super) mod v5 {
+    alloy::sol! {
+        function submitProofOfWork(
+            uint256 jobId,
+            uint256 tokensClaimed,
+            bytes32 proofHash,
+            bytes signature,
+            string proofCID
+        ) external;
+    }
+}
+
+/// Claims and proofs of v6.
+pub(super) mod v6 {
+    alloy::sol! {
+        function submitProofOfWork(
+            uint256 jobId,
+            uint256 tokensClaimed,
+            bytes32 proofHash,
+            bytes signature,
+            string proofCID,
+            string deltaCID
+        ) external;
+
+        event ProofSubmitted(
+            uint256 indexed jobId,
+            address indexed host,
+            uint256 tokensClaimed,
+            bytes32 proofHash,
+            string proofCID,
+            string deltaCID
+        );
+    }
+}
+
+/// Claims of v7, whose proofs are v6's, and what its sessions say about their model.
+pub(super) mod v7 {
+    alloy::sol! {
+        function submitProofOfWork(
+            uint256 jobId,
+            uint256 tokensClaimed,
+            bytes32 proofHash,
+            string proofCID,
+            string deltaCID
+        ) external;
+        function sessionModel(uint256 jobId) external view returns (bytes32);
+        function modelRegistry() external view returns (address);
+        function getModelRateLimit(bytes32 modelId) external view returns (uint256);
     }
 }
 
@@ -188,17 +237,17 @@ mod tests {
     fn versions_know_their_own_claim_selector() {
         use ContractVersion as V;
         let table = [
-            (V::V3a, "c8c664ee"),
-            (V::V3, "c8c664ee"),
-            (V::V4, "ace083b3"),
-            (V::V5, "8dbe53aa"),
-            (V::V6, "3338f1e5"),
-            (V::V7, "7c5cb561"),
+            (V::V3a, "c8c664ee", v3::submitProofOfWorkCall::SELECTOR),
+            (V::V3, "c8c664ee", v3::submitProofOfWorkCall::SELECTOR),
+            (V::V4, "ace083b3", v4::submitProofOfWorkCall::SELECTOR),
+            (V::V5, "8dbe53aa", v5::submitProofOfWorkCall::SELECTOR),
+            (V::V6, "3338f1e5", v6::submitProofOfWorkCall::SELECTOR),
+            (V::V7, "7c5cb561", v7::submitProofOfWorkCall::SELECTOR),
         ];
-        for (version, selector) in table {
+        for (version, selector, bound) in table {
             assert_eq!(hex::encode(version.claim_selector()), selector, "{version}");
+            assert_eq!(bound, version.claim_selector(), "{version}");
         }
-        assert_eq!(v3::submitProofOfWorkCall::SELECTOR, V::V3.claim_selector());
     }
 
     /// `contracts/abi/<contract>.json`'s list of entries.
@@ -240,30 +289,57 @@ mod tests {
     }
 
     #[test]
-    fn the_marketplace_bindings_are_what_the_compiled_contract_says() {
-        let session = "uint256,address,address,address,address,uint256,uint256,uint256,uint256,\
-                       uint256,uint256,uint256,uint8,uint256,uint256,string";
-        let functions = [
-            (v3::submitProofOfWorkCall::SIGNATURE, ""),
-            (completeSessionJobCall::SIGNATURE, ""),
-            (sessionJobsCall::SIGNATURE, session),
-            (nextJobIdCall::SIGNATURE, "uint256"),
-            (hostEarningsCall::SIGNATURE, "address"),
-            (nodeRegistryCall::SIGNATURE, "address"),
-            (MIN_PROVEN_TOKENSCall::SIGNATURE, "uint256"),
-            (DISPUTE_WINDOWCall::SIGNATURE, "uint256"),
-            (FEE_BASIS_POINTSCall::SIGNATURE, "uint256"),
+    fn the_marketplace_bindings_are_what_the_compiled_contracts_say() {
+        let (early, late) = (
+            [DISPUTE_WINDOWCall::SIGNATURE, FEE_BASIS_POINTSCall::SIGNATURE],
+            [disputeWindowCall::SIGNATURE, feeBasisPointsCall::SIGNATURE],
+        );
+        let (plain, cid) = (v3::ProofSubmitted::SIGNATURE, v4::ProofSubmitted::SIGNATURE);
+        let delta = v6::ProofSubmitted::SIGNATURE;
+        let table = [
+            ("JobMarketplaceV3a", early, v3::submitProofOfWorkCall::SIGNATURE, plain),
+            ("JobMarketplace", early, v3::submitProofOfWorkCall::SIGNATURE, plain),
+            ("JobMarketplaceV4", early, v4::submitProofOfWorkCall::SIGNATURE, cid),
+            ("JobMarketplaceV4Late", early, v4::submitProofOfWorkCall::SIGNATURE, cid),
+            ("JobMarketplaceV5", late, v5::submitProofOfWorkCall::SIGNATURE, cid),
+            ("JobMarketplaceV6", late, v6::submitProofOfWorkCall::SIGNATURE, delta),
+            ("JobMarketplaceV7", late, v7::submitProofOfWorkCall::SIGNATURE, delta),
         ];
-        check("JobMarketplace", "function", &functions);
-        let events = [
-            (v3::ProofSubmitted::SIGNATURE, ""),
-            (SessionJobCreated::SIGNATURE, ""),
-            (SessionCreatedByDepositor::SIGNATURE, ""),
-            (SessionTimedOut::SIGNATURE, ""),
-            (completed::SessionCompleted::SIGNATURE, ""),
-            (completed_by::SessionCompleted::SIGNATURE, ""),
+        for (contract, [window, fee], claim, proof) in table {
+            let functions = [
+                (claim, ""),
+                (completeSessionJobCall::SIGNATURE, ""),
+                (nextJobIdCall::SIGNATURE, "uint256"),
+                (hostEarningsCall::SIGNATURE, "address"),
+                (nodeRegistryCall::SIGNATURE, "address"),
+                (MIN_PROVEN_TOKENSCall::SIGNATURE, "uint256"),
+                (window, "uint256"),
+                (fee, "uint256"),
+            ];
+            check(contract, "function", &functions);
+            let events = [
+                (proof, ""),
+                (SessionJobCreated::SIGNATURE, ""),
+                (SessionCreatedByDepositor::SIGNATURE, ""),
+                (SessionTimedOut::SIGNATURE, ""),
+                (completed::SessionCompleted::SIGNATURE, ""),
+            ];
+            check(contract, "event", &events);
+        }
+        check("JobMarketplace", "event", &[(completed_by::SessionCompleted::SIGNATURE, "")]);
+        check("JobMarketplaceV4", "event", &[(completed_by::SessionCompleted::SIGNATURE, "")]);
+        for contract in ["JobMarketplaceV4Late", "JobMarketplaceV5", "JobMarketplaceV7"] {
+            let precision = [(PRICE_PRECISIONCall::SIGNATURE, "uint256")];
+            check(contract, "function", &precision);
+        }
+        let model = [
+            (v7::sessionModelCall::SIGNATURE, "bytes32"),
+            (v7::modelRegistryCall::SIGNATURE, "address"),
         ];
-        check("JobMarketplace", "event", &events);
+        check("JobMarketplaceV7", "function", &model);
+        check("NodeRegistryV7", "function", &model[1..]);
+        let rate = [(v7::getModelRateLimitCall::SIGNATURE, "uint256")];
+        check("ModelRegistryV7", "function", &rate);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::pool::Pool;
 use super::rpc::Rpc;
 use super::version::{ContractVersion, Look, look};
 use super::wire::{address_of, job_of};
-use super::{ConnectError, EvmChain, EvmSettings};
+use super::{ConnectError, EvmChain, EvmSettings, models};
 use crate::chain::ChainError;
 use crate::units::Address;
 
@@ -25,6 +25,8 @@ const IMPLEMENTATION_SLOT: B256 =
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Found {
     version: ContractVersion,
+    /// Where the rates of models stand, of a version that binds sessions to models.
+    rates: Option<Address>,
     host_earnings: Address,
     node_registry: Option<Address>,
 }
@@ -45,10 +47,12 @@ pub async fn connect(settings: EvmSettings) -> Result<EvmChain, ConnectError> {
     // contract as the marketplace nor keeps the node from starting.
     let explored = |rpc| explore_or_fail(rpc, &settings);
     let found = pool.agree("contract", explored).await??;
-    let unspoken = || unsupported(settings.marketplace, found.version.to_string());
+    let dialect = Dialect::of(found.version);
+    let bind = |registry| models::Models::new(dialect, settings.marketplace, registry);
     Ok(EvmChain {
         rpc: pool,
-        dialect: dialect::speak(found.version).ok_or_else(unspoken)?,
+        dialect,
+        models: found.rates.map(bind),
         chain_id: settings.chain_id,
         marketplace: settings.marketplace,
         host_earnings: found.host_earnings,
@@ -84,13 +88,14 @@ async fn explore(rpc: &Rpc, settings: &EvmSettings) -> Result<Found, ConnectErro
     };
     Ok(Found {
         version: dialect.version(),
+        rates: models::find(rpc, settings, dialect).await?,
         host_earnings,
         node_registry: node_registry.filter(|address| *address != Address::ZERO),
     })
 }
 
 /// The version by selectors and shape, then a decode of the newest session where there is one.
-async fn find_dialect(rpc: &Rpc, settings: &EvmSettings) -> Result<Box<dyn Dialect>, ConnectError> {
+async fn find_dialect(rpc: &Rpc, settings: &EvmSettings) -> Result<Dialect, ConnectError> {
     let address = settings.marketplace;
     let by_selector = versions_in_code(rpc, settings).await?;
     // Job 0 never exists, so this is a session of zeros, whose width is certain.
@@ -108,10 +113,8 @@ async fn find_dialect(rpc: &Rpc, settings: &EvmSettings) -> Result<Box<dyn Diale
             _ => return Err(unsupported(address, found(&by_selector, &fitting, zeros.len()))),
         },
     };
-    let Some(dialect) = dialect::speak(chosen) else {
-        return Err(unsupported(address, chosen.to_string()));
-    };
-    trial_decode(rpc, address, dialect.as_ref()).await?;
+    let dialect = Dialect::of(chosen);
+    trial_decode(rpc, address, dialect).await?;
     Ok(dialect)
 }
 
@@ -138,11 +141,7 @@ async fn versions_in_code(
 }
 
 /// Decodes the newest session: the width may fit and the order still be another.
-async fn trial_decode(
-    rpc: &Rpc,
-    address: Address,
-    dialect: &dyn Dialect,
-) -> Result<(), ConnectError> {
+async fn trial_decode(rpc: &Rpc, address: Address, dialect: Dialect) -> Result<(), ConnectError> {
     let next: U256 = rpc.read(address, &nextJobIdCall {}).await?;
     let newest = next.saturating_sub(U256::from(1));
     if newest.is_zero() {

@@ -20,7 +20,7 @@ use crate::units::{Address, BlockNumber, TokenCount, TxHash};
 const REQUESTS_MAX: usize = 64;
 
 /// Address and topics of a log query: every event that [`read`] understands.
-pub(super) fn filter(marketplace: Address, dialect: &dyn Dialect) -> Value {
+pub(super) fn filter(marketplace: Address, dialect: Dialect) -> Value {
     let topics = [
         SessionJobCreated::SIGNATURE_HASH,
         SessionCreatedByDepositor::SIGNATURE_HASH,
@@ -121,7 +121,7 @@ pub(super) fn read(
     logs: Vec<Log>,
     marketplace: Address,
     host: Address,
-    dialect: &dyn Dialect,
+    dialect: Dialect,
 ) -> Result<Vec<ChainEvent>, ChainError> {
     let mut events: Vec<ChainEvent> = Vec::with_capacity(logs.len());
     let ours = logs.iter().filter(|log| log.address == evm(marketplace));
@@ -143,7 +143,7 @@ pub(super) fn proven_in(
     logs: &[Log],
     marketplace: Address,
     host: Address,
-    dialect: &dyn Dialect,
+    dialect: Dialect,
 ) -> Result<Option<Proven>, ChainError> {
     let mut found = None;
     for log in logs.iter().filter(|log| log.address == evm(marketplace)) {
@@ -158,11 +158,7 @@ pub(super) fn proven_in(
     Ok(found)
 }
 
-fn event(
-    log: &Log,
-    host: EvmAddress,
-    dialect: &dyn Dialect,
-) -> Result<Option<ChainEvent>, ChainError> {
+fn event(log: &Log, host: EvmAddress, dialect: Dialect) -> Result<Option<ChainEvent>, ChainError> {
     let topic = |nth: usize| log.topics.get(nth).copied().unwrap_or_default();
     let is_created = [SessionJobCreated::SIGNATURE_HASH, SessionCreatedByDepositor::SIGNATURE_HASH];
     let is_completed = [
@@ -191,11 +187,7 @@ fn event(
     Ok(None)
 }
 
-fn proven(
-    log: &Log,
-    host: EvmAddress,
-    dialect: &dyn Dialect,
-) -> Result<Option<ChainEvent>, ChainError> {
+fn proven(log: &Log, host: EvmAddress, dialect: Dialect) -> Result<Option<ChainEvent>, ChainError> {
     // Asked before decoding: another host's absurd claim is not our trouble.
     if log.topics.get(2) != Some(&host.into_word()) {
         return Ok(None);

@@ -12,6 +12,7 @@ mod dialect;
 mod events;
 mod fees;
 mod health;
+mod models;
 mod pool;
 mod quorum;
 mod registry;
@@ -144,7 +145,9 @@ pub enum ConnectError {
 /// The marketplace on one chain, through one or more endpoints. Made by [`connect`].
 pub struct EvmChain {
     rpc: pool::Pool,
-    dialect: Box<dyn dialect::Dialect>,
+    dialect: dialect::Dialect,
+    /// Where sessions are bound to models (v7).
+    models: Option<models::Models>,
     chain_id: u64,
     marketplace: Address,
     host_earnings: Address,

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use alloy::sol_types::SolCall;
 
 use super::bindings::{completeSessionJobCall, proof_system, sessionJobsCall};
+use super::dialect::Layout;
 
 /// A shape of the marketplace's interface (docs/spec/contract.md section 1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -63,25 +64,12 @@ impl ContractVersion {
         }
     }
 
-    /// How many outputs `sessionJobs` has, and which of them (from 0) is the first text.
-    const fn session_shape(self) -> (usize, usize) {
-        match self {
-            Self::V3a => (15, 14),
-            Self::V3 => (16, 15),
-            Self::V4 | Self::V7 => (18, 15),
-            Self::V5 | Self::V6 => (17, 14),
-        }
-    }
-
     /// Whether `returned` by `sessionJobs` is as wide as this version's: its first text starts
     /// right behind the outputs, so the offset written there is their width in bytes.
     ///
     /// Only sure for a session of zeros (job 0), where no other output can look like an offset.
     pub(super) fn fits_session(self, returned: &[u8]) -> bool {
-        let (outputs, text_at) = self.session_shape();
-        let word = returned.chunks_exact(32).nth(text_at);
-        let width = outputs.saturating_mul(32);
-        word.and_then(small) == Some(width) && returned.len() >= width
+        Layout::of(self).is_as_wide_as(returned)
     }
 }
 
@@ -89,13 +77,6 @@ impl std::fmt::Display for ContractVersion {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.name())
     }
-}
-
-/// A word's value where it is under 65536.
-fn small(word: &[u8]) -> Option<usize> {
-    let (high, low) = word.split_at_checked(30)?;
-    let low: [u8; 2] = low.try_into().ok()?;
-    high.iter().all(|byte| *byte == 0).then(|| usize::from(u16::from_be_bytes(low)))
 }
 
 /// What the code at an address looks like.

@@ -89,6 +89,8 @@ pub(super) enum StoredFact {
         #[serde(default)]
         closing: u32,
         #[serde(default)]
+        block: u64,
+        #[serde(default)]
         unclaimable: u64,
         forfeited: u64,
     },
@@ -159,8 +161,9 @@ impl From<&Fact> for StoredFact {
                 reason: (*reason).into(),
                 fee: Text(*fee),
             },
-            Fact::JobClosed { closing, unclaimable, forfeited } => Self::JobClosed {
+            Fact::JobClosed { closing, block, unclaimable, forfeited } => Self::JobClosed {
                 closing: *closing,
+                block: block.get(),
                 unclaimable: unclaimable.get(),
                 forfeited: forfeited.get(),
             },
@@ -232,8 +235,9 @@ impl From<StoredFact> for Fact {
                 reason: reason.into(),
                 fee: fee.0,
             },
-            StoredFact::JobClosed { closing, unclaimable, forfeited } => Self::JobClosed {
+            StoredFact::JobClosed { closing, block, unclaimable, forfeited } => Self::JobClosed {
                 closing,
+                block: BlockNumber::new(block),
                 unclaimable: TokenCount::new(unclaimable),
                 forfeited: TokenCount::new(forfeited),
             },

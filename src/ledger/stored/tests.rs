@@ -124,6 +124,7 @@ fn job_fact() -> impl Strategy<Value = Fact> {
         (any::<u32>(), any::<u64>(), any::<u64>()).prop_map(|(closing, tail, lost)| {
             Fact::JobClosed {
                 closing,
+                block: BlockNumber::new(lost),
                 unclaimable: TokenCount::new(tail),
                 forfeited: TokenCount::new(lost),
             }

@@ -9,10 +9,11 @@ use super::read::Reader;
 use super::table::THREADS_MAX;
 use super::wallet::is_private_key;
 use super::{
-    ApiSettings, ChainSettings, ContractPin, Cors, DEV_CHAIN_ID, EngineSettings, InspectSettings,
-    KeySource, LegacyMode, LogFormat, LogSettings, ModelSettings, PasswordSource, PaymentToken,
-    RpcUrl, SessionSettings, Settings, SettlementSettings, sources,
+    ApiSettings, ChainSettings, Cors, DEV_CHAIN_ID, EngineSettings, InspectSettings, KeySource,
+    LegacyMode, LogFormat, LogSettings, ModelSettings, PasswordSource, PaymentToken, RpcUrl,
+    SessionSettings, Settings, SettlementSettings, sources,
 };
+use crate::chain::evm::ContractVersion;
 use crate::session::{Beyond, ExposureRule};
 use crate::units::{Address, Amount, ChainSeconds, PricePerToken, TokenCount};
 
@@ -99,10 +100,7 @@ fn chain(reader: &mut Reader, free: bool) -> Option<ChainSettings> {
         model_registry: reader.address("chain.model_registry"),
         proof_system: reader.address("chain.proof_system"),
         host_earnings: reader.address("chain.host_earnings"),
-        contract_version: match reader.choice("chain.contract_version") {
-            Some("v3") => ContractPin::V3,
-            _ => ContractPin::Auto,
-        },
+        contract_version: reader.choice("chain.contract_version").and_then(ContractVersion::parse),
     };
     if free {
         refuse_chain(reader);
@@ -267,11 +265,16 @@ fn session(reader: &mut Reader, reach: Reach) -> SessionSettings {
 }
 
 fn exposure(reader: &mut Reader) -> ExposureRule {
-    let tokens_max = reader.integer("session.exposure_tokens_max").unwrap_or_default();
+    let tokens_max: u64 = reader.integer("session.exposure_tokens_max").unwrap_or_default();
     let beyond = match reader.choice("session.exposure_beyond") {
         Some("refuse") => Beyond::Refuse,
         _ => Beyond::Slow,
     };
+    let claim_at = reader.integer("settlement.claim_at").unwrap_or_default();
+    if beyond == Beyond::Refuse && tokens_max < claim_at {
+        let why = format!("prompts would be refused for ever: claims wait for {claim_at} tokens");
+        reader.clash("session.exposure_tokens_max", why);
+    }
     ExposureRule { tokens_max: TokenCount::new(tokens_max), beyond }
 }
 

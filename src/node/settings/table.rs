@@ -247,9 +247,9 @@ const NODE: &[Setting] = &[
         flag: Some("chain-contract-version"),
         env: "TALLY_CHAIN_CONTRACT_VERSION",
         alias: None,
-        kind: Kind::Choice(&["auto", "v3"]),
+        kind: Kind::Choice(&["auto", "v3a", "v3", "v4", "v5", "v6", "v7"]),
         fallback: Fallback::Text("auto"),
-        about: "Pins the contract's version instead of detecting it",
+        about: "The only contract version to start with; auto: whichever is found",
     },
     Setting {
         key: "host.keystore",

@@ -6,7 +6,7 @@ use std::sync::mpsc::channel;
 use tally::billing::{Entry, Fact};
 use tally::ledger::memory::MemoryLedger;
 use tally::ledger::{Ledger, LedgerError};
-use tally::units::{Millis, TokenCount};
+use tally::units::{BlockNumber, Millis, TokenCount};
 
 use super::{append, claimed, delivered, ended, entry, job, open, replayed, submit};
 
@@ -65,6 +65,7 @@ fn the_same_fact_twice_is_acknowledged_twice_and_counted_once() {
 fn other_content_under_a_key_is_a_conflict_and_its_group_leaves_no_trace() {
     let forfeited = |n| Fact::JobClosed {
         closing: 0,
+        block: BlockNumber::ZERO,
         unclaimable: TokenCount::ZERO,
         forfeited: TokenCount::new(n),
     };

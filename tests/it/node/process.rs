@@ -45,6 +45,7 @@ impl Site {
                 price: 100_000_000_000_000,
                 duration_max: 31_536_000,
                 proof_interval: 1_000_000,
+                ..OpenSession::default()
             })
             .await;
         // Allowance for every claim of the test (docs/spec/contract.md section 2, rule 5).

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tally::billing::{Account, Entry, Lost, TxState};
+use serde_json::json;
+use tally::billing::{Account, Accounts, Entry, Lost, Tx, TxState};
 use tally::chain::evm::connect;
 use tally::chain::{Chain, Limits};
 use tally::clock::{Clock, SystemClock};
@@ -16,11 +17,14 @@ use tally::ledger::{Ledger, LedgerError};
 use tally::node::wiring;
 use tally::session::{
     BooksParts, Credential, Grace, LegacyAccess, PaidBy, Phase, Prompt, PromptInput, PromptRequest,
-    Refusal, Reply, ReplyEvent, SamplingInput, Sessions, Tracker, TurnEnd,
+    Refusal, Reply, ReplyEvent, SamplingInput, SessionRules, Sessions, Tracker, TurnEnd,
 };
-use tally::settlement::{Observer, Settlement, SettlementError, SettlementParts, SettlementRules};
+use tally::settlement::{
+    Observer, Order, OrderOutcome, Settlement, SettlementError, SettlementParts, SettlementRules,
+};
 use tally::units::{ChainSeconds, JobId, Millis, TokenCount, TxHash};
 use tempfile::TempDir;
+use tokio::sync::oneshot;
 
 use super::auditor::{self, Sentence};
 use super::tap::Tap;
@@ -81,16 +85,6 @@ impl Observer for News {
     }
 }
 
-/// How the chain is reached.
-struct Reach {
-    patience: Duration,
-    /// By which endpoints rest.
-    clock: Arc<dyn Clock>,
-    /// The test's.
-    own: Arc<ManualClock>,
-    others: usize,
-}
-
 /// What dies with the process.
 struct Process {
     ledger: Arc<dyn Ledger>,
@@ -110,6 +104,7 @@ pub struct World {
     pub engine: Arc<ScriptedEngine>,
     pub news: Arc<News>,
     pub rules: SettlementRules,
+    pub session_rules: SessionRules,
     limits: Limits,
     store: Store,
     process: Option<Process>,
@@ -135,6 +130,30 @@ pub fn request(job: JobId, max_tokens: u64) -> PromptRequest {
     }
 }
 
+/// How a world reaches its chain, and whose time it lives by.
+struct Reach {
+    /// Endpoints beside the first.
+    others: usize,
+    /// The longest wait for an answer of the chain.
+    patience: Duration,
+    /// By which endpoints rest.
+    rests: Arc<dyn Clock>,
+    /// The node's.
+    clock: Arc<ManualClock>,
+}
+
+impl Reach {
+    fn of_the_machine() -> Self {
+        // Long enough for a slow machine's answers, short enough to wait for.
+        let patience = Duration::from_secs(10);
+        Self { others: 0, patience, rests: SystemClock::shared(), clock: Arc::default() }
+    }
+}
+
+fn open_rules() -> SessionRules {
+    session_rules(LegacyAccess::On { cap: None })
+}
+
 impl World {
     /// On a ledger file.
     pub async fn start() -> Self {
@@ -154,23 +173,30 @@ impl World {
         Self::with(rules(), Store::Memory(Arc::new(ledger))).await
     }
 
+    /// On a ledger file, under the operator's wishes for sessions too.
+    pub async fn with_both(rules: SettlementRules, session_rules: SessionRules) -> Self {
+        let store = Store::File(tempfile::tempdir().unwrap());
+        Self::build((rules, session_rules), store, Reach::of_the_machine()).await
+    }
+
     async fn with(rules: SettlementRules, store: Store) -> Self {
-        // Long enough for a slow machine's answers, short enough to wait for.
-        let patience = Duration::from_secs(10);
-        let clock = SystemClock::shared();
-        Self::reached(rules, store, Reach { patience, clock, own: Arc::default(), others: 0 }).await
+        Self::build((rules, open_rules()), store, Reach::of_the_machine()).await
     }
 
     /// With another bound for each answer of the chain, further endpoints, and all of them
     /// resting by the test's clock.
     pub async fn patient(rules: SettlementRules, patience: Duration, others: usize) -> Self {
-        let own = Arc::<ManualClock>::default();
+        let clock = Arc::<ManualClock>::default();
+        let reach = Reach { others, patience, rests: clock.clone(), clock };
         let store = Store::Memory(Arc::new(MemoryLedger::new()));
-        Self::reached(rules, store, Reach { patience, clock: own.clone(), own, others }).await
+        Self::build((rules, open_rules()), store, reach).await
     }
 
-    async fn reached(rules: SettlementRules, store: Store, reach: Reach) -> Self {
-        let Reach { patience, clock: rests, own: clock, others } = reach;
+    async fn build(
+        (rules, session_rules): (SettlementRules, SessionRules),
+        store: Store,
+        Reach { others, patience, rests, clock }: Reach,
+    ) -> Self {
         let devnet = Devnet::start().await;
         devnet.set_automine(false).await;
         let proxy = Proxy::start(devnet.port);
@@ -191,6 +217,7 @@ impl World {
             engine: ScriptedEngine::new(tokens(1)),
             news: Arc::default(),
             rules,
+            session_rules,
             limits,
             store,
             process: None,
@@ -229,7 +256,7 @@ impl World {
             clock: self.clock.clone(),
         };
         let paid = PaidBy::new(self.tap.clone(), HOST.wallet(), self.limits, books());
-        let rules = session_rules(LegacyAccess::On { cap: None });
+        let rules = self.session_rules.clone();
         let clock = self.clock.clone();
         let sessions = Arc::new(Sessions::new(self.engine.clone(), Some(paid), rules, clock));
         let settlement = Settlement::new(SettlementParts {
@@ -284,10 +311,20 @@ impl World {
 
     pub async fn open_as(&mut self, open: OpenSession) -> JobId {
         let job = self.devnet.open_session(open).await;
-        self.seen.insert(job, (0, u64::try_from(open.deposit / open.price).unwrap()));
+        self.watch(job, open);
         // The rate limit counts from here (docs/spec/contract.md section 2, rule 5).
         self.devnet.increase_time(60).await;
         job
+    }
+
+    /// Audits a session that was opened elsewhere.
+    pub fn watch(&mut self, job: JobId, open: OpenSession) {
+        self.seen.insert(job, (0, u64::try_from(open.deposit / open.price).unwrap()));
+    }
+
+    /// The client saw so many tokens more.
+    pub fn saw(&mut self, job: JobId, tokens: u32) {
+        self.seen.get_mut(&job).unwrap().0 += u64::from(tokens);
     }
 
     /// A prompt whose answer the client reads to its end.
@@ -378,6 +415,48 @@ impl World {
             self.devnet.increase_time(20).await;
         }
         self.tick().await;
+    }
+
+    /// Passes, each followed by a block.
+    pub async fn passes(&mut self, count: u64) {
+        for _ in 0..count {
+            self.tick().await;
+            self.mine(1).await;
+        }
+    }
+
+    /// Takes the block of a transaction back, and all that follow; in their place come as many
+    /// empty ones, and nobody remembers what was in them.
+    pub async fn unmine(&self, tx: TxHash) {
+        let receipt = self.devnet.rpc("eth_getTransactionReceipt", json!([tx.to_string()])).await;
+        let number = |value: &serde_json::Value| {
+            u64::from_str_radix(&value.as_str().unwrap()[2..], 16).unwrap()
+        };
+        let head = number(&self.devnet.rpc("eth_blockNumber", json!([])).await);
+        let depth = head - number(&receipt["blockNumber"]) + 1;
+        self.devnet.rpc("anvil_reorg", json!([depth, []])).await;
+    }
+
+    /// The wallet's own transactions.
+    pub fn wallet_txs(&self) -> Vec<Tx> {
+        self.process().tracker.wallet().txs().all().to_vec()
+    }
+
+    /// What was read back from the ledger is what is live.
+    pub fn replay_is_live(&self) {
+        let mut accounts = Accounts::default();
+        self.entries().iter().for_each(|entry| accounts.apply(entry).unwrap());
+        assert_eq!(accounts.wallet, self.process().tracker.wallet());
+        for (job, account) in accounts.jobs {
+            assert_eq!(account, self.account(job));
+        }
+    }
+
+    /// Gives the wallet an order.
+    pub fn place(&mut self, order: Order) -> oneshot::Receiver<OrderOutcome> {
+        let (reply, outcome) = oneshot::channel();
+        self.process.as_mut().unwrap().settlement.place(order, reply);
+        outcome
     }
 
     pub fn advance(&self, span: Millis) {

@@ -1,14 +1,23 @@
 //! The money, end to end: sessions, ledger and settlement on a real EVM, under an auditor.
 
 pub mod auditor;
+mod calls;
+mod cancel;
 mod claims;
 mod completion;
 mod crashes;
+mod deep;
+mod exposure;
 mod harness;
 mod latency;
+mod line;
 mod mistakes;
+mod ordering;
+mod orders;
+mod outage;
 mod random;
 mod session;
 mod sim;
 mod storm;
 mod tap;
+mod terms;

@@ -8,7 +8,7 @@ use tally::chain::{
     Broadcast, Call, Chain, ChainError, ChainEvent, ChainJob, DryRun, Fees, Head, Inclusion,
     Limits, PrepareError, SignedTx, TxSpec, WalletState,
 };
-use tally::units::{Address, Amount, BlockNumber, JobId, TxHash};
+use tally::units::{Address, Amount, BlockNumber, JobId, TxHash, WalletNonce};
 use tokio::sync::Notify;
 
 /// Where the process dies.
@@ -52,6 +52,12 @@ struct State {
     sent: Vec<TxHash>,
     tokens_shown: Option<u64>,
     hidden: Option<JobId>,
+    /// The next answer about the wallet's mined nonce.
+    nonce_once: Option<u64>,
+    /// Blocks by which the next answer about the head is too high.
+    head_ahead_once: u64,
+    is_deaf: bool,
+    heard: Vec<(u64, u64)>,
 }
 
 /// The chain as settlement sees it.
@@ -111,6 +117,26 @@ impl Tap {
         self.state.lock().unwrap().hidden = job;
     }
 
+    /// The next answer says that the wallet's next nonce is this one.
+    pub fn show_nonce_once(&self, nonce: u64) {
+        self.state.lock().unwrap().nonce_once = Some(nonce);
+    }
+
+    /// The next answer about the head is this many blocks too high.
+    pub fn show_head_ahead_once(&self, blocks: u64) {
+        self.state.lock().unwrap().head_ahead_once = blocks;
+    }
+
+    /// Whether events are not to be had, while all else is.
+    pub fn set_deaf(&self, is_deaf: bool) {
+        self.state.lock().unwrap().is_deaf = is_deaf;
+    }
+
+    /// Block ranges whose events were read, oldest first.
+    pub fn heard(&self) -> Vec<(u64, u64)> {
+        self.state.lock().unwrap().heard.clone()
+    }
+
     /// Hashes of all that was broadcast, repeats included.
     pub fn sent(&self) -> Vec<TxHash> {
         self.state.lock().unwrap().sent.clone()
@@ -147,10 +173,12 @@ impl Chain for Tap {
 
     async fn head(&self) -> Result<Head, ChainError> {
         self.reach().await?;
-        match self.old() {
-            Some(old) => Ok(old.head),
-            None => self.real.head().await,
+        if let Some(old) = self.old() {
+            return Ok(old.head);
         }
+        let head = self.real.head().await?;
+        let ahead = std::mem::take(&mut self.state.lock().unwrap().head_ahead_once);
+        Ok(Head { number: head.number.saturating_add(BlockNumber::new(ahead)), ..head })
     }
 
     async fn limits(&self) -> Result<Limits, ChainError> {
@@ -181,15 +209,22 @@ impl Chain for Tap {
         to: BlockNumber,
     ) -> Result<Vec<ChainEvent>, ChainError> {
         self.reach().await?;
-        self.real.events(from, to).await
+        if self.state.lock().unwrap().is_deaf {
+            return Err(ChainError::Unreachable("deaf for the test".into()));
+        }
+        let events = self.real.events(from, to).await?;
+        self.state.lock().unwrap().heard.push((from.get(), to.get()));
+        Ok(events)
     }
 
     async fn wallet(&self) -> Result<WalletState, ChainError> {
         self.reach().await?;
-        match self.old() {
-            Some(old) => Ok(old.wallet),
-            None => self.real.wallet().await,
+        if let Some(old) = self.old() {
+            return Ok(old.wallet);
         }
+        let wallet = self.real.wallet().await?;
+        let shown = self.state.lock().unwrap().nonce_once.take().map(WalletNonce::new);
+        Ok(WalletState { nonce_mined: shown.unwrap_or(wallet.nonce_mined), ..wallet })
     }
 
     async fn fees(&self) -> Result<Fees, ChainError> {

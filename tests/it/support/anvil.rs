@@ -18,6 +18,8 @@ use tally::chain::evm::{EvmChain, EvmSettings, EvmWallet, connect};
 use tally::clock::SystemClock;
 use tally::units::{Address, Hash32, JobId};
 
+use super::variant::{self, Variant};
+
 /// anvil's chain id.
 pub const CHAIN_ID: u64 = 31337;
 
@@ -76,16 +78,13 @@ impl Account {
         Arc::new(EvmWallet::from_key(&SecretString::from(self.key)).unwrap())
     }
 
-    fn evm(self) -> EvmAddress {
+    pub(super) fn evm(self) -> EvmAddress {
         self.address.parse().unwrap()
     }
 }
 
 mod abi {
     alloy::sol! {
-        function createSessionJob(
-            address host, uint256 pricePerToken, uint256 maxDuration, uint256 proofInterval
-        ) external payable returns (uint256 jobId);
         function createSessionFromDeposit(
             address host, address paymentToken, uint256 deposit, uint256 pricePerToken,
             uint256 maxDuration, uint256 proofInterval
@@ -94,10 +93,7 @@ mod abi {
         function completeSessionJob(uint256 jobId, string conversationCID) external;
         function triggerSessionTimeout(uint256 jobId) external;
         function setAuthorizedCaller(address caller, bool authorized) external;
-        function addTrustedModel(string repo, string fileName, bytes32 sha256Hash) external;
-        function mint(address to, uint256 amount) external;
-        function approve(address spender, uint256 amount) external;
-        function registerNode(string metadata, string apiUrl, bytes32[] modelIds) external;
+        function addAcceptedToken(address token, uint256 minDeposit) external;
         function nextJobId() external view returns (uint256);
         function recordVerifiedProof(bytes32 proofHash) external;
     }
@@ -116,7 +112,7 @@ pub struct Contracts {
     pub model_registry: Address,
     /// ProofSystem.
     pub proof_system: Address,
-    /// The ERC-20 of the stake.
+    /// An ERC-20: of the stake, and accepted in payment.
     pub token: Address,
 }
 
@@ -127,12 +123,16 @@ pub struct OpenSession {
     pub host: Account,
     /// Wei.
     pub deposit: u128,
-    /// Wei per token.
+    /// Wei per token, whatever the contract's price unit.
     pub price: u128,
     /// Seconds.
     pub duration_max: u64,
     /// Tokens, and a third of the seconds of silence.
     pub proof_interval: u64,
+    /// Whether it is paid in [`Contracts::token`] (whose units then stand for wei).
+    pub erc20: bool,
+    /// Seconds of silence where the contract has them apart (v7); 0 for its default.
+    pub silence: u64,
 }
 
 impl Default for OpenSession {
@@ -144,6 +144,8 @@ impl Default for OpenSession {
             price: 1000,
             duration_max: 86_400,
             proof_interval: 10_000,
+            erc20: false,
+            silence: 300,
         }
     }
 }
@@ -169,6 +171,8 @@ pub struct Devnet {
     pub port: u16,
     /// The deployed contracts.
     pub contracts: Contracts,
+    /// Which contract it is.
+    pub variant: Variant,
 }
 
 impl Drop for Devnet {
@@ -185,13 +189,19 @@ struct Anvil {
 }
 
 impl Devnet {
-    /// Starts anvil and deploys the contracts.
+    /// Starts anvil and deploys the contracts, version v3.
     pub async fn start() -> Self {
         Self::start_with(&[]).await
     }
 
     /// As [`Self::start`], with further arguments for anvil.
     pub async fn start_with(arguments: &[&str]) -> Self {
+        Self::start_variant(Variant::V3, arguments).await
+    }
+
+    /// As [`Self::start_with`], with the contracts of a version. From v5 on, where a host has to
+    /// be registered before sessions can be opened with it, [`HOST`] and [`STRANGER`] are.
+    pub async fn start_variant(variant: Variant, arguments: &[&str]) -> Self {
         let (anvil, port) = spawn(arguments);
         // The ring provider is process-wide; another test may have installed it.
         let _ = rustls::crypto::ring::default_provider().install_default();
@@ -205,8 +215,9 @@ impl Devnet {
             token: Address::ZERO,
         };
         let url = format!("http://127.0.0.1:{port}");
-        let mut devnet = Self { anvil, http, url, port, contracts: nowhere };
+        let mut devnet = Self { anvil, http, url, port, contracts: nowhere, variant };
         devnet.contracts = devnet.deploy_all().await;
+        devnet.admit_hosts().await;
         devnet
     }
 
@@ -250,14 +261,12 @@ impl Devnet {
 
     /// Opens a session as [`CLIENT`].
     pub async fn open_session(&self, open: OpenSession) -> JobId {
-        let call = abi::createSessionJobCall {
-            host: open.host.evm(),
-            pricePerToken: U256::from(open.price),
-            maxDuration: U256::from(open.duration_max),
-            proofInterval: U256::from(open.proof_interval),
-        };
         let to = self.contracts.marketplace;
-        self.send(CLIENT, to, call.abi_encode(), open.deposit).await;
+        if open.erc20 {
+            self.fund(CLIENT, open.deposit).await;
+        }
+        let wei = if open.erc20 { 0 } else { open.deposit };
+        self.send(CLIENT, to, variant::opening(self, &open), wei).await;
         self.newest_job().await
     }
 
@@ -296,30 +305,6 @@ impl Devnet {
     pub async fn burn_first_word(&self, who: Account, word: [u8; 32]) {
         let call = abi::recordVerifiedProofCall { proofHash: B256::new(word) };
         self.send(who, self.contracts.proof_system, call.abi_encode(), 0).await;
-    }
-
-    /// Approves a model and registers [`HOST`] with it.
-    pub async fn register_host(&self, api_url: &str, model: TrustedModel<'_>) {
-        let contracts = self.contracts;
-        let add = abi::addTrustedModelCall {
-            repo: model.repo.into(),
-            fileName: model.file.into(),
-            sha256Hash: B256::new(*model.sha256.bytes()),
-        };
-        self.send(DEPLOYER, contracts.model_registry, add.abi_encode(), 0).await;
-        let stake = U256::from(10).pow(U256::from(21));
-        let mint = abi::mintCall { to: HOST.evm(), amount: stake };
-        self.send(HOST, contracts.token, mint.abi_encode(), 0).await;
-        let spender = EvmAddress::new(*contracts.node_registry.bytes());
-        let approve = abi::approveCall { spender, amount: stake };
-        self.send(HOST, contracts.token, approve.abi_encode(), 0).await;
-        let name = format!("{}/{}", model.repo, model.file);
-        let register = abi::registerNodeCall {
-            metadata: "{}".into(),
-            apiUrl: api_url.into(),
-            modelIds: vec![alloy::primitives::keccak256(name)],
-        };
-        self.send(HOST, contracts.node_registry, register.abi_encode(), 0).await;
     }
 
     /// Mines empty blocks.
@@ -402,10 +387,11 @@ impl Devnet {
     async fn deploy_all(&self) -> Contracts {
         let stake = (String::from("Stake"), String::from("STK")).abi_encode_params();
         let token = self.deploy("TestToken", stake).await;
-        let models = self.deploy("ModelRegistry", vec![]).await;
-        let nodes = self.deploy("NodeRegistry", (token, models).abi_encode_params()).await;
+        let names = self.variant.contracts();
+        let models = self.deploy(names.models, vec![]).await;
+        let nodes = self.deploy(names.nodes, (token, models).abi_encode_params()).await;
         let earnings = self.deploy("HostEarnings", vec![]).await;
-        let proofs = self.deploy("ProofSystem", vec![]).await;
+        let proofs = self.deploy(names.proofs, vec![]).await;
         let arguments = (
             nodes,
             earnings,
@@ -415,10 +401,12 @@ impl Devnet {
             U256::from(DISPUTE_WINDOW),
             U256::from(MIN_DEPOSIT),
         );
-        let marketplace = self.deploy("JobMarketplace", arguments.abi_encode_params()).await;
+        let marketplace = self.deploy(names.marketplace, arguments.abi_encode_params()).await;
         let ours = |address: EvmAddress| Address::new(address.into_array());
         let allow = abi::setAuthorizedCallerCall { caller: marketplace, authorized: true };
         self.send(DEPLOYER, ours(earnings), allow.abi_encode(), 0).await;
+        let accept = abi::addAcceptedTokenCall { token, minDeposit: U256::from(1) };
+        self.send(DEPLOYER, ours(marketplace), accept.abi_encode(), 0).await;
         Contracts {
             marketplace: ours(marketplace),
             host_earnings: ours(earnings),

@@ -7,4 +7,5 @@ pub mod ledger;
 pub mod node;
 pub mod proxy;
 pub mod storm;
+pub mod variant;
 pub mod ws;

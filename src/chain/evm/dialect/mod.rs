@@ -1,67 +1,136 @@
-//! What differs between versions of the marketplace: one implementation of [`Dialect`] each.
+//! What differs between versions of the marketplace, behind one [`Dialect`].
 //!
-//! Never talks to the network: bytes in, bytes out. A new version is a new file here and a line
-//! in [`speak`]. Relies on docs/spec/contract.md sections 1 and 2.
+//! Never talks to the network: bytes in, bytes out. A new version is a new line in the tables of
+//! these files, which the compiler asks for. Relies on docs/spec/contract.md sections 1 to 3.
 
-mod v3;
+mod claims;
+mod content;
+mod layout;
+mod proofs;
 
 use alloy::primitives::B256;
 
 use super::version::ContractVersion;
 use super::wire::Log;
-use crate::chain::{ChainError, ChainJob};
-use crate::units::{Address, JobId, TokenCount};
+use crate::chain::{ChainError, ChainJob, PrepareError, Wallet};
+use crate::units::{ChainSeconds, JobId};
 
-/// A `ProofSubmitted` event.
+pub(super) use claims::Claim;
+pub(super) use layout::Layout;
+pub(super) use proofs::Proven;
+
+/// Tokens per second that may be claimed (rule 5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Proven {
-    /// The job.
-    pub job: JobId,
-    /// Who claimed.
-    pub host: Address,
-    /// The amount the contract added.
-    pub tokens: TokenCount,
+pub(super) enum Rate {
+    /// The same for every session.
+    Same(u64),
+    /// What the model registry says about the session's model.
+    OfModel,
 }
 
-/// One version's shapes and constants.
-pub(super) trait Dialect: Send + Sync + std::fmt::Debug {
-    /// Its name.
-    fn version(&self) -> ContractVersion;
+/// Section 3: v3a's host may complete after an hour, where the contract names no window.
+const HOUR: ChainSeconds = ChainSeconds::new(3600);
 
-    /// Call data of `submitProofOfWork`. `tokens` is a delta.
-    fn claim(&self, job: JobId, tokens: TokenCount, proof: &[u8]) -> Vec<u8>;
+/// One version's shapes and constants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Dialect {
+    version: ContractVersion,
+}
+
+impl Dialect {
+    /// The dialect of a version.
+    pub(super) const fn of(version: ContractVersion) -> Self {
+        Self { version }
+    }
+
+    /// Its name.
+    pub(super) const fn version(self) -> ContractVersion {
+        self.version
+    }
+
+    /// Call data of `submitProofOfWork`. The same claim and wallet give the same bytes.
+    ///
+    /// # Errors
+    /// [`PrepareError`] where the version wants a first word that the proof has not, or the
+    /// host's signature and the key refuses.
+    pub(super) fn claim(
+        self,
+        claim: &Claim<'_>,
+        wallet: &dyn Wallet,
+    ) -> Result<Vec<u8>, PrepareError> {
+        claims::encode(self.version, claim, wallet)
+    }
 
     /// Reads what `sessionJobs(job)` returned; `None` for a job the contract does not know, which
-    /// reads as zeros.
+    /// reads as zeros. Where the rate is [`Rate::OfModel`], model and rate are left empty: `models`
+    /// fills them in.
     ///
     /// # Errors
     /// [`ChainError::Unexpected`] where the shape or a number is not this version's.
-    fn session(&self, job: JobId, returned: &[u8]) -> Result<Option<ChainJob>, ChainError>;
+    pub(super) fn session(
+        self,
+        job: JobId,
+        returned: &[u8],
+    ) -> Result<Option<ChainJob>, ChainError> {
+        Layout::of(self.version).read(job, self.rate(), returned)
+    }
+
+    /// How much may be claimed. v4 was raised from 20 to 2000 in its time and has no getter that
+    /// tells which: the smaller one is safe, the larger one loses whole claims.
+    pub(super) const fn rate(self) -> Rate {
+        use ContractVersion as V;
+        match self.version {
+            V::V3a | V::V3 | V::V4 => Rate::Same(20),
+            V::V5 | V::V6 => Rate::Same(2000),
+            V::V7 => Rate::OfModel,
+        }
+    }
+
+    /// The dispute window of a contract that has no getter for it; `None` where it must have one.
+    pub(super) const fn dispute_window(self) -> Option<ChainSeconds> {
+        use ContractVersion as V;
+        match self.version {
+            V::V3a => Some(HOUR),
+            V::V3 | V::V4 | V::V5 | V::V6 | V::V7 => None,
+        }
+    }
 
     /// Topic 0 of its `ProofSubmitted`, whose topic 2 is the host.
-    fn proven_topic(&self) -> B256;
+    pub(super) const fn proven_topic(self) -> B256 {
+        proofs::topic(self.version)
+    }
 
     /// Reads a `ProofSubmitted`; `None` for any other log.
     ///
     /// # Errors
     /// [`ChainError::Unexpected`] where topic 0 fits and the rest does not.
-    fn proven(&self, log: &Log) -> Result<Option<Proven>, ChainError>;
-}
-
-/// The dialect of a version, where it is spoken here.
-pub(super) fn speak(version: ContractVersion) -> Option<Box<dyn Dialect>> {
-    match version {
-        ContractVersion::V3 => Some(Box::new(v3::V3)),
-        ContractVersion::V3a
-        | ContractVersion::V4
-        | ContractVersion::V5
-        | ContractVersion::V6
-        | ContractVersion::V7 => None,
+    pub(super) fn proven(self, log: &Log) -> Result<Option<Proven>, ChainError> {
+        proofs::read(self.version, log)
     }
 }
 
 /// The versions spoken here, for messages.
 pub(super) fn spoken() -> String {
-    let spoken = ContractVersion::ALL.into_iter().filter(|version| speak(*version).is_some());
-    spoken.map(ContractVersion::name).collect::<Vec<_>>().join(", ")
+    ContractVersion::ALL.map(ContractVersion::name).join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_is_never_above_what_every_contract_of_the_version_allows() {
+        use ContractVersion as V;
+        let table = [
+            (V::V3a, Rate::Same(20)),
+            (V::V3, Rate::Same(20)),
+            (V::V4, Rate::Same(20)),
+            (V::V5, Rate::Same(2000)),
+            (V::V6, Rate::Same(2000)),
+            (V::V7, Rate::OfModel),
+        ];
+        for (version, rate) in table {
+            assert_eq!(Dialect::of(version).rate(), rate, "{version}");
+        }
+    }
 }

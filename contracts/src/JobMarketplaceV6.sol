@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+pragma solidity 0.8.37;
+
+import {MarketplaceCore} from "./marketplace/MarketplaceCore.sol";
+import {Wiring} from "./marketplace/Sessions.sol";
+import {SignedProofs} from "./marketplace/SignedProofs.sol";
+
+/// @title Paid sessions, version v6: v5 with a second document for each claim
+/// @notice A stand-in for development and tests, written from docs/spec/contract.md.
+contract JobMarketplaceV6 is SignedProofs {
+    event ProofSubmitted(
+        uint256 indexed jobId,
+        address indexed host,
+        uint256 tokensClaimed,
+        bytes32 proofHash,
+        string proofCID,
+        string deltaCID
+    );
+
+    constructor(Wiring memory wiring) MarketplaceCore(wiring) {}
+
+    /// @notice Claims `tokensClaimed` more LLM tokens for the session.
+    /// @param tokensClaimed a delta, never a running total.
+    /// @param proofHash new in all sessions of all hosts.
+    /// @param signature see rule 4; it covers neither of the two documents.
+    /// @param proofCID where the proof can be read; not checked.
+    /// @param deltaCID where what was added can be read; announced and not kept.
+    function submitProofOfWork(
+        uint256 jobId,
+        uint256 tokensClaimed,
+        bytes32 proofHash,
+        bytes calldata signature,
+        string calldata proofCID,
+        string calldata deltaCID
+    ) external nonReentrant whenRunning {
+        _claim(jobId, tokensClaimed, proofHash, signature, proofCID);
+        emit ProofSubmitted(jobId, msg.sender, tokensClaimed, proofHash, proofCID, deltaCID);
+    }
+}
