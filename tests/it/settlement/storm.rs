@@ -35,6 +35,12 @@ fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |text| text.parse().unwrap())
 }
 
+/// For `scripts/storm.sh`, which prints the last of it.
+#[allow(clippy::print_stdout)]
+fn say(line: &str) {
+    println!("{line}");
+}
+
 /// However long the weather lasts, nobody takes a client's silence for the end.
 fn patient() -> SettlementRules {
     SettlementRules { grace: Grace { idle: Millis::new(u64::MAX), ..GRACE }, ..rules() }
@@ -165,7 +171,7 @@ struct Size {
 
 /// One storm, from the first prompt to the last confirmation; what happened, as JSON.
 async fn sail(size: Size, seed: u64) -> Value {
-    println!("storm of {} claims, seed {seed}", size.jobs * size.rounds);
+    say(&format!("storm of {} claims, seed {seed}", size.jobs * size.rounds));
     let mut sea = Sea::new(size, seed).await;
     for round in 0..size.rounds {
         sea.deliver(round).await;
@@ -195,12 +201,12 @@ async fn every_claim_counts_once_whatever_the_endpoint_loses_or_misremembers() {
     let rounds = setting("TALLY_STORM_CLAIMS", 60).div_ceil(jobs);
     let endpoints = usize::try_from(setting("TALLY_STORM_ENDPOINTS", 1)).unwrap();
     let size = Size { jobs, rounds, endpoints };
-    println!("{}", sail(size, setting("TALLY_STORM_SEED", 20_261_122)).await);
+    say(&sail(size, setting("TALLY_STORM_SEED", 20_261_122)).await.to_string());
 }
 
 #[tokio::test]
 async fn three_endpoints_in_three_weathers_count_every_claim_once() {
-    println!("{}", sail(Size { jobs: 5, rounds: 4, endpoints: 3 }, 7).await);
+    say(&sail(Size { jobs: 5, rounds: 4, endpoints: 3 }, 7).await.to_string());
 }
 
 #[tokio::test]
