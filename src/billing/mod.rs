@@ -4,6 +4,7 @@
 
 mod account;
 mod accounts;
+pub mod earnings;
 mod entry;
 mod subject;
 mod tx;

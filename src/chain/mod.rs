@@ -7,6 +7,8 @@ pub mod evm;
 #[cfg(feature = "test-support")]
 pub mod fixed;
 pub mod registry;
+#[cfg(feature = "test-support")]
+pub mod sim;
 
 use async_trait::async_trait;
 

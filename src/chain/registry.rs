@@ -1,12 +1,13 @@
 //! The port to what surrounds the marketplace: who may host, what may be served.
 //!
-//! Never part of settlement: the preflight and `tally doctor` read it, nothing else decides on
-//! it. Relies on docs/spec/contract.md section 4.
+//! Never part of settlement: the preflight, `tally doctor` and the commands that register read it,
+//! nothing else decides on it, and what is written goes out through settlement. Relies on
+//! docs/spec/contract.md section 4.
 
 use async_trait::async_trait;
 use sha3::{Digest, Keccak256};
 
-use super::ChainError;
+use super::{Call, ChainError};
 use crate::units::{Address, Amount, Hash32};
 
 /// How the registries name a model: keccak256 of `repo/file`.
@@ -24,6 +25,12 @@ impl ModelId {
         Self(Hash32::new(hasher.finalize().into()))
     }
 
+    /// A name that the registry told.
+    #[must_use]
+    pub const fn from_hash(hash: Hash32) -> Self {
+        Self(hash)
+    }
+
     /// The digest.
     #[must_use]
     pub const fn hash(self) -> Hash32 {
@@ -37,6 +44,14 @@ pub enum RegistryError {
     /// Its address is unknown: neither configured nor told by the marketplace.
     #[error("the address of the {0} is not configured")]
     NotConfigured(&'static str),
+    /// The contract there lacks what every node registry has.
+    #[error("the contract at {address} is no node registry: it lacks {missing}")]
+    NoRegistry {
+        /// Its address.
+        address: Address,
+        /// What it lacks.
+        missing: &'static str,
+    },
     /// The chain did not answer as hoped.
     #[error(transparent)]
     Chain(#[from] ChainError),
@@ -83,6 +98,118 @@ pub trait Registry: Send + Sync {
 
     /// The host's native balance, which pays for gas.
     async fn gas_balance(&self) -> Result<Amount, ChainError>;
+}
+
+/// What a deployed node registry can do, found by looking at its code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RegistryShape {
+    /// `registerNode` takes two lowest prices.
+    pub has_prices: bool,
+    /// They can be changed later.
+    pub can_change_prices: bool,
+    /// There is a lowest price for each model and payment token.
+    pub has_model_prices: bool,
+}
+
+/// What clients read of a host.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Listing {
+    /// JSON.
+    pub metadata: String,
+    /// Where clients reach it.
+    pub api_url: String,
+    /// Models it offers.
+    pub models: Vec<ModelId>,
+    /// Lowest prices, native and in payment tokens, where the registry has them.
+    pub prices: Option<(u128, u128)>,
+}
+
+/// What registering costs, and what of it is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stake {
+    /// The ERC-20 it is paid in.
+    pub token: Address,
+    /// How much is locked.
+    pub needed: Amount,
+    /// How much the registry may take from the host's wallet now.
+    pub allowed: Amount,
+    /// How much the host's wallet holds.
+    pub held: Amount,
+}
+
+/// A write to the registry, or one that it needs first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RegistryWrite {
+    /// The stake's ERC-20 lets the registry take this much, and no more.
+    ApproveStake {
+        /// The ERC-20.
+        token: Address,
+        /// How much.
+        amount: Amount,
+    },
+    /// The host is entered.
+    Register(Listing),
+    /// Another address for clients.
+    SetApiUrl(String),
+    /// Other metadata.
+    SetMetadata(String),
+    /// Other models.
+    SetModels(Vec<ModelId>),
+    /// Another lowest price in native coin.
+    SetPriceNative(u128),
+    /// Another lowest price in payment tokens.
+    SetPriceStable(u128),
+    /// Another lowest price of a model.
+    SetModelPrice {
+        /// The model.
+        model: ModelId,
+        /// The payment token; zero is native.
+        token: Address,
+        /// Price units per LLM token.
+        price: u128,
+    },
+    /// The host is removed; the stake comes back.
+    Unregister,
+}
+
+impl RegistryWrite {
+    /// Name of the function, for reports.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::ApproveStake { .. } => "approve",
+            Self::Register(_) => "registerNode",
+            Self::SetApiUrl(_) => "updateApiUrl",
+            Self::SetMetadata(_) => "updateMetadata",
+            Self::SetModels(_) => "updateSupportedModels",
+            Self::SetPriceNative(_) => "updatePricingNative",
+            Self::SetPriceStable(_) => "updatePricingStable",
+            Self::SetModelPrice { .. } => "setModelTokenPricing",
+            Self::Unregister => "unregisterNode",
+        }
+    }
+}
+
+/// What registering needs. Reads are network reads; calls are only made, never sent.
+#[async_trait]
+pub trait Registrar: Send + Sync {
+    /// What the registry can do.
+    async fn registry_shape(&self) -> Result<RegistryShape, RegistryError>;
+
+    /// The host's entry; `None` where it is not registered.
+    async fn listing(&self) -> Result<Option<Listing>, RegistryError>;
+
+    /// What registering costs.
+    async fn stake(&self) -> Result<Stake, RegistryError>;
+
+    /// The host's lowest price of a model in a payment token (zero: native); 0 for none.
+    async fn model_price(&self, model: ModelId, token: Address) -> Result<u128, RegistryError>;
+
+    /// The call that a write is.
+    ///
+    /// # Errors
+    /// [`RegistryError::NotConfigured`] without a registry.
+    fn registry_call(&self, write: &RegistryWrite) -> Result<Call, RegistryError>;
 }
 
 #[cfg(test)]

@@ -66,7 +66,23 @@ impl MemoryLedger {
 
     /// Makes durable and acknowledges everything that waits, in order; the ledger stays held.
     pub fn release(&self) {
-        self.drain();
+        self.drain(usize::MAX);
+    }
+
+    /// Makes durable and acknowledges the oldest `groups` that wait.
+    pub fn release_some(&self, groups: usize) {
+        self.drain(groups);
+    }
+
+    /// Nothing waits any more: from now on groups are acknowledged inside `submit`.
+    pub fn let_go(&self) {
+        self.lock().held = false;
+        self.drain(usize::MAX);
+    }
+
+    /// From now on at most `groups` wait; one more is refused as full.
+    pub fn set_queue_capacity(&self, groups: usize) {
+        self.lock().queue_capacity = groups;
     }
 
     /// From now on every group waits for [`MemoryLedger::release`].
@@ -97,6 +113,31 @@ impl MemoryLedger {
         Self::with(self.entries(), Hold::No)
     }
 
+    /// What a restart after a crash finds where the disk had taken the oldest `groups` that wait
+    /// and nobody had been told. Each is there as a whole or not at all: one that was torn is not.
+    /// Groups that the store would have refused are not there either. The ledger is held again.
+    #[must_use]
+    pub fn crash_keeping(&self, groups: usize) -> Self {
+        let (durable, waiting) = {
+            let state = self.lock();
+            let kept = if state.healthy && !state.failing { groups } else { 0 };
+            let waiting = state.waiting.iter().take(kept).map(|(group, _)| group.clone());
+            (state.durable.clone(), waiting.collect::<Vec<_>>())
+        };
+        let found = Self::with(durable, Hold::Yes);
+        for group in waiting {
+            // A conflict takes the group away, as it would have.
+            drop(found.lock().append(group));
+        }
+        found
+    }
+
+    /// Durable entries from the `at`-th on.
+    #[must_use]
+    pub fn entries_from(&self, at: usize) -> Vec<Entry> {
+        self.lock().durable.get(at..).map_or_else(Vec::new, <[Entry]>::to_vec)
+    }
+
     fn with(entries: Vec<Entry>, hold: Hold) -> Self {
         let mut state = State {
             durable: Vec::new(),
@@ -121,12 +162,13 @@ impl MemoryLedger {
 
     /// Runs callbacks without the lock, so that one may submit again; whoever drains first drains
     /// for all, so that the order of acknowledgements is that of submission.
-    fn drain(&self) {
+    fn drain(&self, groups: usize) {
         let mut state = self.lock();
         if std::mem::replace(&mut state.draining, true) {
             return;
         }
-        while let Some((group, on_durable)) = state.waiting.pop_front() {
+        for _ in 0..groups {
+            let Some((group, on_durable)) = state.waiting.pop_front() else { break };
             let result = state.append(group);
             drop(state);
             on_durable(result);
@@ -208,7 +250,7 @@ impl Ledger for MemoryLedger {
         let held = state.held;
         drop(state);
         if !held {
-            self.drain();
+            self.drain(usize::MAX);
         }
         Ok(())
     }

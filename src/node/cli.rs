@@ -7,11 +7,13 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use clap::{Arg, ArgMatches, Args, Command, FromArgMatches, Parser, Subcommand};
+use clap::{Arg, ArgMatches, Args, Command, FromArgMatches, Parser, Subcommand, ValueEnum};
 
+use super::control::token;
 use super::settings::catalog::{Fallback, SETTINGS, Setting};
 use super::settings::{Inputs, Kind};
 use super::version;
+use crate::units::Address;
 
 /// Host node of a blockchain-paid LLM marketplace.
 #[derive(Parser, Clone)]
@@ -34,12 +36,31 @@ pub enum Task {
     Doctor(Report),
     /// Show sessions, unclaimed tokens, claims and earnings. Works while the node runs.
     Status(Report),
+    /// Show what the recorded work earned, by day, model or job. Works while the node runs.
+    Earnings(EarningsTask),
+    /// Prove the ledger against the chain line by line; exit code 1 on a difference.
+    Audit(AuditTask),
+    /// Withdraw earnings, and move them on to the cold address where one is set.
+    Withdraw(WithdrawTask),
+    /// Enter this host in the node registry, or bring its entry up to date.
+    Register(RegisterTask),
+    /// Bring this host's entry in the node registry up to date.
+    Update(RegisterTask),
+    /// Remove this host from the node registry; its stake comes back.
+    Unregister(RegisterTask),
+    /// Take no new paid work; running answers finish and claims go on. Survives restarts.
+    Pause(Report),
+    /// Take paid work again.
+    Resume(Report),
     /// Fetch model files.
     #[command(subcommand)]
     Model(ModelTask),
     /// Make key files.
     #[command(subcommand)]
     Keystore(KeystoreTask),
+    /// Back up, restore, check and put away the ledger.
+    #[command(subcommand)]
+    Ledger(LedgerTask),
 }
 
 /// A command that prints a report.
@@ -51,6 +72,69 @@ pub struct Report {
     /// The settings.
     #[command(flatten)]
     pub flags: Flags,
+}
+
+/// How earnings are shown.
+#[derive(Args, Clone)]
+pub struct EarningsTask {
+    /// What a row is about.
+    #[arg(long, value_enum, default_value = "job")]
+    pub by: By,
+    /// Print comma-separated values with a header.
+    #[arg(long, conflicts_with = "json")]
+    pub csv: bool,
+    /// How it is printed, and the settings.
+    #[command(flatten)]
+    pub report: Report,
+}
+
+/// What a row of earnings is about.
+#[derive(ValueEnum, Clone, Copy)]
+pub enum By {
+    /// A day, UTC.
+    Day,
+    /// A model.
+    Model,
+    /// A job.
+    Job,
+}
+
+/// What is audited.
+#[derive(Args, Clone)]
+pub struct AuditTask {
+    /// Block from which the chain's events are compared; by default the one of the ledger's first
+    /// claim.
+    #[arg(long, value_name = "BLOCK")]
+    pub from_block: Option<u64>,
+    /// How it is printed, and the settings.
+    #[command(flatten)]
+    pub report: Report,
+}
+
+/// What is withdrawn.
+#[derive(Args, Clone)]
+pub struct WithdrawTask {
+    /// The currency: `native`, or an ERC-20's address.
+    #[arg(long, default_value = "native", value_name = "CURRENCY", value_parser = currency)]
+    pub token: Address,
+    /// How it is printed, and the settings.
+    #[command(flatten)]
+    pub report: Report,
+}
+
+/// How the registry is written.
+#[derive(Args, Clone)]
+pub struct RegisterTask {
+    /// Only print the calls that would be sent.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// How it is printed, and the settings.
+    #[command(flatten)]
+    pub report: Report,
+}
+
+fn currency(text: &str) -> Result<Address, String> {
+    token(text).ok_or_else(|| "wanted native or an address of 40 hex digits".to_owned())
 }
 
 /// Commands about model files.
@@ -86,6 +170,62 @@ pub enum KeystoreTask {
     New(NewKeystore),
     /// Encrypt a key you have into a file; it is asked for, or read from --key-file.
     Import(ImportKeystore),
+    /// Encrypt the key of a file anew under another password. The key and its address stay.
+    ChangePassword(ChangePassword),
+}
+
+/// A key file whose password changes.
+#[derive(Args, Clone)]
+pub struct ChangePassword {
+    /// The key file.
+    #[arg(value_name = "PATH")]
+    pub keystore: PathBuf,
+    /// File whose first line is the present password; without it, it is asked for.
+    #[arg(long, value_name = "PATH")]
+    pub password_file: Option<PathBuf>,
+    /// File whose first line is the new password; without it, it is asked for.
+    #[arg(long, value_name = "PATH")]
+    pub new_password_file: Option<PathBuf>,
+}
+
+/// Commands about the ledger's file.
+#[derive(Subcommand, Clone)]
+pub enum LedgerTask {
+    /// Copy the ledger into a new file, while the node runs or not, and read the copy back.
+    Backup(BackUp),
+    /// Put a backup in the ledger's place, after reading all of it. The node must be stopped.
+    Restore(Restore),
+    /// Read the whole ledger and make every sum anew; exit code 1 on a fault. Works while the node
+    /// runs.
+    Check(Report),
+    /// Put the finished ledger of this wallet away, so that another key can begin its own. The
+    /// node must be stopped.
+    Retire(Flags),
+}
+
+/// Where a backup goes.
+#[derive(Args, Clone)]
+pub struct BackUp {
+    /// The new file; it is never overwritten.
+    #[arg(long, value_name = "PATH")]
+    pub to: PathBuf,
+    /// The settings.
+    #[command(flatten)]
+    pub flags: Flags,
+}
+
+/// Which backup is restored.
+#[derive(Args, Clone)]
+pub struct Restore {
+    /// The backup; it is only read.
+    #[arg(long, value_name = "PATH")]
+    pub from: PathBuf,
+    /// Move a ledger aside that holds entries the backup lacks, or that cannot be read.
+    #[arg(long)]
+    pub replace: bool,
+    /// The settings.
+    #[command(flatten)]
+    pub flags: Flags,
 }
 
 /// Where a key file goes and how it is locked.

@@ -2,11 +2,19 @@
 //!
 //! Never decides anything about money: commands read, or make files. `serve` is the node itself.
 
-use super::cli::{Cli, Flags, KeystoreTask, ModelTask, Pull, Report, Task};
+use super::cli::{
+    AuditTask, By, Cli, EarningsTask, Flags, KeystoreTask, LedgerTask, ModelTask, Pull,
+    RegisterTask, Report, Task, WithdrawTask,
+};
 use super::model_pull::{self, CHUNK_BYTES, PullError, PullSpec};
 use super::preflight::Findings;
+use super::registration::Goal;
 use super::settings::{Inputs, InspectSettings, Settings, SettingsError};
-use super::{console, doctor, keystore, logging, serve, status};
+use super::{
+    audit, console, doctor, earnings, keystore, ledger_care, logging, orders, pause, serve, status,
+};
+use crate::billing::earnings::GroupBy;
+use crate::units::BlockNumber;
 use crate::units::Hash32;
 
 /// A command failed; its words are for the operator.
@@ -27,6 +35,21 @@ pub enum CommandError {
     /// The status could not be told.
     #[error(transparent)]
     Status(#[from] status::StatusError),
+    /// The earnings could not be told.
+    #[error(transparent)]
+    Earnings(#[from] earnings::EarningsFailure),
+    /// The audit could not be made.
+    #[error(transparent)]
+    Audit(#[from] audit::AuditError),
+    /// Ledger and chain differ. All was printed.
+    #[error("ledger and chain differ in {0} places; see the lines above")]
+    Differs(usize),
+    /// An order to the wallet.
+    #[error(transparent)]
+    Order(#[from] orders::OrderError),
+    /// Pausing.
+    #[error(transparent)]
+    Pause(#[from] pause::PauseError),
     /// A hash on the command line is none.
     #[error("--sha256: found \"{0}\", wanted 64 hex digits")]
     Hash(String),
@@ -36,6 +59,9 @@ pub enum CommandError {
     /// The key file.
     #[error(transparent)]
     Keystore(#[from] keystore::KeystoreError),
+    /// The ledger's file.
+    #[error(transparent)]
+    LedgerCare(#[from] ledger_care::CareFailure),
     /// No command, and no launcher either.
     #[error("no command; see `tally --help`")]
     NoCommand,
@@ -51,6 +77,24 @@ pub async fn run(cli: Cli) -> Result<(), CommandError> {
         Some(Task::Serve(flags)) => serve_node(&inputs(flags)).await,
         Some(Task::Doctor(report)) => examine(&inputs(report.flags.clone()), &report).await,
         Some(Task::Status(report)) => show_status(&inputs(report.flags.clone()), &report).await,
+        Some(Task::Earnings(task)) => {
+            show_earnings(&inputs(task.report.flags.clone()), &task).await
+        }
+        Some(Task::Audit(task)) => audit_ledger(&inputs(task.report.flags.clone()), &task).await,
+        Some(Task::Withdraw(task)) => withdraw(&inputs(task.report.flags.clone()), &task).await,
+        Some(Task::Register(task)) => {
+            register(&inputs(task.report.flags.clone()), &task, Goal::Registered).await
+        }
+        Some(Task::Update(task)) => {
+            register(&inputs(task.report.flags.clone()), &task, Goal::Updated).await
+        }
+        Some(Task::Unregister(task)) => {
+            register(&inputs(task.report.flags.clone()), &task, Goal::Unregistered).await
+        }
+        Some(Task::Pause(report)) => pause_node(&inputs(report.flags.clone()), &report, true).await,
+        Some(Task::Resume(report)) => {
+            pause_node(&inputs(report.flags.clone()), &report, false).await
+        }
         Some(Task::Model(ModelTask::Pull(pull))) => pull_model(pull).await,
         Some(Task::Keystore(KeystoreTask::New(task))) => {
             say_made(&keystore::new(&task)?);
@@ -60,6 +104,11 @@ pub async fn run(cli: Cli) -> Result<(), CommandError> {
             say_made(&keystore::import(&task)?);
             Ok(())
         }
+        Some(Task::Keystore(KeystoreTask::ChangePassword(task))) => {
+            say_made(&keystore::change_password(&task)?);
+            Ok(())
+        }
+        Some(Task::Ledger(task)) => care_for_ledger(&task, inputs),
         None => {
             // A host launcher starts the node by environment alone.
             let inputs = inputs(Flags::default());
@@ -111,6 +160,109 @@ async fn show_status(inputs: &Inputs, report: &Report) -> Result<(), CommandErro
         console::line(status::to_json(&status));
     } else {
         status::lines(&status).iter().for_each(console::line);
+    }
+    Ok(())
+}
+
+async fn show_earnings(inputs: &Inputs, task: &EarningsTask) -> Result<(), CommandError> {
+    let by = match task.by {
+        By::Day => GroupBy::Day,
+        By::Model => GroupBy::Model,
+        By::Job => GroupBy::Job,
+    };
+    let statement = earnings::look(&InspectSettings::load(inputs)?, by).await?;
+    match (task.csv, task.report.json) {
+        (true, _) => earnings::csv(&statement).iter().for_each(console::line),
+        (false, true) => console::line(earnings::to_json(&statement)),
+        (false, false) => earnings::lines(&statement).iter().for_each(console::line),
+    }
+    Ok(())
+}
+
+async fn audit_ledger(inputs: &Inputs, task: &AuditTask) -> Result<(), CommandError> {
+    let from = task.from_block.map(BlockNumber::new);
+    let verdict = audit::examine(&InspectSettings::load(inputs)?, from).await?;
+    if task.report.json {
+        console::line(audit::to_json(&verdict));
+    } else {
+        audit::lines(&verdict).iter().for_each(console::line);
+    }
+    match verdict.differences() {
+        0 => Ok(()),
+        count => Err(CommandError::Differs(count)),
+    }
+}
+
+async fn withdraw(inputs: &Inputs, task: &WithdrawTask) -> Result<(), CommandError> {
+    let settings = InspectSettings::load(inputs)?;
+    logging::install(&settings.log)?;
+    // Boxed: it may hold a whole settlement.
+    let answer = Box::pin(orders::withdraw(&settings, task.token)).await?;
+    say_order(&answer, &task.report);
+    Ok(())
+}
+
+async fn register(inputs: &Inputs, task: &RegisterTask, goal: Goal) -> Result<(), CommandError> {
+    let settings = InspectSettings::load(inputs)?;
+    logging::install(&settings.log)?;
+    let registering = orders::Registering { goal, dry_run: task.dry_run };
+    let answer = Box::pin(orders::register(&settings, registering)).await?;
+    say_order(&answer, &task.report);
+    Ok(())
+}
+
+fn say_order(answer: &serde_json::Value, report: &Report) {
+    if report.json {
+        console::line(answer);
+    } else {
+        orders::lines(answer).iter().for_each(console::line);
+    }
+}
+
+async fn pause_node(inputs: &Inputs, report: &Report, pause: bool) -> Result<(), CommandError> {
+    let settings = InspectSettings::load(inputs)?;
+    let answer = pause::order(&settings.data_dir, pause).await?;
+    if report.json {
+        console::line(&answer);
+        return Ok(());
+    }
+    let what = if pause { "paused: no new paid work" } else { "resumed" };
+    let whose = if answer["running"] == true { "" } else { "; holds from the next start on" };
+    console::line(format!("{what}{whose}"));
+    let other = answer["pauses"].as_array().into_iter().flatten();
+    other.filter_map(serde_json::Value::as_str).for_each(|why| {
+        if !pause {
+            console::line(format!("still no new work: {why}"));
+        }
+    });
+    Ok(())
+}
+
+fn care_for_ledger(
+    task: &LedgerTask,
+    inputs: impl Fn(Flags) -> Inputs,
+) -> Result<(), CommandError> {
+    let settings = |flags: &Flags| InspectSettings::load(&inputs(flags.clone()));
+    match task {
+        LedgerTask::Backup(task) => {
+            ledger_care::back_up(&settings(&task.flags)?, &task.to)?.iter().for_each(console::line);
+        }
+        LedgerTask::Restore(task) => {
+            let said = ledger_care::restore(&settings(&task.flags)?, &task.from, task.replace)?;
+            said.iter().for_each(console::line);
+        }
+        LedgerTask::Check(report) => {
+            let found = ledger_care::check(&settings(&report.flags)?)?;
+            if report.json {
+                console::line(found.to_json());
+            } else {
+                found.lines().iter().for_each(console::line);
+            }
+            found.verdict()?;
+        }
+        LedgerTask::Retire(flags) => {
+            ledger_care::retire(&settings(flags)?)?.iter().for_each(console::line);
+        }
     }
     Ok(())
 }

@@ -12,5 +12,12 @@ pub fn line(text: impl std::fmt::Display) {
     let _ = writeln!(out, "{text}").and_then(|()| out.flush());
 }
 
+/// Says on stderr how far a command has come: scripts read stdout.
+pub fn progress(text: impl std::fmt::Display) {
+    let mut err = std::io::stderr().lock();
+    // Nobody listening is fine.
+    let _ = writeln!(err, "tally: {text}");
+}
+
 /// The line that host launchers wait for (docs/spec/marketplace-api.md section 5).
 pub const LAUNCHER_LINE: &str = "Fabstir LLM Node is running";

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::access;
 use super::file_hash::sha256_file;
 use super::model_pull::plain;
 use super::preflight::{self, Finding, Findings, Grade, Subject, examine};
 use super::settings::{ChainSettings, KeySource, Settings};
+use super::{access, pause};
 use crate::chain::registry::Registry;
 use crate::units::Hash32;
 
@@ -22,6 +22,10 @@ const REACH_TIMEOUT: Duration = Duration::from_secs(10);
 pub async fn examine_all(settings: &Settings) -> Findings {
     let mut findings = Findings::default();
     let weights = weights(settings, &mut findings).await;
+    if pause::is_paused(&settings.data_dir) {
+        let remedy = "`tally resume` takes paid work again";
+        findings.warn("pause", "the operator has paused this node: no new paid work", remedy);
+    }
     match (&settings.chain, &settings.key) {
         (Some(chain), Some(key)) => paid(settings, (chain, key), weights, &mut findings).await,
         _ => findings.warn("chain", "none: this node serves without pay", "drop --free to be paid"),

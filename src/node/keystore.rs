@@ -1,4 +1,4 @@
-//! `tally keystore new|import`: makes encrypted key files.
+//! `tally keystore new|import|change-password`: makes encrypted key files.
 //!
 //! Never takes a key or a password from the command line, and never prints one. The encryption is
 //! the wallet adapter's.
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use secrecy::{ExposeSecret, SecretString};
 use zeroize::Zeroizing;
 
-use super::cli::{ImportKeystore, NewKeystore};
+use super::cli::{ChangePassword, ImportKeystore, NewKeystore};
 use super::settings;
 use crate::chain::evm;
 use crate::units::Address;
@@ -66,6 +66,21 @@ pub fn import(task: &ImportKeystore) -> Result<MadeKeystore, KeystoreError> {
     let password = password(task.target.password_file.as_deref())?;
     let (path, address) = evm::keystore_import(&task.target.dir, &key, &password)?;
     Ok(MadeKeystore { path, address })
+}
+
+/// Encrypts the key of a file anew, in its place, under another password. Blocks: asks, then
+/// derives twice.
+///
+/// # Errors
+/// [`KeystoreError`]; the file is as it was then.
+pub fn change_password(task: &ChangePassword) -> Result<MadeKeystore, KeystoreError> {
+    let present = match task.password_file.as_deref() {
+        Some(path) => file_line(path, "password")?,
+        None => prompt("password", "Present password of the key file: ")?,
+    };
+    let new = password(task.new_password_file.as_deref())?;
+    let address = evm::keystore_change_password(&task.keystore, &present, &new)?;
+    Ok(MadeKeystore { path: task.keystore.clone(), address })
 }
 
 fn password(file: Option<&Path>) -> Result<SecretString, KeystoreError> {

@@ -9,6 +9,7 @@ use crate::chain::registry::{ModelId, Registry, RegistryError};
 use crate::chain::{Chain, ChainError, Fees, Limits};
 use crate::units::{Amount, Gas, Hash32, TokenCount};
 
+use super::orders;
 use super::settings::Settings;
 
 /// Gas of a claim and a completion in the dearest version, rounded up: v3's 30th proof takes 219 k
@@ -114,6 +115,7 @@ pub async fn examine(subject: &Subject<'_>) -> Findings {
     let limits = limits(subject, &mut findings).await;
     host(subject, &mut findings).await;
     model(subject, &mut findings).await;
+    cold_address(subject, &mut findings);
     let fees = gas(subject, &mut findings).await;
     price(subject, limits, fees, &mut findings);
     findings
@@ -231,6 +233,19 @@ async fn model(subject: &Subject<'_>, findings: &mut Findings) {
     }
 }
 
+fn cold_address(subject: &Subject<'_>, findings: &mut Findings) {
+    const CHECK: &str = "withdrawals";
+    let wallet = &subject.settings.wallet;
+    let Some(cold) = wallet.cold_address else { return };
+    match orders::check_cold_address(wallet, subject.registry.host()) {
+        Ok(()) => findings.ok(CHECK, format!("earnings move on to {cold}")),
+        Err(found) => {
+            let remedy = "set wallet.cold_address to an account whose key is elsewhere";
+            findings.fail(CHECK, found, remedy);
+        }
+    }
+}
+
 async fn gas(subject: &Subject<'_>, findings: &mut Findings) -> Option<Fees> {
     const CHECK: &str = "gas";
     let host = subject.registry.host();
@@ -303,7 +318,9 @@ fn unread(check: &'static str, error: &RegistryError, findings: &mut Findings) {
         RegistryError::NotConfigured(_) => {
             "set its address (chain.node_registry, chain.model_registry)"
         }
-        RegistryError::Chain(_) => "check the registry's address and chain.rpc_urls",
+        RegistryError::NoRegistry { .. } | RegistryError::Chain(_) => {
+            "check the registry's address and chain.rpc_urls"
+        }
     };
     findings.warn(check, error.to_string(), remedy);
 }

@@ -12,16 +12,18 @@ use std::time::Duration;
 
 use metrics::gauge;
 use tokio::net::TcpListener;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::access::{self, WalletError};
 use super::doctor;
+use super::ledger_care::RestoredError;
 use super::lock::{self, LockError, WalletLock};
 use super::metrics::{Metrics, MetricsError};
+use super::operator::Operator;
 use super::preflight::Findings;
 use super::settings::{Cors, Settings};
-use super::settle_loop::{self, Pulse};
+use super::settle_loop::{self, PlacedOrder, Pulse};
 use super::start::{self, Parts, log_finding};
 use super::tasks::{Task, Tasks};
 use super::wiring::{self, Paid, WiringError};
@@ -62,6 +64,9 @@ pub enum ServeError {
     /// The chain, the registry or the wallet does not allow a paid node; the log says the remedy.
     #[error("the node cannot be paid like this: {0}; `tally doctor` says more")]
     Unfit(String),
+    /// The ledger came out of a backup and may not be worked on yet.
+    #[error(transparent)]
+    Restored(#[from] RestoredError),
     /// The chain does not answer.
     #[error("the chain does not answer: {0}")]
     Silent(String),
@@ -93,6 +98,7 @@ impl ServeError {
             | Self::Lock(_)
             | Self::Wallet(_)
             | Self::Unfit(_)
+            | Self::Restored(_)
             | Self::Metrics(_)
             | Self::Listen { .. }
             | Self::Task(_) => false,
@@ -131,8 +137,11 @@ pub async fn run(settings: Settings) -> Result<(), ServeError> {
     });
     let settle_stop = CancellationToken::new();
     let mut background = Vec::new();
+    let (to_settlement, orders) = settle_loop::orders();
+    let operator = Operator::new(&settings, &sessions, paid.map(|_| to_settlement));
+    background.extend(operator.listen(&tasks, &clock));
     if let Some(paid) = paid {
-        let money = Money { settings: &settings, paid, news: &news };
+        let money = Money { settings: &settings, paid, news: &news, orders };
         background.extend(start_settlement(&tasks, money, &settle_stop));
     }
     let app = Arc::new(AppState {
@@ -173,12 +182,13 @@ struct Money<'a> {
     settings: &'a Settings,
     paid: &'a Arc<Paid>,
     news: &'a Arc<News>,
+    orders: mpsc::Receiver<PlacedOrder>,
 }
 
 fn start_settlement(tasks: &Tasks, money: Money<'_>, stop: &CancellationToken) -> [Task; 2] {
-    let Money { settings, paid, news } = money;
-    let settlement = paid.settlement(settings, Arc::clone(news) as Arc<dyn Observer>);
-    let (_, orders) = settle_loop::orders();
+    let Money { settings, paid, news, orders } = money;
+    let rules = wiring::settlement_rules(&settings.money());
+    let settlement = paid.settlement(rules, Arc::clone(news) as Arc<dyn Observer>);
     let pulse = Pulse {
         clock: Arc::clone(&paid.clock),
         poll: settings.settlement.poll,
@@ -278,7 +288,8 @@ async fn watch_ledger(
 ) -> Result<(), LedgerError> {
     while within_stop(&stop, clock.sleep(WATCH_EVERY)).await.is_some() {
         if !paid.ledger.is_healthy() {
-            return Err(LedgerError::Store("it takes no entries any more".into()));
+            let why = paid.ledger.failure().unwrap_or_default();
+            return Err(LedgerError::Store(format!("it takes no entries any more: {why}")));
         }
     }
     Ok(())

@@ -5,8 +5,10 @@
 //! `Debug` nor in an error. Relies on being called once, at start.
 
 mod build;
+mod build_host;
 pub mod catalog;
 mod error;
+mod host_table;
 mod kind;
 mod read;
 mod sources;
@@ -52,6 +54,8 @@ pub struct Settings {
     pub settlement: SettlementSettings,
     /// Who is served.
     pub session: SessionSettings,
+    /// What the host's key may do besides claiming.
+    pub wallet: WalletSettings,
     /// The front-ends.
     pub api: ApiSettings,
     /// Where clients reach the node, to compare with the registered address.
@@ -75,12 +79,33 @@ impl Settings {
         build::settings(inputs)
     }
 
+    /// What settlement goes by.
+    #[must_use]
+    pub fn money(&self) -> MoneySettings<'_> {
+        MoneySettings {
+            settlement: &self.settlement,
+            payment_tokens: &self.session.payment_tokens,
+            wallet: &self.wallet,
+        }
+    }
+
     /// The ledger of this chain and marketplace. One file each: job numbers count from 1 in every
     /// deployment, so two deployments in one ledger would mix two jobs' money.
     #[must_use]
     pub fn ledger_path(&self) -> PathBuf {
         ledger_path(&self.data_dir, self.chain.as_ref())
     }
+}
+
+/// What the wallet's settlement goes by, of either kind of settings.
+#[derive(Debug, Clone, Copy)]
+pub struct MoneySettings<'a> {
+    /// When and how work is claimed.
+    pub settlement: &'a SettlementSettings,
+    /// Currencies besides the native one.
+    pub payment_tokens: &'a [PaymentToken],
+    /// What the host's key may do besides.
+    pub wallet: &'a WalletSettings,
 }
 
 /// What commands need that look at a node's data without serving: no model, and no chain either
@@ -93,8 +118,65 @@ pub struct InspectSettings {
     pub chain: Option<ChainSettings>,
     /// The host's key, where it is set.
     pub key: Option<KeySource>,
+    /// When and how work is claimed.
+    pub settlement: SettlementSettings,
+    /// Currencies that are accepted besides the native one.
+    pub payment_tokens: Vec<PaymentToken>,
+    /// What the host's key may do besides claiming.
+    pub wallet: WalletSettings,
+    /// What the node registry shows of the host.
+    pub registration: RegistrationSettings,
     /// The log.
     pub log: LogSettings,
+}
+
+/// What the host's key may do besides claiming.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct WalletSettings {
+    /// Where withdrawn earnings move on to.
+    pub cold_address: Option<Address>,
+    /// Earnings from which the node withdraws by itself, by currency (zero is native), in its
+    /// smallest unit.
+    pub withdraw_above: BTreeMap<Address, Amount>,
+    /// What is signed at all.
+    pub duties: Duties,
+}
+
+/// What the host's key signs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Duties {
+    /// Everything that is ordered.
+    #[default]
+    All,
+    /// Claims, completions, what frees the wallet's nonces, and withdrawals to the cold address.
+    Claims,
+}
+
+/// What the node registry shows of the host. Prices are in the contract's price unit.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RegistrationSettings {
+    /// Where clients reach the host.
+    pub public_url: Option<String>,
+    /// Names of its model in the model registry, `(repository, file)`.
+    pub model: Option<(String, String)>,
+    /// Lowest price in native coin.
+    pub price_native: Option<u128>,
+    /// Lowest price in payment tokens.
+    pub price_stable: Option<u128>,
+    /// Lowest price of the model, by payment token.
+    pub model_prices: BTreeMap<Address, u128>,
+    /// Accelerator.
+    pub gpu: String,
+    /// Its memory, GB.
+    pub vram_gigabytes: u64,
+    /// The machine's memory, GB.
+    pub ram_gigabytes: u64,
+    /// What the host can do.
+    pub capabilities: Vec<String>,
+    /// Where it stands.
+    pub location: String,
+    /// Requests served at once.
+    pub concurrent_max: u32,
 }
 
 impl InspectSettings {
@@ -104,6 +186,16 @@ impl InspectSettings {
     /// [`SettingsError`]; settings that are merely missing are none.
     pub fn load(inputs: &Inputs) -> Result<Self, SettingsError> {
         build::inspect_settings(inputs)
+    }
+
+    /// As [`Settings::money`].
+    #[must_use]
+    pub fn money(&self) -> MoneySettings<'_> {
+        MoneySettings {
+            settlement: &self.settlement,
+            payment_tokens: &self.payment_tokens,
+            wallet: &self.wallet,
+        }
     }
 
     /// As [`Settings::ledger_path`].

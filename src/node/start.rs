@@ -6,11 +6,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::access;
 use super::preflight::{self, Finding, Findings, Grade, Subject};
 use super::serve::ServeError;
 use super::settings::{ChainSettings, Settings};
 use super::wiring::{self, Paid, WiringError};
+use super::{access, ledger_care, model_names};
 use crate::chain::Chain;
 use crate::chain::evm::{EvmChain, EvmWallet};
 use crate::clock::Clock;
@@ -104,9 +104,11 @@ async fn prepare(
     wallet: Arc<EvmWallet>,
 ) -> Result<Arc<Paid>, ServeError> {
     let chain = connect(&parts, chain, &wallet).await?;
-    let Parts { settings, clock, .. } = parts;
+    let Parts { settings, engine, clock } = parts;
     let limits = chain.limits().await.map_err(WiringError::from)?;
-    let ledger = wiring::open_ledger(settings, &*chain, &*wallet)?;
+    let ledger = wiring::open_ledger(&settings.ledger_path(), &*chain, &*wallet)?;
+    ledger_care::admit_restored(&ledger, &*chain).await?;
+    model_names::remember(&settings.ledger_path(), &engine.catalog());
     let tracker = wiring::restore(&*ledger, &**clock).await?;
     let clock = Arc::clone(clock);
     Ok(Arc::new(Paid { chain, wallet, limits, ledger, tracker, clock }))

@@ -4,12 +4,13 @@
 //! only. Without an endpoint the ledger alone is told.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::access;
+use super::control::{AskError, Command, ask};
 use super::settings::InspectSettings;
+use super::{access, pause};
 use crate::billing::{Account, AccountFault, Accounts, Errand, ErrandKind, Purpose, Tx, TxState};
 use crate::chain::Chain;
 use crate::ledger::LedgerError;
@@ -36,6 +37,22 @@ pub struct Status {
     pub accounts: Accounts,
     /// What the chain says.
     pub earnings: Earnings,
+    /// Whether a node runs on this data folder, and takes work.
+    pub node: NodeState,
+}
+
+/// Whether a node runs, and takes work.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NodeState {
+    /// It answers on its control socket, with these reasons for taking no new work.
+    Running(Vec<String>),
+    /// None runs. The next one begins paused, or not.
+    Stopped {
+        /// The operator's order stands.
+        paused: bool,
+    },
+    /// It cannot be asked, for this reason.
+    Unknown(String),
 }
 
 /// What the host has earned and not withdrawn.
@@ -63,7 +80,43 @@ pub async fn look(settings: &InspectSettings) -> Result<Status, StatusError> {
         Ok(earnings) => Earnings::Known(earnings),
         Err(why) => Earnings::Unknown(why),
     };
-    Ok(Status { ledger, accounts, earnings })
+    let node = node_state(&settings.data_dir).await;
+    Ok(Status { ledger, accounts, earnings, node })
+}
+
+async fn node_state(data_dir: &Path) -> NodeState {
+    match ask(data_dir, &Command::Status).await {
+        Ok(Ok(answer)) => {
+            let pauses = answer["pauses"].as_array().into_iter().flatten();
+            let words = pauses.filter_map(|why| why.as_str().map(str::to_owned));
+            NodeState::Running(words.collect())
+        }
+        Ok(Err(fault)) => NodeState::Unknown(fault.to_string()),
+        Err(AskError::NotRunning) => NodeState::Stopped { paused: pause::is_paused(data_dir) },
+        Err(error) => NodeState::Unknown(error.to_string()),
+    }
+}
+
+fn node_words(node: &NodeState) -> String {
+    match node {
+        NodeState::Running(pauses) if pauses.is_empty() => "running".to_owned(),
+        NodeState::Running(pauses) => format!("running, no new work: {}", pauses.join("; ")),
+        NodeState::Stopped { paused: true } => "not running, paused".to_owned(),
+        NodeState::Stopped { paused: false } => "not running".to_owned(),
+        NodeState::Unknown(why) => format!("not known: {why}"),
+    }
+}
+
+fn node_json(node: &NodeState) -> Value {
+    match node {
+        NodeState::Running(pauses) => {
+            json!({"running": true, "paused": !pauses.is_empty(), "pauses": pauses})
+        }
+        NodeState::Stopped { paused } => {
+            json!({"running": false, "paused": paused, "pauses": []})
+        }
+        NodeState::Unknown(why) => json!({"running": null, "why": why}),
+    }
 }
 
 /// Folds entries into accounts.
@@ -108,7 +161,8 @@ fn total(status: &Status, of: impl Fn(&Account) -> TokenCount) -> u64 {
 /// The report as lines.
 #[must_use]
 pub fn lines(status: &Status) -> Vec<String> {
-    let mut lines = vec![format!("ledger     {}", status.ledger.display())];
+    let mut lines = vec![format!("node       {}", node_words(&status.node))];
+    lines.push(format!("ledger     {}", status.ledger.display()));
     lines.push(format!(
         "tokens     {} recorded, {} claimed, {} confirmed, {} unclaimed, {} forfeited",
         total(status, Account::recorded),
@@ -127,6 +181,11 @@ pub fn lines(status: &Status) -> Vec<String> {
     lines.push(format!("sessions   {}", status.accounts.jobs.len()));
     for account in status.accounts.jobs.values() {
         lines.extend(account_lines(account));
+    }
+    let own = status.accounts.wallet.txs().all();
+    if !own.is_empty() {
+        lines.push("wallet".to_owned());
+        lines.extend(own.iter().map(tx_line));
     }
     lines
 }
@@ -187,22 +246,13 @@ pub fn to_json(status: &Status) -> Value {
             total(status, |account| account.lost().unwrap_or_default().total()),
         "earnings": earnings,
         "sessions": sessions,
+        "wallet": status.accounts.wallet.txs().all().iter().map(tx_json).collect::<Vec<_>>(),
+        "node": node_json(&status.node),
     })
 }
 
 fn account_json(account: &Account) -> Value {
-    let txs = account.txs().iter().map(|tx| {
-        json!({
-            "purpose": if tx.claim().is_some() { "claim" } else { "complete" },
-            "seq": tx.claim().map(|claim| claim.seq.get()),
-            "tokens": tx.claim().map(|claim| claim.tokens.get()),
-            "nonce": tx.nonce.get(),
-            "tx": tx.named().to_string(),
-            "state": tx_state(tx),
-            "attempts": tx.attempts.len(),
-            "fee_wei": tx.fee.to_string(),
-        })
-    });
+    let txs = account.txs().iter().map(tx_json);
     json!({
         "job": account.job().get(),
         "state": state(account),
@@ -215,6 +265,29 @@ fn account_json(account: &Account) -> Value {
         "tokens_unclaimed": account.unclaimed().get(),
         "tokens_forfeited": account.lost().map(|lost| lost.total().get()),
         "transactions": txs.collect::<Vec<_>>(),
+    })
+}
+
+fn tx_json(tx: &Tx) -> Value {
+    let purpose = match &tx.purpose {
+        Purpose::Claim(_) => "claim",
+        Purpose::Complete => "complete",
+        Purpose::Fill => "fill",
+        Purpose::Errand(Errand { kind, .. }) => match kind {
+            ErrandKind::Withdraw { .. } => "withdraw",
+            ErrandKind::Forward { .. } => "forward",
+            ErrandKind::Registry { .. } => "registry",
+        },
+    };
+    json!({
+        "purpose": purpose,
+        "seq": tx.claim().map(|claim| claim.seq.get()),
+        "tokens": tx.claim().map(|claim| claim.tokens.get()),
+        "nonce": tx.nonce.get(),
+        "tx": tx.named().to_string(),
+        "state": tx_state(tx),
+        "attempts": tx.attempts.len(),
+        "fee_wei": tx.fee.to_string(),
     })
 }
 
@@ -251,7 +324,8 @@ mod tests {
             Ok(())
         });
         let earnings = Earnings::Unknown("no chain or no key is set".into());
-        Status { ledger: "l".into(), accounts: accounts.unwrap(), earnings }
+        let node = NodeState::Stopped { paused: false };
+        Status { ledger: "l".into(), accounts: accounts.unwrap(), earnings, node }
     }
 
     fn turn() -> Fact {

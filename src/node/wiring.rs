@@ -3,7 +3,6 @@
 //! Never opens a port and never starts a task: whatever fails here fails before anyone was
 //! promised anything. Relies on the settings being complete.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +10,7 @@ use std::time::Duration;
 use tally_engine::EngineOptions;
 
 use super::file_hash::sha256_file;
-use super::settings::{LegacyMode, Settings};
+use super::settings::{LegacyMode, MoneySettings, Settings};
 use crate::billing::{AccountFault, Accounts, Entry, Fact, TurnEnd};
 use crate::chain::evm::{ConnectError, EvmChain, EvmWallet};
 use crate::chain::registry::ModelId;
@@ -22,7 +21,7 @@ use crate::ledger::sqlite::{LedgerBinding, SqliteLedger, SqliteOptions};
 use crate::ledger::{Ledger, LedgerError};
 use crate::session::{BooksParts, Grace, LegacyAccess, PaidBy, SessionRules, Tracker};
 use crate::settlement::{Observer, Settlement, SettlementParts, SettlementRules};
-use crate::units::{Address, Hash32, Millis};
+use crate::units::{Hash32, Millis};
 
 /// Longest a prompt for an unknown job waits for the chain.
 const ADMISSION_WAIT: Duration = Duration::from_secs(5);
@@ -93,11 +92,10 @@ fn file_stem(path: &Path) -> Option<String> {
 /// # Errors
 /// [`WiringError::Ledger`].
 pub fn open_ledger(
-    settings: &Settings,
+    path: &Path,
     chain: &dyn Chain,
     wallet: &dyn Wallet,
 ) -> Result<Arc<SqliteLedger>, WiringError> {
-    let path = settings.ledger_path();
     let fail = |error| WiringError::Ledger { path: path.display().to_string(), error };
     if let Some(folder) = path.parent() {
         let made = std::fs::create_dir_all(folder);
@@ -108,7 +106,7 @@ pub fn open_ledger(
         contract: chain.marketplace(),
         wallet: wallet.address(),
     };
-    SqliteLedger::open(&path, SqliteOptions::new(binding)).map(Arc::new).map_err(fail)
+    SqliteLedger::open(path, SqliteOptions::new(binding)).map(Arc::new).map_err(fail)
 }
 
 /// Folds the ledger into accounts. Blocks for as long as reading it takes.
@@ -181,13 +179,13 @@ impl Paid {
 
     /// The settlement service over it.
     #[must_use]
-    pub fn settlement(&self, settings: &Settings, observer: Arc<dyn Observer>) -> Settlement {
+    pub fn settlement(&self, rules: SettlementRules, observer: Arc<dyn Observer>) -> Settlement {
         Settlement::new(SettlementParts {
             chain: Arc::clone(&self.chain) as Arc<dyn Chain>,
             wallet: Arc::clone(&self.wallet) as Arc<dyn Wallet>,
             books: self.books(),
             limits: self.limits,
-            rules: settlement_rules(settings),
+            rules,
             observer,
         })
     }
@@ -226,8 +224,11 @@ pub fn session_rules(settings: &Settings) -> SessionRules {
     }
 }
 
-fn settlement_rules(settings: &Settings) -> SettlementRules {
-    let wishes = &settings.settlement;
+/// The operator's wishes for settlement.
+#[must_use]
+pub fn settlement_rules(money: &MoneySettings<'_>) -> SettlementRules {
+    let MoneySettings { settlement: wishes, payment_tokens, wallet } = money;
+    let worth = payment_tokens.iter().filter_map(|of| Some((of.address, of.wei_per_unit?)));
     SettlementRules {
         claim_at: wishes.claim_at,
         claim_margin: wishes.claim_margin,
@@ -243,15 +244,10 @@ fn settlement_rules(settings: &Settings) -> SettlementRules {
         reprice_after: millis(wishes.reprice_after),
         sweep_every: SWEEP_EVERY,
         complete_at_a_loss: wishes.complete_at_a_loss,
-        wei_per_unit: session_tokens_worth(settings),
-        cold_address: None,
-        withdraw_above: BTreeMap::new(),
+        wei_per_unit: worth.collect(),
+        cold_address: wallet.cold_address,
+        withdraw_above: wallet.withdraw_above.clone(),
     }
-}
-
-fn session_tokens_worth(settings: &Settings) -> BTreeMap<Address, f64> {
-    let worth = settings.session.payment_tokens.iter();
-    worth.filter_map(|of| Some((of.address, of.wei_per_unit?))).collect()
 }
 
 /// The registry's id of the model that is served, where its repository is known.

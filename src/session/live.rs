@@ -104,6 +104,12 @@ impl Live {
         self.running == 0 && self.connections == 0 && quiet >= wait
     }
 
+    /// Whether nothing more is done for it: halted, or over on chain. Asked for with every token,
+    /// so it looks at no transaction.
+    pub fn is_over(&self) -> bool {
+        self.is_faulty || self.account.halted().is_some() || self.account.is_closed()
+    }
+
     pub fn phase(&self) -> Phase {
         if self.is_faulty || self.account.halted().is_some() {
             Phase::Halted

@@ -366,7 +366,7 @@ impl Tracker {
     }
 
     /// Tokens moved from a request's hold to the client.
-    pub(super) fn deliver(&self, job: JobId, tokens: TokenCount) {
+    pub fn deliver(&self, job: JobId, tokens: TokenCount) {
         if let Some(mut live) = self.live.get_mut(&job) {
             live.held = live.held.saturating_sub(tokens);
             live.in_flight = live.in_flight.saturating_add(tokens);
@@ -404,7 +404,7 @@ impl Tracker {
                 live.ended.cancel();
                 return Err(fault);
             }
-            if matches!(live.phase(), Phase::Halted | Phase::Completed) {
+            if live.is_over() {
                 live.ended.cancel();
                 live.conversation = Vec::new();
             }

@@ -1,8 +1,13 @@
 //! The ledger's promises: one table for both adapters, then what only a file can break.
 
+mod care;
+mod commands;
 mod conformance;
+mod faults;
 mod file;
+mod fixture;
 mod kill;
+mod schema;
 mod writer;
 
 use std::path::Path;
@@ -61,6 +66,15 @@ fn binding() -> LedgerBinding {
 
 fn open(path: &Path) -> SqliteLedger {
     SqliteLedger::open(path, SqliteOptions::new(binding())).unwrap()
+}
+
+/// Why the ledger at `path` does not open.
+fn refusal(path: &Path, binding: LedgerBinding) -> String {
+    match SqliteLedger::open(path, SqliteOptions::new(binding)) {
+        Err(LedgerError::Store(why)) => why,
+        Err(error) => panic!("{error:?}"),
+        Ok(_) => panic!("it opened"),
+    }
 }
 
 fn append(ledger: &dyn Ledger, group: &[Entry]) -> Result<(), LedgerError> {

@@ -180,7 +180,10 @@ impl Rpc {
     }
 
     /// Where an EIP-1967 proxy keeps its code; `None` for any other contract.
-    async fn implementation(&self, address: Address) -> Result<Option<Address>, ChainError> {
+    pub(super) async fn implementation(
+        &self,
+        address: Address,
+    ) -> Result<Option<Address>, ChainError> {
         let params = json!([address.to_string(), IMPLEMENTATION_SLOT, "latest"]);
         let word: U256 = self.call("eth_getStorageAt", params).await?;
         let bytes = word.to_be_bytes::<32>();

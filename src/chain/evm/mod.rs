@@ -15,6 +15,7 @@ mod health;
 mod models;
 mod pool;
 mod quorum;
+mod registrar;
 mod registry;
 mod revert;
 mod rpc;
@@ -32,7 +33,10 @@ use crate::units::Address;
 pub use connect::connect;
 pub use pool::EndpointReport;
 pub use version::ContractVersion;
-pub use wallet::{ChallengeSignature, EvmWallet, KeyError, keystore_import, keystore_new};
+pub use wallet::{
+    ChallengeSignature, EvmWallet, KeyError, keystore_change_password, keystore_import,
+    keystore_new,
+};
 
 /// Where the marketplace is and who we are there.
 #[derive(Clone)]

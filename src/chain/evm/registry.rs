@@ -1,7 +1,7 @@
 //! The port [`Registry`], implemented.
 //!
-//! Never writes: registering is the operator's act. Relies on reads that are the same in every
-//! version (docs/spec/contract.md section 4).
+//! Never writes: registering is the operator's act (`registrar`). Relies on reads that are the
+//! same in every version (docs/spec/contract.md section 4).
 
 use alloy::primitives::B256;
 use async_trait::async_trait;
@@ -61,11 +61,11 @@ impl Registry for EvmChain {
 }
 
 impl EvmChain {
-    fn nodes(&self) -> Result<Address, RegistryError> {
+    pub(super) fn nodes(&self) -> Result<Address, RegistryError> {
         self.node_registry.ok_or(RegistryError::NotConfigured("node registry"))
     }
 }
 
-fn word(model: ModelId) -> B256 {
+pub(super) fn word(model: ModelId) -> B256 {
     B256::new(*model.hash().bytes())
 }

@@ -115,7 +115,7 @@ pub(super) fn look(code: &[u8]) -> Look {
 }
 
 /// The four-byte constants that the code pushes: every function's selector is among them.
-fn selectors(code: &[u8]) -> BTreeSet<Selector> {
+pub(super) fn selectors(code: &[u8]) -> BTreeSet<Selector> {
     const PUSH1: u8 = 0x60;
     const PUSH4: u8 = 0x63;
     const PUSH32: u8 = 0x7f;

@@ -161,6 +161,36 @@ pub fn keystore_import(
     store(dir, &EvmWallet::from_key(key)?.signer, password)
 }
 
+/// Encrypts the key of the keystore `path` anew under `new`, in its place: at every moment the
+/// file opens with the one password or with the other. Blocks for two key derivations.
+///
+/// # Errors
+/// [`KeyError`]; the file is as it was then.
+pub fn keystore_change_password(
+    path: &Path,
+    present: &SecretString,
+    new: &SecretString,
+) -> Result<Address, KeyError> {
+    let wallet = EvmWallet::from_keystore(path, present)?;
+    let disk = |error| KeyError::Disk { path: path.into(), error };
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // Made in a folder of its own and read back before it takes the old one's place.
+    let workshop = dir.join(format!(".change-password-{}", std::process::id()));
+    fs::create_dir(&workshop).map_err(disk)?;
+    let replaced = store(&workshop, &wallet.signer, new).and_then(|(made, address)| {
+        if EvmWallet::from_keystore(&made, new)?.address() != wallet.address() {
+            let reason = "the new file does not hold the same key".to_owned();
+            return Err(KeyError::Keystore { path: made, reason });
+        }
+        fs::rename(&made, path).map_err(disk)?;
+        fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(disk)?;
+        Ok(address)
+    });
+    // Holds the key still where something failed, under the new password.
+    drop(fs::remove_dir_all(&workshop));
+    replaced
+}
+
 fn store(
     dir: &Path,
     signer: &PrivateKeySigner,
@@ -306,6 +336,22 @@ mod tests {
         assert!(matches!(missing, Err(KeyError::Disk { .. })));
         let text = fs::read_to_string(&path).unwrap();
         assert!(!text.contains(&KEY[2..]));
+    }
+
+    #[test]
+    fn a_changed_password_opens_the_same_key_and_the_old_one_does_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let [old, new] = ["correct horse", "battery staple"].map(SecretString::from);
+        let (path, address) = keystore_import(dir.path(), &KEY.into(), &old).unwrap();
+        let before = fs::read(&path).unwrap();
+        let refused = keystore_change_password(&path, &"wrong".into(), &new);
+        assert!(matches!(refused, Err(KeyError::Keystore { .. })));
+        assert_eq!(fs::read(&path).unwrap(), before);
+        assert_eq!(keystore_change_password(&path, &old, &new).unwrap(), address);
+        assert_eq!(EvmWallet::from_keystore(&path, &new).unwrap().address(), address);
+        assert!(EvmWallet::from_keystore(&path, &old).is_err());
+        let left: Vec<_> = fs::read_dir(dir.path()).unwrap().collect();
+        assert_eq!(left.len(), 1, "{left:?}");
     }
 
     #[cfg(unix)]

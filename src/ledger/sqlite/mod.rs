@@ -5,7 +5,11 @@
 //! whatever is queued while one runs shares the next. Relies on its caller for the lock that
 //! keeps a second node off the same wallet.
 
+mod care;
+mod inspect;
+mod migrate;
 mod reader;
+mod rows;
 mod schema;
 mod turns;
 mod writer;
@@ -17,12 +21,15 @@ use std::thread::JoinHandle;
 
 use async_trait::async_trait;
 
+pub use care::{CareError, Restored, back_up, binding_of, restore, retire};
+pub use inspect::{Inspection, inspect};
 pub use reader::SqliteReader;
+use schema::Opening;
 use writer::{Group, Shared, Writer};
 
 use super::{Ledger, LedgerError, OnDurable, stored};
 use crate::billing::Entry;
-use crate::units::{Address, JobId};
+use crate::units::{Address, JobId, TokenCount};
 
 /// Whose ledger a file is: opening it for another chain, contract or wallet is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +40,13 @@ pub struct LedgerBinding {
     pub contract: Address,
     /// The host's wallet.
     pub wallet: Address,
+}
+
+impl std::fmt::Display for LedgerBinding {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { chain_id, contract, wallet } = self;
+        write!(f, "chain {chain_id}, contract {contract}, wallet {wallet}")
+    }
 }
 
 /// How to open a ledger.
@@ -46,13 +60,22 @@ pub struct SqliteOptions {
     /// Groups that share one transaction and its sync at most; bounds how long the first of them
     /// waits for the last.
     pub groups_per_commit_max: usize,
+    /// Files up to this many bytes are checked page by page before [`SqliteLedger::open`]
+    /// returns; larger ones beside the node's start, and damage stops the ledger when it is met.
+    pub check_bytes_max: u64,
 }
 
 impl SqliteOptions {
-    /// 8192 waiting groups (some 64 k tokens, seconds of writing), 1024 a commit.
+    /// 8192 waiting groups (some 64 k tokens, seconds of writing), 1024 a commit; files that a
+    /// fraction of a second reads (32 MiB) are checked before the start.
     #[must_use]
     pub fn new(binding: LedgerBinding) -> Self {
-        Self { binding, queue_capacity: 8192, groups_per_commit_max: 1024 }
+        Self {
+            binding,
+            queue_capacity: 8192,
+            groups_per_commit_max: 1024,
+            check_bytes_max: 32 << 20,
+        }
     }
 }
 
@@ -67,6 +90,30 @@ pub struct LedgerCounts {
     pub entries: u64,
 }
 
+/// What a ledger holds, for comparing two of them: equal sums mean equal entries, for all that
+/// damage and mishaps can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LedgerSums {
+    /// The row of the last entry; 0 where there is none.
+    pub last: i64,
+    /// Entries that are no deliveries.
+    pub facts: u64,
+    /// Deliveries.
+    pub deliveries: u64,
+    /// Tokens in them.
+    pub tokens: TokenCount,
+    /// Sum of all rows' checksums.
+    pub checksums: u64,
+}
+
+impl LedgerSums {
+    /// Entries of both kinds.
+    #[must_use]
+    pub const fn entries(&self) -> u64 {
+        self.facts.saturating_add(self.deliveries)
+    }
+}
+
 /// The ledger in one SQLite file.
 ///
 /// Dropping it (or [`SqliteLedger::close`]) takes no more groups, writes and acknowledges what is
@@ -76,17 +123,21 @@ pub struct SqliteLedger {
     shared: Arc<Shared>,
     queue: Option<SyncSender<Group>>,
     writer: Option<JoinHandle<()>>,
+    inspector: Option<inspect::Inspector>,
 }
 
 impl SqliteLedger {
-    /// Opens the ledger at `path`, creating it (mode 0600) where there is none. Blocks: every
-    /// page of the file is read and checked once.
+    /// Opens the ledger at `path`, creating it (mode 0600) where there is none, and migrating an
+    /// older one after a copy of it was kept. Blocks: a small file is read and checked whole; a
+    /// large one is, beside whatever follows.
     ///
     /// # Errors
-    /// [`LedgerError::Store`] where the file cannot be opened or is damaged, is no ledger of this
-    /// version, or belongs to another chain, contract or wallet.
+    /// [`LedgerError::Store`] where the file cannot be opened or is damaged, is newer or no
+    /// ledger, or belongs to another chain, contract or wallet.
     pub fn open(path: &Path, options: SqliteOptions) -> Result<Self, LedgerError> {
-        let connection = schema::open_writer(path, options.binding)?;
+        let SqliteOptions { binding: ours, check_bytes_max, .. } = options;
+        let opening = Opening { ours, check_bytes_max, keeps_older: true };
+        let connection = schema::open_writer(path, opening)?;
         let shared = Arc::new(Shared::new());
         let state = Writer::new(options.groups_per_commit_max, Arc::clone(&shared));
         let (queue, groups) = sync_channel(options.queue_capacity.max(1));
@@ -94,8 +145,26 @@ impl SqliteLedger {
             .name("ledger-writer".into())
             .spawn(move || state.run(&connection, &groups))
             .map_err(|error| LedgerError::Store(format!("no writer thread: {error}")))?;
+        let inspector = inspect::Inspector::start(path, check_bytes_max, &shared)?;
         let path = path.to_owned();
-        Ok(Self { path, shared, queue: Some(queue), writer: Some(writer) })
+        Ok(Self { path, shared, queue: Some(queue), writer: Some(writer), inspector })
+    }
+
+    /// Whether the file came out of a backup behind which entries may be lost, and
+    /// [`SqliteLedger::forget_restored`] was not called since. Blocks on disk.
+    ///
+    /// # Errors
+    /// [`LedgerError::Store`].
+    pub fn is_restored(&self) -> Result<bool, LedgerError> {
+        SqliteReader::open(&self.path)?.is_restored()
+    }
+
+    /// The chain was asked about what a restored ledger may not know. Blocks on disk.
+    ///
+    /// # Errors
+    /// [`LedgerError::Store`].
+    pub fn forget_restored(&self) -> Result<(), LedgerError> {
+        schema::mark_restored(&self.path, false)
     }
 
     /// Writes and acknowledges everything queued and ends the writer. Blocks.
@@ -111,6 +180,20 @@ impl SqliteLedger {
         Err(LedgerError::Store("the store failed before it was closed".into()))
     }
 
+    /// Waits for the check beside the start, where there is one.
+    #[cfg(feature = "test-support")]
+    pub fn wait_checked(&mut self) {
+        if let Some(inspector) = &mut self.inspector {
+            inspector.wait();
+        }
+    }
+
+    /// Why the store takes no entries any more; `None` while it does.
+    #[must_use]
+    pub fn failure(&self) -> Option<String> {
+        self.shared.failure().map(str::to_owned)
+    }
+
     /// What the writer did so far.
     #[must_use]
     pub fn counts(&self) -> LedgerCounts {
@@ -119,6 +202,7 @@ impl SqliteLedger {
 
     fn stop(&mut self) {
         drop(self.queue.take());
+        drop(self.inspector.take());
         let Some(writer) = self.writer.take() else { return };
         // A callback may hold the last reference to us: the writer cannot wait for itself.
         if writer.thread().id() != std::thread::current().id() && writer.join().is_err() {
@@ -137,7 +221,8 @@ impl Drop for SqliteLedger {
 impl Ledger for SqliteLedger {
     fn submit(&self, entries: Vec<Entry>, on_durable: OnDurable) -> Result<(), LedgerError> {
         if !self.shared.is_healthy() {
-            return Err(LedgerError::Store("the store failed earlier".into()));
+            let why = self.shared.failure().unwrap_or_default();
+            return Err(LedgerError::Store(format!("the store failed earlier: {why}")));
         }
         let gone = || LedgerError::Store("the writer is gone".into());
         let queue = self.queue.as_ref().ok_or_else(gone)?;
@@ -148,12 +233,12 @@ impl Ledger for SqliteLedger {
     }
 
     fn replay(&self, each: &mut dyn FnMut(Entry)) -> Result<(), LedgerError> {
-        SqliteReader::open(&self.path)?.replay(each)
+        SqliteReader::watched(&self.path, &self.shared)?.replay(each)
     }
 
     async fn job_entries(&self, job: JobId) -> Result<Vec<Entry>, LedgerError> {
-        let path = self.path.clone();
-        let read = move || SqliteReader::open(&path)?.job_entries(job);
+        let (path, shared) = (self.path.clone(), Arc::clone(&self.shared));
+        let read = move || SqliteReader::watched(&path, &shared)?.job_entries(job);
         tokio::task::spawn_blocking(read)
             .await
             .unwrap_or_else(|error| Err(LedgerError::Store(format!("the reader ended: {error}"))))

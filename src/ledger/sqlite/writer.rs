@@ -3,15 +3,17 @@
 //! Never acknowledges before the commit returned, never lets one group's conflict touch another,
 //! never goes on after the store failed. Groups are written and acknowledged in queue order.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
+use std::sync::{Arc, OnceLock};
 
 use rusqlite::{Connection, OptionalExtension, Statement, Transaction, TransactionBehavior};
 
-use super::reader::read_row;
-use super::turns::{DELIVERED_IN_RANGE, Span, TurnEnds};
-use super::{LedgerCounts, stored};
+use super::LedgerCounts;
+use super::rows::{self, delivery_columns, text_columns};
+use super::schema::in_words;
+use super::stored::{self, Delivery};
+use super::turns::{DELIVERED_IN_TURN, Span, TurnEnds};
 use crate::billing::{Entry, Fact};
 use crate::ledger::{LedgerError, OnDurable};
 use crate::telemetry::LEDGER_GROUPS;
@@ -26,6 +28,7 @@ pub(super) struct Group {
 #[derive(Debug)]
 pub(super) struct Shared {
     healthy: AtomicBool,
+    failure: OnceLock<String>,
     commits: AtomicU64,
     groups: AtomicU64,
     entries: AtomicU64,
@@ -35,10 +38,23 @@ impl Shared {
     pub(super) fn new() -> Self {
         Self {
             healthy: AtomicBool::new(true),
+            failure: OnceLock::new(),
             commits: AtomicU64::new(0),
             groups: AtomicU64::new(0),
             entries: AtomicU64::new(0),
         }
+    }
+
+    /// No entry is taken any more, for this reason. True for the first who says so.
+    pub(super) fn fail(&self, why: &str) -> bool {
+        let is_first = self.failure.set(why.to_owned()).is_ok();
+        self.healthy.store(false, Ordering::Release);
+        is_first
+    }
+
+    /// Why no entry is taken any more.
+    pub(super) fn failure(&self) -> Option<&str> {
+        self.failure.get().map(String::as_str)
     }
 
     pub(super) fn is_healthy(&self) -> bool {
@@ -61,42 +77,66 @@ pub(super) struct Writer {
     shared: Arc<Shared>,
 }
 
-/// The writer's statements, prepared once.
+/// The writer's statements, prepared once, and the row id that comes next.
 struct Statements<'c> {
-    find: Statement<'c>,
-    in_range: Statement<'c>,
-    insert: Statement<'c>,
+    find_text: Statement<'c>,
+    find_delivery: Statement<'c>,
+    in_turn: Statement<'c>,
+    insert_text: Statement<'c>,
+    insert_delivery: Statement<'c>,
     savepoint: Statement<'c>,
     release: Statement<'c>,
     roll_back: Statement<'c>,
+    id_next: i64,
 }
 
 impl<'c> Statements<'c> {
     fn prepare(db: &'c Connection) -> rusqlite::Result<Self> {
         Ok(Self {
-            find: db.prepare(
-                "SELECT id, key, job, at_ms, kind, tokens, body FROM entries WHERE key = ?1",
-            )?,
-            in_range: db.prepare(DELIVERED_IN_RANGE)?,
-            insert: db.prepare(
-                "INSERT INTO entries (key, job, at_ms, kind, tokens, body) \
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-            )?,
+            find_text: db.prepare(concat!(text_columns!(), " WHERE key = ?1"))?,
+            find_delivery: db.prepare(concat!(
+                delivery_columns!(),
+                " WHERE job = ?1 AND turn = ?2 AND position = ?3"
+            ))?,
+            in_turn: db.prepare(DELIVERED_IN_TURN)?,
+            insert_text: db.prepare(rows::INSERT_TEXT)?,
+            insert_delivery: db.prepare(rows::INSERT_DELIVERY)?,
             savepoint: db.prepare("SAVEPOINT entry_group")?,
             release: db.prepare("RELEASE entry_group")?,
             roll_back: db.prepare("ROLLBACK TO entry_group")?,
+            id_next: rows::last_id(db)?.saturating_add(1),
         })
     }
 
-    fn find(&mut self, key: &str) -> rusqlite::Result<Option<(i64, stored::Row)>> {
-        self.find.query_row([key], read_row).optional()
+    fn find_text(&mut self, key: &str) -> Result<Option<Entry>, String> {
+        let found = self.find_text.query_row([key], rows::text_entry).optional();
+        known(found)
     }
 
-    fn insert(&mut self, row: &stored::Row) -> rusqlite::Result<()> {
-        let (job, at_ms, tokens) =
-            (row.job.cast_signed(), row.at_ms.cast_signed(), row.tokens.cast_signed());
-        self.insert.execute((&row.key, job, at_ms, &row.kind, tokens, &row.body)).map(drop)
+    fn find_delivery(&mut self, wanted: &Delivery<'_>) -> Result<Option<Entry>, String> {
+        let place = (wanted.job.cast_signed(), wanted.turn, wanted.position);
+        let found = self.find_delivery.query_row(place, rows::delivery_entry).optional();
+        known(found)
     }
+
+    fn insert_text(&mut self, row: &stored::Row<'_>) -> Result<(), String> {
+        rows::insert_text(&mut self.insert_text, self.id_next, row).map_err(text)?;
+        self.id_next = self.id_next.saturating_add(1);
+        Ok(())
+    }
+
+    fn insert_delivery(&mut self, row: &Delivery<'_>) -> Result<(), String> {
+        rows::insert_delivery(&mut self.insert_delivery, self.id_next, row).map_err(text)?;
+        self.id_next = self.id_next.saturating_add(1);
+        Ok(())
+    }
+}
+
+type Found = rusqlite::Result<Option<(i64, Result<Entry, LedgerError>)>>;
+
+fn known(found: Found) -> Result<Option<Entry>, String> {
+    let found = found.map_err(text)?.map(|(_, entry)| entry);
+    found.transpose().map_err(|error| error.to_string())
 }
 
 /// Marks the ledger broken when the thread ends in any way but an ordered shutdown.
@@ -105,7 +145,7 @@ struct Alarm(Arc<Shared>);
 impl Drop for Alarm {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.0.healthy.store(false, Ordering::Release);
+            self.0.fail("its writer panicked");
         }
     }
 }
@@ -124,7 +164,7 @@ impl Writer {
     /// Works until the queue is closed and empty.
     pub(super) fn run(mut self, connection: &Connection, queue: &Receiver<Group>) {
         let _alarm = Alarm(Arc::clone(&self.shared));
-        let mut statements = Statements::prepare(connection).map_err(|error| error.to_string());
+        let mut statements = Statements::prepare(connection).map_err(text);
         while let Ok(first) = queue.recv() {
             // Whatever waited during the last sync shares the next one.
             let mut groups = vec![first];
@@ -144,7 +184,7 @@ impl Writer {
         match written {
             Ok(fates) => self.acknowledge(groups, fates),
             Err(why) => {
-                if self.shared.healthy.swap(false, Ordering::AcqRel) {
+                if self.shared.fail(&why) {
                     tracing::error!(why, groups = groups.len(), "the ledger cannot be written");
                 }
                 let error = LedgerError::Store(why);
@@ -192,27 +232,36 @@ impl Writer {
 }
 
 fn text(error: rusqlite::Error) -> String {
-    error.to_string()
+    in_words(&error)
 }
 
 /// Appends one group, all or nothing.
 fn append(db: &mut Statements<'_>, turns: &mut TurnEnds, group: &[Entry]) -> Result<Fate, String> {
-    db.savepoint.execute([]).map_err(text)?;
-    let mut new = 0;
+    // A group of one is refused before it wrote anything: there is nothing to take back.
+    let may_roll_back = group.len() > 1;
+    if may_roll_back {
+        db.savepoint.execute([]).map_err(text)?;
+    }
+    let (mut new, id_before) = (0, db.id_next);
     for entry in group {
         match append_entry(db, turns, entry)? {
             Appended::New => new += 1,
             Appended::Known => {}
             Appended::Conflict => {
+                if may_roll_back {
+                    db.roll_back.execute([]).map_err(text)?;
+                    db.release.execute([]).map_err(text)?;
+                }
                 // What the group taught us about its turns goes with it.
-                db.roll_back.execute([]).map_err(text)?;
-                db.release.execute([]).map_err(text)?;
+                db.id_next = id_before;
                 forget(turns, group);
                 return Ok(Fate::Conflict { key: entry.key() });
             }
         }
     }
-    db.release.execute([]).map_err(text)?;
+    if may_roll_back {
+        db.release.execute([]).map_err(text)?;
+    }
     Ok(Fate::Written { new })
 }
 
@@ -222,42 +271,54 @@ enum Appended {
     Conflict,
 }
 
+impl Appended {
+    /// The time of a repeat differs and means nothing: the first one stands.
+    fn again(known: &Entry, entry: &Entry) -> Self {
+        if known.fact == entry.fact { Self::Known } else { Self::Conflict }
+    }
+}
+
 fn append_entry(
     db: &mut Statements<'_>,
     turns: &mut TurnEnds,
     entry: &Entry,
 ) -> Result<Appended, String> {
+    if let Some(delivery) = Delivery::of(entry) {
+        return append_delivery(db, turns, (entry, &delivery));
+    }
     let row = stored::encode(entry).map_err(|error| error.to_string())?;
-    if let Some((id, known)) = db.find(&row.key).map_err(text)? {
-        let known = stored::decode(id, &known).map_err(|error| error.to_string())?;
-        // The time of a repeat differs and means nothing: the first one stands.
-        let same = known.fact == entry.fact;
-        return Ok(if same { Appended::Known } else { Appended::Conflict });
+    if let Some(known) = db.find_text(&row.key)? {
+        return Ok(Appended::again(&known, entry));
     }
-    let span = delivered_span(entry);
-    if let Some(span) = span
-        && turns.overlaps(&mut db.in_range, span).map_err(text)?
-    {
-        return Ok(Appended::Conflict);
-    }
-    db.insert(&row).map_err(text)?;
-    if let Some(span) = span {
-        turns.extend(span);
-    }
+    db.insert_text(&row)?;
     if let Fact::TurnEnded { turn, .. } = &entry.fact {
-        turns.forget(entry.subject, *turn);
+        turns.forget(row.job, turn.get());
     }
     Ok(Appended::New)
 }
 
-fn delivered_span(entry: &Entry) -> Option<Span> {
-    let Fact::Delivered { turn, position, ids } = &entry.fact else { return None };
-    let count = u64::try_from(ids.len()).unwrap_or(u64::MAX);
-    Some(Span { subject: entry.subject, turn: *turn, start: u64::from(*position), count })
+fn append_delivery(
+    db: &mut Statements<'_>,
+    turns: &mut TurnEnds,
+    (entry, delivery): (&Entry, &Delivery<'_>),
+) -> Result<Appended, String> {
+    let span = Span::of(delivery);
+    // Nearly every delivery continues its turn: nothing need be looked up then.
+    if !turns.is_next(span) {
+        if let Some(known) = db.find_delivery(delivery)? {
+            return Ok(Appended::again(&known, entry));
+        }
+        if turns.overlaps(&mut db.in_turn, span).map_err(text)? {
+            return Ok(Appended::Conflict);
+        }
+    }
+    db.insert_delivery(delivery)?;
+    turns.extend(span);
+    Ok(Appended::New)
 }
 
 fn forget(turns: &mut TurnEnds, group: &[Entry]) {
-    for span in group.iter().filter_map(delivered_span) {
-        turns.forget(span.subject, span.turn);
+    for delivery in group.iter().filter_map(Delivery::of) {
+        turns.forget(delivery.job, delivery.turn);
     }
 }

@@ -199,11 +199,19 @@ proptest! {
     #[test]
     fn every_fact_survives_storage_unchanged(entry in entry()) {
         let row = encode(&entry).unwrap();
-        prop_assert_eq!(decode(1, &row), Ok(entry));
+        prop_assert_eq!(decode(1, &row), Ok(entry.clone()));
+        let checksum = i64::from(row.checksum(1));
+        prop_assert_eq!(decode_checked(1, &row, checksum), Ok(entry.clone()));
+        prop_assert!(decode_checked(2, &row, checksum).is_err());
+        if let Some(delivery) = Delivery::of(&entry) {
+            let checksum = i64::from(delivery.checksum(1));
+            prop_assert_eq!(delivery.entry(1, checksum), Ok(entry));
+            prop_assert!(delivery.entry(2, checksum).is_err());
+        }
     }
 }
 
-fn delivered() -> Row {
+fn delivered() -> Row<'static> {
     let turn = TurnNo::new(3);
     let fact = Fact::Delivered { turn, position: 8, ids: vec![1, 2] };
     encode(&Entry { subject: JobId::new(7).unwrap().into(), at: Millis::new(5), fact }).unwrap()
@@ -213,25 +221,53 @@ fn delivered() -> Row {
 fn the_stored_text_of_version_1_never_changes() {
     let row = delivered();
     assert_eq!(row.body, r#"{"v":1,"fact":{"delivered":{"turn":3,"position":8,"ids":[1,2]}}}"#);
-    assert_eq!((row.kind.as_str(), row.tokens), ("delivered", 2));
+    assert_eq!((&*row.kind, row.tokens), ("delivered", 2));
 }
 
 #[test]
 fn what_was_not_written_by_us_is_refused_by_row() {
     let good = delivered();
-    let with = |change: &dyn Fn(&mut Row)| {
+    let with = |change: &dyn Fn(&mut Row<'static>)| {
         let mut row = good.clone();
         change(&mut row);
         let Err(LedgerError::Store(why)) = decode(42, &row) else { panic!("{row:?}") };
         assert!(why.contains("entry 42"), "{why}");
         why
     };
-    assert!(with(&|row| row.body = row.body.replace("\"v\":1", "\"v\":2")).contains("version"));
+    assert!(
+        with(&|row| row.body = row.body.replace("\"v\":1", "\"v\":2").into()).contains("version")
+    );
     assert!(with(&|row| row.body = "{".into()).contains("malformed"));
-    assert!(with(&|row| row.body = row.body.replace("delivered", "gifted")).contains("gifted"));
+    assert!(
+        with(&|row| row.body = row.body.replace("delivered", "gifted").into()).contains("gifted")
+    );
     with(&|row| row.kind = "gifted".into());
-    with(&|row| row.body = row.body.replace("[1,2]", "[1,2,3]"));
-    with(&|row| row.body = row.body.replace("\"position\":8", "\"position\":9"));
+    with(&|row| row.body = row.body.replace("[1,2]", "[1,2,3]").into());
+    with(&|row| row.body = row.body.replace("\"position\":8", "\"position\":9").into());
     with(&|row| row.job = 0);
     with(&|row| row.key = "7/turn/3/at/9".into());
+}
+
+#[test]
+fn any_changed_bit_is_seen() {
+    let row = delivered();
+    let checksum = row.checksum(1);
+    let delivery =
+        Delivery { job: 7, turn: 3, position: 8, at_ms: 5, ids: vec![1, 0, 0, 0].into() };
+    let of_delivery = delivery.checksum(1);
+    for bit in 0..32 {
+        let mut other = delivery.clone();
+        other.ids.to_mut()[bit / 8] ^= 1 << (bit % 8);
+        assert_ne!(other.checksum(1), of_delivery);
+    }
+    for at in 0..row.body.len() {
+        let mut bytes = row.body.clone().into_owned().into_bytes();
+        bytes[at] ^= 1;
+        let body = String::from_utf8(bytes).unwrap().into();
+        assert_ne!(Row { body, ..row.clone() }.checksum(1), checksum);
+    }
+    // A byte that wanders from one column to the next is seen too.
+    let body = format!("d{}", row.body).into();
+    let other = Row { kind: "delivere".into(), body, ..row.clone() };
+    assert_ne!(other.checksum(1), checksum);
 }

@@ -3,7 +3,10 @@
 //! Never rounds: JSON readers other than ours cut numbers past 2^53, so large ones are texts.
 //! Relies on the types' own parsers.
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use std::marker::PhantomData;
+
+use serde::de::{self, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::units::{Address, Amount, BlockHash, Hash32, PricePerToken, TxHash};
 
@@ -61,8 +64,22 @@ impl<T: std::fmt::Display> Serialize for Text<T> {
 
 impl<'de, T: Parse> Deserialize<'de> for Text<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        let wanted = || de::Error::custom(format!("{text:?} is no {}", std::any::type_name::<T>()));
-        T::parse_text(&text).map(Self).ok_or_else(wanted)
+        deserializer.deserialize_str(TextOf(PhantomData)).map(Self)
+    }
+}
+
+/// Parses the text where it lies: a start reads very many of them.
+struct TextOf<T>(PhantomData<T>);
+
+impl<T: Parse> Visitor<'_> for TextOf<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "a text that is a {}", std::any::type_name::<T>())
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+        let wanted = || E::custom(format!("{text:?} is no {}", std::any::type_name::<T>()));
+        T::parse_text(text).ok_or_else(wanted)
     }
 }

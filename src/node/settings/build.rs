@@ -11,7 +11,7 @@ use super::wallet::is_private_key;
 use super::{
     ApiSettings, ChainSettings, Cors, DEV_CHAIN_ID, EngineSettings, InspectSettings, KeySource,
     LegacyMode, LogFormat, LogSettings, ModelSettings, PasswordSource, PaymentToken, RpcUrl,
-    SessionSettings, Settings, SettlementSettings, sources,
+    SessionSettings, Settings, SettlementSettings, build_host, sources,
 };
 use crate::chain::evm::ContractVersion;
 use crate::session::{Beyond, ExposureRule};
@@ -47,6 +47,7 @@ fn build(
         free,
         data_dir: data_dir(r),
         settlement: settlement(r),
+        wallet: build_host::wallet(r),
         session: session(r, Reach { is_dev_local, is_local: listen.ip().is_loopback() }),
         api: api(r, is_dev_chain),
         public_url: r.url("public_url"),
@@ -55,6 +56,8 @@ fn build(
         launcher_compat: r.switch("launcher_compat").unwrap_or(inputs.is_launcher()),
         notes,
     };
+    // Read by the commands that register; a typing error in it stops the node all the same.
+    build_host::registration(&mut reader);
     let problems = std::mem::take(&mut reader.problems);
     let result = if problems.is_empty() { Ok(settings) } else { Err(SettingsError(problems)) };
     (result, reader)
@@ -67,6 +70,10 @@ pub(super) fn inspect_settings(inputs: &sources::Inputs) -> Result<InspectSettin
         chain: chain(&mut reader, free),
         key: key(&mut reader),
         data_dir: data_dir(&mut reader),
+        settlement: settlement(&mut reader),
+        payment_tokens: payment_tokens(&mut reader),
+        wallet: build_host::wallet(&mut reader),
+        registration: build_host::registration(&mut reader),
         log: log(&mut reader),
     };
     // What is missing only matters to a node that serves; a needed folder does matter here.

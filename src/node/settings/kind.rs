@@ -40,6 +40,8 @@ pub enum Kind {
     Urls,
     /// Web origins separated by commas, or `*`.
     Origins,
+    /// Words separated by commas.
+    Words,
     /// A contract's address, 40 hex digits with or without `0x`.
     Address,
     /// `IP:PORT`, or a port alone.
@@ -75,6 +77,7 @@ impl Kind {
             Self::Url => "http(s) address".to_owned(),
             Self::Urls => "http(s) addresses, comma-separated or a list".to_owned(),
             Self::Origins => "origins, comma-separated or a list, or `*`".to_owned(),
+            Self::Words => "words, comma-separated or a list".to_owned(),
             Self::Address => "address, 40 hex digits".to_owned(),
             Self::Listen => "`IP:PORT` or `PORT`".to_owned(),
             Self::Map => "pairs `name=value`, comma-separated or a table".to_owned(),

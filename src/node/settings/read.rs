@@ -103,6 +103,10 @@ impl Reader {
         })
     }
 
+    pub fn words(&mut self, key: &str) -> Vec<String> {
+        self.value(key, |_, text| Some(kind::list(text))).unwrap_or_default()
+    }
+
     pub fn map(&mut self, key: &str) -> BTreeMap<String, String> {
         self.value(key, |_, text| kind::map(text)).unwrap_or_default()
     }
@@ -155,7 +159,12 @@ impl Reader {
             (None, Fallback::Computed(_) | Fallback::None | Fallback::Required(_)) => return None,
         };
         let value = parse(setting.kind, &text);
-        if value.is_none() {
+        let is_known = |problem: &Problem| match problem {
+            Problem::Unfit { key, .. } => *key == setting.key,
+            _ => false,
+        };
+        // Some settings are read for more than one purpose.
+        if value.is_none() && !self.problems.iter().any(is_known) {
             self.problems.push(unfit(setting, &text, origin));
         }
         value

@@ -261,7 +261,7 @@ fn is_section(key: &str) -> bool {
 
 /// A TOML value as the text of a variable; `None` where the shapes differ.
 fn flat(kind: Kind, value: &toml::Value) -> Option<String> {
-    let takes_list = matches!(kind, Kind::Urls | Kind::Origins);
+    let takes_list = matches!(kind, Kind::Urls | Kind::Origins | Kind::Words);
     match value {
         toml::Value::String(text) => Some(text.clone()),
         toml::Value::Integer(number) => Some(number.to_string()),
@@ -273,7 +273,9 @@ fn flat(kind: Kind, value: &toml::Value) -> Option<String> {
         }
         toml::Value::Table(pairs) if kind == Kind::Map => {
             let pair = |(name, value): (&String, &toml::Value)| {
-                value.as_str().map(|value| format!("{name}={value}"))
+                let number = value.as_integer().map(|number| number.to_string());
+                let text = value.as_str().map(str::to_owned).or(number);
+                text.map(|text| format!("{name}={text}"))
             };
             pairs.iter().map(pair).collect::<Option<Vec<_>>>().map(|pairs| pairs.join(","))
         }

@@ -6,6 +6,7 @@
 use std::sync::LazyLock;
 
 use super::catalog::{Fallback, Setting};
+use super::host_table::HOST;
 use super::kind::Kind;
 use super::table_paid::PAID;
 
@@ -13,7 +14,7 @@ use super::table_paid::PAID;
 pub(super) const THREADS_MAX: u128 = 256;
 
 /// The settings.
-pub static SETTINGS: LazyLock<Vec<Setting>> = LazyLock::new(|| [NODE, PAID, FACES].concat());
+pub static SETTINGS: LazyLock<Vec<Setting>> = LazyLock::new(|| [NODE, PAID, HOST, FACES].concat());
 
 /// The node, its model, its engine, its chain and its key.
 const NODE: &[Setting] = &[

@@ -99,7 +99,8 @@ fn no_position_of_a_turn_is_recorded_twice() {
         &[(0, 8, true), (7, 1, false), (7, 2, false), (1, 3, false), (8, 8, true)],
         &[(8, 8, true), (0, 9, false), (0, 24, false), (15, 1, false), (0, 8, true)],
         &[(0, 8, true), (16, 8, true), (8, 9, false), (8, 8, true), (24, 1, true)],
-        &[(0, 8, true), (4, 0, false), (8, 0, true), (8, 4, false)],
+        &[(0, 8, true), (4, 0, false), (8, 0, true), (8, 4, false), (8, 0, true), (9, 4, true)],
+        &[(0, 0, true), (0, 8, false), (0, 0, true), (1, 8, true)],
     ];
     each_adapter(|name, ledger| {
         for (number, steps) in (1..).zip(table) {

@@ -7,18 +7,10 @@ use std::path::Path;
 
 use rusqlite::Connection;
 use tally::ledger::LedgerError;
-use tally::ledger::sqlite::{LedgerBinding, SqliteLedger, SqliteOptions, SqliteReader};
+use tally::ledger::sqlite::{LedgerBinding, SqliteReader};
 use tally::units::Address;
 
-use super::{append, binding, delivered, job, open, replayed};
-
-fn refusal(path: &Path, binding: LedgerBinding) -> String {
-    match SqliteLedger::open(path, SqliteOptions::new(binding)) {
-        Err(LedgerError::Store(why)) => why,
-        Err(error) => panic!("{error:?}"),
-        Ok(_) => panic!("it opened"),
-    }
-}
+use super::{append, binding, delivered, ended, job, open, refusal, replayed};
 
 #[test]
 fn a_ledger_of_another_chain_contract_or_wallet_is_refused_by_name() {
@@ -43,23 +35,31 @@ fn nobody_edits_or_removes_an_entry_whatever_program_they_use() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("ledger.db");
     let ledger = open(&path);
-    append(&ledger, &[delivered(1, 0, 0, 8), delivered(1, 0, 8, 8)]).unwrap();
+    append(&ledger, &[delivered(1, 0, 0, 8), delivered(1, 0, 8, 8), ended(1, 0)]).unwrap();
     let before = replayed(&ledger);
     let raw = Connection::open(&path).unwrap();
-    let columns = "(id, key, job, at_ms, kind, tokens, body)";
+    let texts = "INSERT OR REPLACE INTO entries (id, key, job, at_ms, kind, body, crc) VALUES";
+    let deliveries = "INSERT OR REPLACE INTO deliveries \
+         (id, job, turn, position, tokens, at_ms, ids, crc) VALUES";
     for statement in [
-        "UPDATE entries SET tokens = 0 WHERE id = 1".to_owned(),
-        "DELETE FROM entries WHERE id = 1".to_owned(),
+        "UPDATE entries SET job = 2 WHERE id = 3".to_owned(),
+        "DELETE FROM entries WHERE id = 3".to_owned(),
         "DELETE FROM entries".to_owned(),
-        format!("INSERT OR REPLACE INTO entries {columns} VALUES (1,'x',1,1,'delivered',9,'{{}}')"),
-        format!(
-            "INSERT OR REPLACE INTO entries {columns} \
-             VALUES (77,'1/turn/0/at/0',1,1,'delivered',9,'{{}}')"
-        ),
+        "UPDATE deliveries SET at_ms = 0 WHERE id = 1".to_owned(),
+        "DELETE FROM deliveries WHERE id = 1".to_owned(),
+        "DELETE FROM deliveries".to_owned(),
+        format!("{texts} (3, 'x', 1, 1, 'owner_proven', '{{}}', 0)"),
+        format!("{texts} (77, '1/turn/0/end', 1, 1, 'turn_ended', '{{}}', 0)"),
+        format!("{deliveries} (1, 1, 0, 99, 1, 1, x'01020304', 0)"),
+        format!("{deliveries} (77, 1, 0, 8, 1, 1, x'01020304', 0)"),
     ] {
         let error = raw.execute(&statement, []).unwrap_err().to_string();
         assert!(error.contains("append-only"), "{statement}: {error}");
     }
+    let lie = "INSERT INTO deliveries (id, job, turn, position, tokens, at_ms, ids, crc) \
+         VALUES (77, 1, 0, 99, 2, 1, x'01020304', 0)";
+    let error = raw.execute(lie, []).unwrap_err().to_string();
+    assert!(error.contains("CHECK"), "tokens are as many as ids: {error}");
     assert_eq!(replayed(&ledger), before);
 }
 
@@ -120,17 +120,6 @@ fn what_is_no_ledger_is_refused_and_left_alone() {
     assert!(refusal(&folder.path().join("missing/ledger.db"), binding()).contains("missing"));
 }
 
-#[test]
-fn a_newer_schema_is_refused() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("ledger.db");
-    drop(open(&path));
-    let raw = Connection::open(&path).unwrap();
-    raw.execute("UPDATE meta SET value = '2' WHERE name = 'schema_version'", []).unwrap();
-    let why = refusal(&path, binding());
-    assert!(why.contains("version 2"), "{why}");
-}
-
 /// Enough entries that the file has many pages, all of them out of the log.
 fn filled(path: &Path) -> usize {
     let ledger = open(path);
@@ -165,20 +154,29 @@ fn a_damaged_page_stops_the_node_at_start() {
 fn an_entry_that_was_tampered_with_is_named_on_replay() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("ledger.db");
-    append(&open(&path), &[delivered(1, 0, 0, 8), delivered(1, 0, 8, 8)]).unwrap();
-    for change in ["kind = 'gifted'", "body = '{}'", "tokens = 9", "job = 2"] {
-        let copy = folder.path().join("copy.db");
-        fs::copy(&path, &copy).unwrap();
-        let raw = Connection::open(&copy).unwrap();
-        raw.execute_batch("DROP TRIGGER entries_never_change").unwrap();
-        raw.execute(&format!("UPDATE entries SET {change} WHERE id = 2"), []).unwrap();
-        drop(raw);
-        let mut read = 0;
-        let result = SqliteReader::open(&copy).unwrap().replay(&mut |_| read += 1);
-        let Err(LedgerError::Store(why)) = result else { panic!("{change}: {result:?}") };
-        assert!(why.contains("entry 2 "), "{change}: {why}");
-        assert_eq!(read, 1, "{change}");
-        fs::remove_file(&copy).unwrap();
+    let group = [delivered(1, 0, 0, 8), delivered(1, 0, 8, 8), ended(1, 0)];
+    append(&open(&path), &group).unwrap();
+    let texts = ["kind = 'gifted'", "body = '{}'", "at_ms = 9", "job = 2", "crc = 7", "id = 9"];
+    let deliveries = ["job = 2", "turn = 3", "position = 24", "at_ms = 9", "crc = 7", "id = 9"];
+    let ids = ["ids = zeroblob(32)"];
+    let table =
+        [("entries", 3, &texts[..]), ("deliveries", 2, &deliveries), ("deliveries", 2, &ids)];
+    for (name, id, changes) in table {
+        for change in changes {
+            let copy = folder.path().join("copy.db");
+            fs::copy(&path, &copy).unwrap();
+            let raw = Connection::open(&copy).unwrap();
+            raw.execute_batch(&format!("DROP TRIGGER {name}_never_change")).unwrap();
+            raw.execute(&format!("UPDATE {name} SET {change} WHERE id = {id}"), []).unwrap();
+            drop(raw);
+            let mut read = 0;
+            let result = SqliteReader::open(&copy).unwrap().replay(&mut |_| read += 1);
+            let Err(LedgerError::Store(why)) = result else { panic!("{change}: {result:?}") };
+            let id = if *change == "id = 9" { 9 } else { id };
+            assert!(why.contains(&format!("entry {id} ")), "{change}: {why}");
+            assert!(read < group.len(), "{change}");
+            fs::remove_file(&copy).unwrap();
+        }
     }
 }
 

@@ -77,7 +77,7 @@ fn a_store_failure_answers_everyone_and_is_final() {
     rusqlite::Connection::open(&path)
         .unwrap()
         .execute_batch(
-            "CREATE TRIGGER breakage BEFORE INSERT ON entries WHEN NEW.key LIKE '1/turn/0/at/16'
+            "CREATE TRIGGER breakage BEFORE INSERT ON deliveries WHEN NEW.position = 16
              BEGIN SELECT RAISE(ABORT, 'the disk is gone'); END",
         )
         .unwrap();

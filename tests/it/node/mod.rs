@@ -2,5 +2,6 @@
 
 mod kill;
 mod operator;
+mod orders;
 mod process;
 mod stop;

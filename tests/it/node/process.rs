@@ -60,8 +60,31 @@ impl Site {
 
     /// Starts the node; returns when it listens.
     pub fn start(&self, grace_seconds: u64) -> Node {
-        let child = Command::new(env!("CARGO_BIN_EXE_tally"))
-            .arg("serve")
+        let child = self
+            .command(&["serve"])
+            .env("TALLY_SHUTDOWN_GRACE_SECONDS", grace_seconds.to_string())
+            .env("TALLY_LAUNCHER_COMPAT", "1")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        Node::listening(child)
+    }
+
+    /// A command of the operator beside the node: whether it succeeded, and all that it said.
+    pub async fn tally(&self, arguments: &[&str]) -> (bool, String) {
+        let mut command = self.command(arguments);
+        let ended = tokio::task::spawn_blocking(move || command.output()).await;
+        let output = ended.unwrap().unwrap();
+        let (out, err) = (output.stdout, output.stderr);
+        let said = [out, err].map(|bytes| String::from_utf8(bytes).unwrap()).concat();
+        (output.status.success(), said)
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tally"));
+        command
+            .args(arguments)
             .env_clear()
             .env("HOME", self.home.path())
             .env("TALLY_DATA_DIR", self.data_dir())
@@ -74,17 +97,11 @@ impl Site {
             .env("TALLY_HOST_PRIVATE_KEY", HOST.key)
             .env("TALLY_SETTLEMENT_POLL_MILLISECONDS", "20")
             .env("TALLY_SETTLEMENT_CONFIRMATIONS", "1")
-            .env("TALLY_SHUTDOWN_GRACE_SECONDS", grace_seconds.to_string())
             .env("TALLY_LOG_FORMAT", "json")
             .env("TALLY_LOG_FILTER", "info,tally=trace,tally_engine=trace")
             .current_dir(self.home.path())
-            .stdin(Stdio::null())
-            .env("TALLY_LAUNCHER_COMPAT", "1")
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        Node::listening(child)
+            .stdin(Stdio::null());
+        command
     }
 
     /// Tokens in the ledger's file, by the auditor's arithmetic.
@@ -136,7 +153,7 @@ impl Site {
         client
     }
 
-    fn prompt(&self, max_tokens: u64, stream: bool) -> Value {
+    pub fn prompt(&self, max_tokens: u64, stream: bool) -> Value {
         json!({
             "model": "smol",
             "prompt": format!("Write a long story about a {SECRET_WORD}. Once upon a time"),

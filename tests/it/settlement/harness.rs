@@ -2,6 +2,7 @@
 //! that moves when the test says so.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -227,6 +228,19 @@ impl World {
         world
     }
 
+    /// The ledger's file.
+    pub fn ledger_file(&self) -> PathBuf {
+        let Store::File(folder) = &self.store else { panic!("this world's ledger is no file") };
+        folder.path().join("ledger.db")
+    }
+
+    /// The process dies at once, something happens to its ledger, and another one starts.
+    pub async fn restart_after(&mut self, between: impl FnOnce(&Path)) {
+        self.process = None;
+        between(&self.ledger_file());
+        self.boot().await;
+    }
+
     /// The process dies at once, and another one starts on what it left.
     pub async fn restart(&mut self) {
         self.process = None;
@@ -391,6 +405,13 @@ impl World {
 
     pub async fn try_tick(&mut self) -> Result<(), SettlementError> {
         self.process.as_mut().unwrap().settlement.tick().await
+    }
+
+    /// Gives settlement an order; the receiver hears of its end.
+    pub fn order(&mut self, order: Order) -> oneshot::Receiver<OrderOutcome> {
+        let (reply, outcome) = oneshot::channel();
+        self.process.as_mut().unwrap().settlement.place(order, reply);
+        outcome
     }
 
     /// A pass that ends where the tap lets the process die.
