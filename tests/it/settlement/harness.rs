@@ -99,6 +99,8 @@ struct Process {
 pub struct World {
     pub devnet: Devnet,
     pub proxy: Proxy,
+    /// Further endpoints.
+    pub others: Vec<Proxy>,
     pub tap: Arc<Tap>,
     pub clock: Arc<ManualClock>,
     pub engine: Arc<ScriptedEngine>,
@@ -130,8 +132,10 @@ pub fn request(job: JobId, max_tokens: u64) -> PromptRequest {
     }
 }
 
-/// Whose time a world lives by.
-struct Time {
+/// How a world reaches its chain, and whose time it lives by.
+struct Reach {
+    /// Endpoints beside the first.
+    others: usize,
     /// The longest wait for an answer of the chain.
     patience: Duration,
     /// By which endpoints rest.
@@ -140,11 +144,11 @@ struct Time {
     clock: Arc<ManualClock>,
 }
 
-impl Time {
+impl Reach {
     fn of_the_machine() -> Self {
         // Long enough for a slow machine's answers, short enough to wait for.
         let patience = Duration::from_secs(10);
-        Self { patience, rests: SystemClock::shared(), clock: Arc::default() }
+        Self { others: 0, patience, rests: SystemClock::shared(), clock: Arc::default() }
     }
 }
 
@@ -174,19 +178,20 @@ impl World {
     /// On a ledger file, under the operator's wishes for sessions too.
     pub async fn with_both(rules: SettlementRules, session_rules: SessionRules) -> Self {
         let store = Store::File(tempfile::tempdir().unwrap());
-        Self::build((rules, session_rules), store, Time::of_the_machine()).await
+        Self::build((rules, session_rules), store, Reach::of_the_machine()).await
     }
 
     async fn with(rules: SettlementRules, store: Store) -> Self {
-        Self::build((rules, open_rules()), store, Time::of_the_machine()).await
+        Self::build((rules, open_rules()), store, Reach::of_the_machine()).await
     }
 
-    /// With another bound for each answer of the chain, and endpoints that rest by the test's
-    /// clock.
-    pub async fn patient(rules: SettlementRules, store: Store, patience: Duration) -> Self {
+    /// With another bound for each answer of the chain, further endpoints, and all of them
+    /// resting by the test's clock.
+    pub async fn patient(rules: SettlementRules, patience: Duration, others: usize) -> Self {
         let clock = Arc::<ManualClock>::default();
-        let time = Time { patience, rests: clock.clone(), clock };
-        Self::build((rules, open_rules()), store, time).await
+        let reach = Reach { others, patience, rests: clock.clone(), clock };
+        let store = Store::Memory(Arc::new(MemoryLedger::new()));
+        Self::build((rules, open_rules()), store, reach).await
     }
 
     /// On another version of the contract; the model that its hosts offer is served.
@@ -206,12 +211,14 @@ impl World {
         devnet: Devnet,
         (rules, session_rules): (SettlementRules, SessionRules),
         store: Store,
-        Time { patience, rests, clock }: Time,
+        Reach { others, patience, rests, clock }: Reach,
     ) -> Self {
         devnet.set_automine(false).await;
         let proxy = Proxy::start(devnet.port);
         let mut settings = devnet.settings(HOST);
         settings.rpc_urls = vec![proxy.url.clone()];
+        let others: Vec<Proxy> = (0..others).map(|_| Proxy::start(devnet.port)).collect();
+        settings.rpc_urls.extend(others.iter().map(|proxy| proxy.url.clone()));
         settings.request_timeout = patience;
         settings.clock = rests;
         let chain = connect(settings).await.unwrap();
@@ -219,6 +226,7 @@ impl World {
         let mut world = Self {
             devnet,
             proxy,
+            others,
             tap: Tap::new(chain),
             clock,
             engine: ScriptedEngine::new(tokens(1)),
