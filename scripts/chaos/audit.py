@@ -41,27 +41,34 @@ class Ledger:
                 connection.close()
 
     def take(self, connection):
-        kept = connection.execute(
-            "SELECT count(*) FROM entries WHERE id <= ?", (self.last,)).fetchone()[0]
+        kept = sum(connection.execute(f"SELECT count(*) FROM {table} WHERE id <= ?",
+                                      (self.last,)).fetchone()[0]
+                   for table in ("entries", "deliveries"))
         if kept != self.rows:
             self.faults.append(f"{self.rows} entries became {kept}")
-        sql = "SELECT id, job, kind, body FROM entries WHERE id > ? ORDER BY id"
-        for row, job, kind, body in connection.execute(sql, (self.last,)):
+        # Row ids run through both tables.
+        sql = ("SELECT id, job, kind, body FROM entries WHERE id > :last UNION ALL "
+               "SELECT id, job, turn * 4294967296 + position, ids FROM deliveries "
+               "WHERE id > :last ORDER BY id")
+        for row, job, kind, body in connection.execute(sql, {"last": self.last}):
             self.last, self.rows = row, self.rows + 1
+            if isinstance(kind, int):
+                self.deliver(job, divmod(kind, 1 << 32), len(body) // 4)
+                continue
             fact = json.loads(body)["fact"]
-            if kind == "delivered":
-                self.deliver(job, fact["delivered"])
-            elif kind == "job_halted":
+            if kind == "job_halted":
                 self.halted[job] = fact["job_halted"]["why"]
             elif kind == "job_closed":
                 self.closed[job] = fact["job_closed"]
             elif kind == "job_reopened":
                 self.closed.pop(job, None)
 
-    def deliver(self, job, fact):
+    def deliver(self, job, first, count):
+        """Tokens of a turn from a position on; four bytes each."""
         places = self.places.setdefault(job, set())
-        for offset in range(len(fact["ids"])):
-            place = (fact["turn"], fact["position"] + offset)
+        turn, position = first
+        for offset in range(count):
+            place = (turn, position + offset)
             if place in places:
                 self.faults.append(f"job {job}: {place} recorded twice")
             places.add(place)

@@ -60,7 +60,7 @@ class Client:
             finally:
                 self.run.busy -= 1
                 self.run.is_idle.set()
-            if self.random.random() < 0.04:
+            if self.random.random() < 0.02:
                 await self.part(account)
 
     async def part(self, account):

@@ -147,7 +147,8 @@ class Run:
         name, passes = moments[moment], self.random.randint(0, passes[moment])
         delay = self.random.choice([0, 0, self.random.uniform(0, 0.012)])
         fuse = self.random.uniform(0, 1.6) if name == "time" else 2.0
-        await self.launch("1")
+        # Some lives end sessions that are quiet for a moment, others let them be.
+        await self.launch(self.random.choice(["1", "60", "60"]))
         loop = asyncio.get_running_loop()
         if name == "start":
             self.moments[name] += 1

@@ -52,6 +52,9 @@ class Books(unittest.TestCase):
         self.addCleanup(self.ledger.close)
         self.ledger.execute("CREATE TABLE entries (id INTEGER PRIMARY KEY, job INTEGER, "
                             "kind TEXT, body TEXT)")
+        self.ledger.execute("CREATE TABLE deliveries (id INTEGER PRIMARY KEY, job INTEGER, "
+                            "turn INTEGER, position INTEGER, ids BLOB)")
+        self.rows = 0
         self.account = Account(JOB, False)
         self.chain = FakeChain()
         run = SimpleNamespace(chain=self.chain, accounts={JOB: self.account},
@@ -59,12 +62,16 @@ class Books(unittest.TestCase):
         self.audit = Audit(run)
 
     def add(self, kind, fact):
-        self.ledger.execute("INSERT INTO entries (job, kind, body) VALUES (?, ?, ?)",
-                            (JOB, kind, json.dumps({"v": 1, "fact": {kind: fact}})))
+        self.rows += 1
+        self.ledger.execute("INSERT INTO entries VALUES (?, ?, ?, ?)",
+                            (self.rows, JOB, kind, json.dumps({"v": 1, "fact": {kind: fact}})))
         self.ledger.commit()
 
     def deliver(self, position, count):
-        self.add("delivered", {"turn": 0, "position": position, "ids": [5] * count})
+        self.rows += 1
+        self.ledger.execute("INSERT INTO deliveries VALUES (?, ?, ?, ?, ?)",
+                            (self.rows, JOB, 3, position, bytes(4 * count)))
+        self.ledger.commit()
 
     def after_kill(self):
         asyncio.run(self.audit.after_kill(1))
@@ -129,8 +136,8 @@ class Books(unittest.TestCase):
         self.after_kill()
         self.deliver(19, 2)
         self.after_kill()
-        self.assertEqual(self.audit.ledger.faults, [f"job {JOB}: (0, 19) recorded twice"])
-        self.ledger.execute("DELETE FROM entries WHERE id = 2")
+        self.assertEqual(self.audit.ledger.faults, [f"job {JOB}: (3, 19) recorded twice"])
+        self.ledger.execute("DELETE FROM deliveries WHERE id = 2")
         self.ledger.commit()
         self.after_kill()
         self.assertEqual(self.audit.ledger.faults[1:], ["3 entries became 2"])

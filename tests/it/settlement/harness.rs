@@ -32,6 +32,7 @@ use super::tap::Tap;
 use crate::support::anvil::{Devnet, HOST, OpenSession};
 use crate::support::node::{ManualClock, session_rules};
 use crate::support::proxy::Proxy;
+use crate::support::variant::{MODEL, Variant, model_id};
 
 /// Grace of the tests: after a drop, after a goodbye, without a connection.
 pub const GRACE: Grace =
@@ -98,6 +99,8 @@ struct Process {
 pub struct World {
     pub devnet: Devnet,
     pub proxy: Proxy,
+    /// Further endpoints.
+    pub others: Vec<Proxy>,
     pub tap: Arc<Tap>,
     pub clock: Arc<ManualClock>,
     pub engine: Arc<ScriptedEngine>,
@@ -129,8 +132,10 @@ pub fn request(job: JobId, max_tokens: u64) -> PromptRequest {
     }
 }
 
-/// Whose time a world lives by.
-struct Time {
+/// How a world reaches its chain, and whose time it lives by.
+struct Reach {
+    /// Endpoints beside the first.
+    others: usize,
     /// The longest wait for an answer of the chain.
     patience: Duration,
     /// By which endpoints rest.
@@ -139,11 +144,11 @@ struct Time {
     clock: Arc<ManualClock>,
 }
 
-impl Time {
+impl Reach {
     fn of_the_machine() -> Self {
         // Long enough for a slow machine's answers, short enough to wait for.
         let patience = Duration::from_secs(10);
-        Self { patience, rests: SystemClock::shared(), clock: Arc::default() }
+        Self { others: 0, patience, rests: SystemClock::shared(), clock: Arc::default() }
     }
 }
 
@@ -173,31 +178,47 @@ impl World {
     /// On a ledger file, under the operator's wishes for sessions too.
     pub async fn with_both(rules: SettlementRules, session_rules: SessionRules) -> Self {
         let store = Store::File(tempfile::tempdir().unwrap());
-        Self::build((rules, session_rules), store, Time::of_the_machine()).await
+        Self::build((rules, session_rules), store, Reach::of_the_machine()).await
     }
 
     async fn with(rules: SettlementRules, store: Store) -> Self {
-        Self::build((rules, open_rules()), store, Time::of_the_machine()).await
+        Self::build((rules, open_rules()), store, Reach::of_the_machine()).await
     }
 
-    /// With another bound for each answer of the chain, and endpoints that rest by the test's
-    /// clock.
-    pub async fn patient(rules: SettlementRules, store: Store, patience: Duration) -> Self {
+    /// With another bound for each answer of the chain, further endpoints, and all of them
+    /// resting by the test's clock.
+    pub async fn patient(rules: SettlementRules, patience: Duration, others: usize) -> Self {
         let clock = Arc::<ManualClock>::default();
-        let time = Time { patience, rests: clock.clone(), clock };
-        Self::build((rules, open_rules()), store, time).await
+        let reach = Reach { others, patience, rests: clock.clone(), clock };
+        let store = Store::Memory(Arc::new(MemoryLedger::new()));
+        Self::build((rules, open_rules()), store, reach).await
     }
 
-    async fn build(
+    /// On another version of the contract; the model that its hosts offer is served.
+    pub async fn on_variant(variant: Variant) -> Self {
+        let devnet = Devnet::start_variant(variant, &[]).await;
+        let model_ids = [model_id(MODEL)].into();
+        let session_rules = SessionRules { model_ids, ..open_rules() };
+        let store = Store::File(tempfile::tempdir().unwrap());
+        Self::build_on(devnet, (rules(), session_rules), store, Time::of_the_machine()).await
+    }
+
+    async fn build(rules: (SettlementRules, SessionRules), store: Store, time: Time) -> Self {
+        Self::build_on(Devnet::start().await, rules, store, time).await
+    }
+
+    async fn build_on(
+        devnet: Devnet,
         (rules, session_rules): (SettlementRules, SessionRules),
         store: Store,
-        Time { patience, rests, clock }: Time,
+        Reach { others, patience, rests, clock }: Reach,
     ) -> Self {
-        let devnet = Devnet::start().await;
         devnet.set_automine(false).await;
         let proxy = Proxy::start(devnet.port);
         let mut settings = devnet.settings(HOST);
         settings.rpc_urls = vec![proxy.url.clone()];
+        let others: Vec<Proxy> = (0..others).map(|_| Proxy::start(devnet.port)).collect();
+        settings.rpc_urls.extend(others.iter().map(|proxy| proxy.url.clone()));
         settings.request_timeout = patience;
         settings.clock = rests;
         let chain = connect(settings).await.unwrap();
@@ -205,6 +226,7 @@ impl World {
         let mut world = Self {
             devnet,
             proxy,
+            others,
             tap: Tap::new(chain),
             clock,
             engine: ScriptedEngine::new(tokens(1)),
@@ -397,13 +419,6 @@ impl World {
 
     pub async fn try_tick(&mut self) -> Result<(), SettlementError> {
         self.process.as_mut().unwrap().settlement.tick().await
-    }
-
-    /// Gives settlement an order; the receiver hears of its end.
-    pub fn order(&mut self, order: Order) -> oneshot::Receiver<OrderOutcome> {
-        let (reply, outcome) = oneshot::channel();
-        self.process.as_mut().unwrap().settlement.place(order, reply);
-        outcome
     }
 
     /// A pass that ends where the tap lets the process die.

@@ -1,21 +1,20 @@
 //! Many claims through an endpoint that loses, delays, throttles and misremembers: each counts
 //! exactly once.
 //!
-//! `TALLY_STORM_CLAIMS`, `TALLY_STORM_JOBS` and `TALLY_STORM_SEED` make it larger or other
-//! (`scripts/storm.sh`).
+//! `TALLY_STORM_CLAIMS`, `TALLY_STORM_JOBS`, `TALLY_STORM_ENDPOINTS` and `TALLY_STORM_SEED` make the
+//! first one larger or other (`scripts/storm.sh`).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tally::billing::TxState;
-use tally::ledger::memory::MemoryLedger;
 use tally::session::Grace;
 use tally::settlement::SettlementRules;
 use tally::units::{JobId, Millis};
 
-use super::harness::{GRACE, Store, World, request, rules, tokens};
+use super::harness::{GRACE, World, request, rules, tokens};
 use crate::support::storm::{Mishap, Storm};
 
 /// The node's bound for one answer. Only how long the storm lasts depends on it, not how it ends:
@@ -36,6 +35,12 @@ fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |text| text.parse().unwrap())
 }
 
+/// For `scripts/storm.sh`, which prints the last of it.
+#[allow(clippy::print_stdout)]
+fn say(line: &str) {
+    println!("{line}");
+}
+
 /// However long the weather lasts, nobody takes a client's silence for the end.
 fn patient() -> SettlementRules {
     SettlementRules { grace: Grace { idle: Millis::new(u64::MAX), ..GRACE }, ..rules() }
@@ -43,24 +48,38 @@ fn patient() -> SettlementRules {
 
 struct Sea {
     world: World,
-    storm: Arc<Storm>,
+    /// Each endpoint's own weather.
+    storms: Vec<Arc<Storm>>,
     /// Tokens delivered and claims due, by job.
     due: BTreeMap<JobId, (u64, usize)>,
     passes: u64,
 }
 
 impl Sea {
-    async fn new(jobs: u64, rounds: u64, seed: u64) -> Self {
-        let store = Store::Memory(Arc::new(MemoryLedger::new()));
-        let mut world = World::patient(patient(), store, PATIENCE).await;
+    async fn new(size: Size, seed: u64) -> Self {
+        let Size { jobs, rounds, endpoints } = size;
+        let mut world = World::patient(patient(), PATIENCE, endpoints - 1).await;
         let mut due = BTreeMap::new();
         for _ in 0..jobs {
             // More than is used: a last claim would wait so as to carry the rest.
             due.insert(world.open(rounds * 130 + 1000).await, (0, 0));
         }
-        let storm = Arc::new(Storm::new(seed));
-        world.proxy.brew(storm.clone());
-        Self { world, storm, due, passes: 0 }
+        let mut storms = Vec::new();
+        for proxy in std::iter::once(&world.proxy).chain(&world.others) {
+            let storm = Arc::new(Storm::new(seed + storms.len() as u64));
+            proxy.brew(storm.clone());
+            storms.push(storm);
+        }
+        Self { world, storms, due, passes: 0 }
+    }
+
+    /// How often each thing happened, over all endpoints.
+    fn counts(&self) -> BTreeMap<Mishap, u64> {
+        let mut sums = BTreeMap::new();
+        for (mishap, count) in self.storms.iter().flat_map(|storm| storm.counts()) {
+            *sums.entry(mishap).or_insert(0) += count;
+        }
+        sums
     }
 
     /// Every client gets one answer that is worth a claim.
@@ -95,7 +114,7 @@ impl Sea {
             }
         }
         let late = self.late().await;
-        panic!("not claimed in {PASSES_MAX} passes: {late:?}; {:?}", self.storm.counts());
+        panic!("not claimed in {PASSES_MAX} passes: {late:?}; {:?}", self.counts());
     }
 
     async fn is_claimed(&self) -> bool {
@@ -121,8 +140,9 @@ impl Sea {
 
     /// The weather clears, and everything becomes final.
     async fn calm(&mut self) {
-        self.storm.set_calm(true);
-        for _ in 0..8 {
+        self.storms.iter().for_each(|storm| storm.set_calm(true));
+        // Longer than an endpoint rests that contradicted others.
+        for _ in 0..60 {
             self.world.tick().await;
             self.world.advance(PASS);
             self.world.devnet.increase_time(10).await;
@@ -141,15 +161,19 @@ impl Sea {
     }
 }
 
-#[tokio::test]
-async fn every_claim_counts_once_whatever_the_endpoint_loses_or_misremembers() {
-    let seed = setting("TALLY_STORM_SEED", 20_261_122);
-    let claims = setting("TALLY_STORM_CLAIMS", 60);
-    let jobs = setting("TALLY_STORM_JOBS", 10);
-    println!("storm of {claims} claims, seed {seed}");
-    let rounds = claims.div_ceil(jobs);
-    let mut sea = Sea::new(jobs, rounds, seed).await;
-    for round in 0..rounds {
+/// How large a storm is.
+#[derive(Clone, Copy)]
+struct Size {
+    jobs: u64,
+    rounds: u64,
+    endpoints: usize,
+}
+
+/// One storm, from the first prompt to the last confirmation; what happened, as JSON.
+async fn sail(size: Size, seed: u64) -> Value {
+    say(&format!("storm of {} claims, seed {seed}", size.jobs * size.rounds));
+    let mut sea = Sea::new(size, seed).await;
+    for round in 0..size.rounds {
         sea.deliver(round).await;
         sea.claim().await;
         sea.world.audit().await;
@@ -158,23 +182,36 @@ async fn every_claim_counts_once_whatever_the_endpoint_loses_or_misremembers() {
         }
     }
     sea.calm().await;
-    let counts = sea.storm.counts();
+    let counts = sea.counts();
     let kinds = counts.keys().filter(|mishap| **mishap != Mishap::None).count();
     assert!(kinds >= 8, "the storm was one: {counts:?}");
-    let faults: u64 = counts.iter().filter(|(kind, _)| **kind != Mishap::None).map(|c| c.1).sum();
-    let line = json!({
-        "ok": true, "claims": jobs * rounds, "double_claims": 0, "lost_claims": 0, "seed": seed,
-        "faults": faults, "requests": counts.values().sum::<u64>(), "passes": sea.passes,
+    let requests: u64 = counts.values().sum();
+    json!({
+        "ok": true, "claims": size.jobs * size.rounds, "double_claims": 0, "lost_claims": 0,
+        "seed": seed, "endpoints": size.endpoints, "requests": requests,
+        "faults": requests - counts[&Mishap::None], "passes": sea.passes,
         "by_fault": counts.iter().map(|(kind, count)| (format!("{kind:?}"), *count))
             .collect::<BTreeMap<_, _>>(),
-    });
-    println!("{line}");
+    })
+}
+
+#[tokio::test]
+async fn every_claim_counts_once_whatever_the_endpoint_loses_or_misremembers() {
+    let jobs = setting("TALLY_STORM_JOBS", 10);
+    let rounds = setting("TALLY_STORM_CLAIMS", 60).div_ceil(jobs);
+    let endpoints = usize::try_from(setting("TALLY_STORM_ENDPOINTS", 1)).unwrap();
+    let size = Size { jobs, rounds, endpoints };
+    say(&sail(size, setting("TALLY_STORM_SEED", 20_261_122)).await.to_string());
+}
+
+#[tokio::test]
+async fn three_endpoints_in_three_weathers_count_every_claim_once() {
+    say(&sail(Size { jobs: 5, rounds: 4, endpoints: 3 }, 7).await.to_string());
 }
 
 #[tokio::test]
 async fn an_endpoint_that_forgets_transactions_makes_no_claim_twice_and_stops_no_job() {
-    let store = Store::Memory(Arc::new(MemoryLedger::new()));
-    let mut world = World::patient(patient(), store, PATIENCE).await;
+    let mut world = World::patient(patient(), PATIENCE, 0).await;
     let job = world.open(10_000).await;
     let storm = Arc::new(Storm::new(1));
     storm.set_calm(true);
