@@ -99,7 +99,6 @@ for name in "${NAMES[@]}"; do
     [ -f "$patch" ] || die "no such bug: $name"
     git -C "$TREE" apply "$patch" || die "$name does not apply"
     program=$(build) || die "$name does not build"
-    cp "$program" "$HOME_DIR/mutant" && program=$HOME_DIR/mutant
     git -C "$TREE" apply --reverse "$patch"
     if [ -n "$FIND" ]; then
         seed=$(find_seed "$program")
