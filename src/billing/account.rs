@@ -210,6 +210,14 @@ impl Account {
         self.lost.is_some()
     }
 
+    /// Whether what a closed account lost is what was recorded and not paid. A reorg may change
+    /// what was paid after the account was closed.
+    #[must_use]
+    pub fn adds_up(&self) -> bool {
+        let left = self.recorded.saturating_sub(self.confirmed());
+        self.lost.is_none_or(|lost| lost.total() == left)
+    }
+
     /// The chain's newest block when the account was last closed.
     #[must_use]
     pub const fn closed_in(&self) -> Option<BlockNumber> {

@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 use super::access::{self, WalletError};
 use super::console;
 use super::control::{AskError, Command, Fault, ask};
+use super::ledger_care::{self, RestoredError};
 use super::lock::{self, LockError, WalletLock};
 use super::operator::{permit, told};
 use super::registration::{self, Goal, Plan, PlanError, Wanted};
@@ -60,6 +61,9 @@ pub enum OrderError {
     /// The running node cannot be asked.
     #[error(transparent)]
     Ask(#[from] AskError),
+    /// The ledger came out of a backup and may not be worked on yet.
+    #[error(transparent)]
+    Restored(#[from] RestoredError),
     /// It was refused, or failed.
     #[error("not done: {0}")]
     Fault(Fault),
@@ -274,6 +278,7 @@ impl Alone {
         let clock = SystemClock::shared();
         let limits = chain.limits().await.map_err(WiringError::from)?;
         let ledger = wiring::open_ledger(&settings.ledger_path(), &*chain, &*wallet)?;
+        ledger_care::admit_restored(&ledger, &*chain).await?;
         let tracker = wiring::restore(&*ledger, &*clock).await?;
         let poll = settings.settlement.poll;
         let paid = Paid { chain, wallet, limits, ledger, tracker, clock: Arc::clone(&clock) };

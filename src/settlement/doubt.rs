@@ -51,7 +51,8 @@ impl Settlement {
     }
 
     /// Claims that were final and are in no block, or in one where they failed, wait again. Every
-    /// one in reach is looked at: of two that a reorg mined again, the older may be the one to fail.
+    /// one in reach is looked at: of two that a reorg mined again, the older may be the one that
+    /// failed.
     async fn reopen_lost_claims(
         &mut self,
         account: &Account,
@@ -102,7 +103,7 @@ impl Settlement {
         let closing = account.closings();
         let mut facts = Vec::new();
         match account.lost() {
-            Some(lost) if lost.total() == left => return Ok(()),
+            Some(_) if account.adds_up() => return Ok(()),
             // A reorg changed what was paid after the account was closed.
             Some(_) => facts.push(Fact::JobReopened { closing: closing.saturating_sub(1) }),
             None => {}

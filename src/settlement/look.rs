@@ -35,7 +35,7 @@ impl Settlement {
     /// signs elsewhere, or that an answer is wrong: to sign behind a wrong one would leave a hole,
     /// so it has to be seen some times in a row.
     fn is_nonce_sure(&mut self, mined: WalletNonce) -> bool {
-        let before = self.mined_before.unwrap_or(mined);
+        let before = self.mined_before.unwrap_or_default();
         if mined > self.line.next(before) && self.watch.jumped(mined) < JUMP_LOOKS {
             return false;
         }
@@ -63,7 +63,7 @@ impl Settlement {
                 return false;
             }
             if account.is_closed() {
-                return self.may_reopen(account, view);
+                return !account.adds_up() || self.may_reopen(account, view);
             }
             self.is_sweep
                 || is_quiet

@@ -546,8 +546,10 @@ async fn a_contradiction_is_counted_and_its_author_is_asked_last() {
     let chain = net.connect().await;
     let job = net.open().await;
     net.proxies[0].lie(Lie::about("eth_call", |r| overwrite(r, 7, 5000)));
-    assert_eq!(chain.job(job).await.unwrap().unwrap().tokens_used, TokenCount::ZERO);
-    assert!(counted(1), "{}", recorder.handle().render());
+    // Two that agree may be quicker than its lie, which is then not heard.
+    while !counted(1) {
+        assert_eq!(chain.job(job).await.unwrap().unwrap().tokens_used, TokenCount::ZERO);
+    }
     assert_eq!(chain.endpoints_usable(), (2, 3));
     let told = &chain.endpoints().await[0];
     assert!(told.trouble.as_ref().is_some_and(|words| words.contains("job")), "{told:?}");
@@ -561,7 +563,6 @@ async fn a_contradiction_is_counted_and_its_author_is_asked_last() {
     net.clock.skip(Duration::from_secs(61));
     chain.head().await.unwrap();
     assert_eq!(chain.endpoints_usable(), (3, 3));
-    // Two that agree may be quicker than its lie, which is then not heard.
     while !counted(2) {
         assert_eq!(chain.job(job).await.unwrap().unwrap().tokens_used, TokenCount::ZERO);
     }

@@ -7,8 +7,9 @@ use tally::units::{Address, Amount, JobId, PricePerToken, TokenCount};
 
 use super::earned::left;
 use super::site::Site;
-use crate::settlement::harness::World;
-use crate::support::anvil::{CLIENT, HOST};
+use crate::settlement::harness::{World, opening};
+use crate::support::anvil::{CLIENT, HOST, OpenSession};
+use crate::support::variant::Variant;
 
 async fn verdict(world: &World, entries: Vec<Entry>) -> Verdict {
     let site = Site::with_ledger(&world.devnet, entries).await;
@@ -215,6 +216,32 @@ async fn no_lie_of_a_ledger_passes() {
     let run = site.tally(&["audit"]).await;
     assert!(!run.ok && run.out.contains("DIFFERS"), "{}", run.out);
     assert!(run.err.contains("ledger and chain differ"), "{}", run.err);
+}
+
+#[tokio::test]
+async fn in_every_version_the_statement_is_what_the_contract_credits() {
+    use Variant as V;
+    for variant in [V::V3a, V::V4, V::V4Late, V::V5, V::V6, V::V7] {
+        let mut world = World::on_variant(variant).await;
+        // No multiple of a thousandth, so that what is rounded shows.
+        let (price, deposit) = (10_003, 20_000_000);
+        let job = world.open_as(OpenSession { price, deposit, ..opening() }).await;
+        world.deliver(job, 150).await;
+        world.settle().await;
+        world.deliver(job, 111).await;
+        world.settle().await;
+        world.devnet.complete(CLIENT, job).await;
+        world.settle().await;
+        let site = Site::with_ledger(&world.devnet, world.entries()).await;
+        let run = site.tally(&["audit"]).await;
+        assert!(run.ok, "{variant:?}: {}{}", run.out, run.err);
+        let report = site.tally(&["earnings", "--json"]).await.json();
+        let total = &report["totals"][0];
+        assert_eq!(total["tokens"]["claimed"], 261, "{variant:?}");
+        let credited = left(&world.devnet, Address::ZERO).await;
+        assert!(credited > 0);
+        assert_eq!(total["host"]["claimed"], credited.to_string(), "{variant:?}");
+    }
 }
 
 #[tokio::test]

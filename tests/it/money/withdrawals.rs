@@ -47,7 +47,7 @@ async fn an_order_withdraws_everything_and_forwards_exactly_that() {
         let mut world = World::with_rules(to_cold()).await;
         let token = if is_native { NATIVE } else { world.devnet.contracts.token };
         credit(&world.devnet, token, AMOUNT).await;
-        let mut outcome = world.order(Order::Withdraw { token });
+        let mut outcome = world.place(Order::Withdraw { token });
         world.settle().await;
         assert!(matches!(outcome.try_recv(), Ok(OrderOutcome::Final { .. })), "{token}");
         all_is_cold(&world, token, AMOUNT).await;
@@ -60,7 +60,7 @@ async fn claims_and_withdrawals_share_one_line_of_nonces() {
     let job = world.open(1000).await;
     credit(&world.devnet, NATIVE, AMOUNT).await;
     world.deliver(job, 150).await;
-    let _outcome = world.order(Order::Withdraw { token: NATIVE });
+    let _outcome = world.place(Order::Withdraw { token: NATIVE });
     world.settle().await;
     assert_eq!(world.claims(job).await, vec![150]);
     all_is_cold(&world, NATIVE, AMOUNT).await;
@@ -69,7 +69,7 @@ async fn claims_and_withdrawals_share_one_line_of_nonces() {
 #[tokio::test]
 async fn nothing_earned_is_refused_and_nothing_is_signed() {
     let mut world = World::with_rules(to_cold()).await;
-    let mut outcome = world.order(Order::Withdraw { token: NATIVE });
+    let mut outcome = world.place(Order::Withdraw { token: NATIVE });
     world.settle().await;
     assert!(matches!(outcome.try_recv(), Ok(OrderOutcome::Refused(_))));
     assert_eq!(errands(&world.entries()), (vec![], vec![]));
@@ -81,7 +81,7 @@ async fn a_death_at_any_broadcast_makes_one_withdrawal_and_one_forward() {
         for is_forward in [false, true] {
             let mut world = World::with_rules(to_cold()).await;
             credit(&world.devnet, NATIVE, AMOUNT).await;
-            let _outcome = world.order(Order::Withdraw { token: NATIVE });
+            let _outcome = world.place(Order::Withdraw { token: NATIVE });
             if is_forward {
                 world.tick().await;
                 // Final at the next look, which signs the forward.
@@ -102,7 +102,7 @@ async fn a_death_at_any_broadcast_makes_one_withdrawal_and_one_forward() {
 async fn a_death_after_every_single_pass_moves_the_money_once() {
     let mut world = World::with_rules(to_cold()).await;
     credit(&world.devnet, NATIVE, AMOUNT).await;
-    let _outcome = world.order(Order::Withdraw { token: NATIVE });
+    let _outcome = world.place(Order::Withdraw { token: NATIVE });
     for _ in 0..14 {
         world.tick().await;
         world.restart().await;

@@ -68,8 +68,11 @@ async fn a_running_node_withdraws_and_calls_the_registry_between_its_claims() {
     let (ok, said) = site.tally(&["withdraw"]).await;
     assert!(!ok && said.contains("nothing is earned") && said.contains("refused"), "{said}");
     let mut seen = 0;
-    while seen < 110 {
-        seen += site.ask(&node, 60).await;
+    while seen < 300 {
+        // What moves between two readings of an audit is no difference.
+        let (more, (ok, said)) = tokio::join!(site.ask(&node, 60), site.tally(&["audit"]));
+        assert!(ok, "{said}");
+        seen += more;
     }
     assert!(!site.all_claimed(seen).await.is_empty());
     let (ok, said) = site.tally(&["unregister"]).await;

@@ -32,6 +32,7 @@ use super::tap::Tap;
 use crate::support::anvil::{Devnet, HOST, OpenSession};
 use crate::support::node::{ManualClock, session_rules};
 use crate::support::proxy::Proxy;
+use crate::support::variant::{MODEL, Variant, model_id};
 
 /// Grace of the tests: after a drop, after a goodbye, without a connection.
 pub const GRACE: Grace =
@@ -193,12 +194,25 @@ impl World {
         Self::build((rules, open_rules()), store, reach).await
     }
 
-    async fn build(
+    /// On another version of the contract; the model that its hosts offer is served.
+    pub async fn on_variant(variant: Variant) -> Self {
+        let devnet = Devnet::start_variant(variant, &[]).await;
+        let model_ids = [model_id(MODEL)].into();
+        let session_rules = SessionRules { model_ids, ..open_rules() };
+        let store = Store::File(tempfile::tempdir().unwrap());
+        Self::build_on(devnet, (rules(), session_rules), store, Time::of_the_machine()).await
+    }
+
+    async fn build(rules: (SettlementRules, SessionRules), store: Store, time: Time) -> Self {
+        Self::build_on(Devnet::start().await, rules, store, time).await
+    }
+
+    async fn build_on(
+        devnet: Devnet,
         (rules, session_rules): (SettlementRules, SessionRules),
         store: Store,
         Reach { others, patience, rests, clock }: Reach,
     ) -> Self {
-        let devnet = Devnet::start().await;
         devnet.set_automine(false).await;
         let proxy = Proxy::start(devnet.port);
         let mut settings = devnet.settings(HOST);
@@ -405,13 +419,6 @@ impl World {
 
     pub async fn try_tick(&mut self) -> Result<(), SettlementError> {
         self.process.as_mut().unwrap().settlement.tick().await
-    }
-
-    /// Gives settlement an order; the receiver hears of its end.
-    pub fn order(&mut self, order: Order) -> oneshot::Receiver<OrderOutcome> {
-        let (reply, outcome) = oneshot::channel();
-        self.process.as_mut().unwrap().settlement.place(order, reply);
-        outcome
     }
 
     /// A pass that ends where the tap lets the process die.

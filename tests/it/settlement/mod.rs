@@ -6,6 +6,7 @@ mod cancel;
 mod claims;
 mod completion;
 mod crashes;
+mod deaths;
 mod deep;
 mod exposure;
 pub mod harness;

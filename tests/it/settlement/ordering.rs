@@ -8,7 +8,8 @@ use tally::settlement::SettlementRules;
 use tally::units::{JobId, TokenCount};
 
 use super::harness::{World, claims_of, opening, rules};
-use crate::support::anvil::{OpenSession, STRANGER};
+use super::tap::Silence;
+use crate::support::anvil::{CLIENT, OpenSession, STRANGER};
 
 /// A session whose silence ends it `deadline_s` seconds after `start`.
 async fn open_at(world: &mut World, (start, interval): (u64, u64), price: u128) -> JobId {
@@ -94,6 +95,32 @@ async fn reverts_that_are_not_deep_yet_do_not_hold_up_other_claims() {
     world.deliver(good, 100).await;
     world.passes(3).await;
     assert_eq!(world.claims(good).await, vec![100]);
+}
+
+#[tokio::test]
+async fn sixteen_claims_of_ended_sessions_do_not_hold_up_the_next() {
+    let mut world = World::start().await;
+    let mut ended = Vec::new();
+    for _ in 0..16 {
+        ended.push(world.open(1000).await);
+    }
+    let good = world.open(1000).await;
+    for job in &ended {
+        world.deliver(*job, 100).await;
+    }
+    world.tap.set(Silence::LosesBroadcasts);
+    world.tick().await;
+    for job in &ended {
+        world.devnet.complete(CLIENT, *job).await;
+    }
+    world.deliver(good, 100).await;
+    world.tap.set(Silence::None);
+    world.passes(5).await;
+    assert_eq!(world.claims(good).await, vec![100]);
+    for job in &ended {
+        let account = world.account(*job);
+        assert_eq!((account.claimed().get(), account.txs().len()), (0, 1));
+    }
 }
 
 async fn is_woken(tracker: &Tracker) -> bool {

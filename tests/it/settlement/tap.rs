@@ -52,8 +52,10 @@ struct State {
     sent: Vec<TxHash>,
     tokens_shown: Option<u64>,
     hidden: Option<JobId>,
-    /// The next answer about the wallet's mined nonce.
-    nonce_once: Option<u64>,
+    /// The next answers about the wallet's mined nonce, and how many they are.
+    nonce_shown: (u64, u32),
+    /// Questions to the chain until the process dies; 0 for no death.
+    questions_left: u32,
     /// Blocks by which the next answer about the head is too high.
     head_ahead_once: u64,
     is_deaf: bool,
@@ -117,9 +119,21 @@ impl Tap {
         self.state.lock().unwrap().hidden = job;
     }
 
-    /// The next answer says that the wallet's next nonce is this one.
-    pub fn show_nonce_once(&self, nonce: u64) {
-        self.state.lock().unwrap().nonce_once = Some(nonce);
+    /// The next `answers` say that the wallet's next nonce is this one.
+    pub fn show_nonce_for(&self, nonce: u64, answers: u32) {
+        self.state.lock().unwrap().nonce_shown = (nonce, answers);
+    }
+
+    /// The question of this number, from now on, is the last thing that happens.
+    pub fn die_at_question(&self, number: u32) {
+        self.state.lock().unwrap().questions_left = number;
+    }
+
+    fn is_last_question(&self) -> bool {
+        let mut state = self.state.lock().unwrap();
+        let left = state.questions_left;
+        state.questions_left = left.saturating_sub(1);
+        left == 1
     }
 
     /// The next answer about the head is this many blocks too high.
@@ -143,6 +157,9 @@ impl Tap {
     }
 
     async fn reach(&self) -> Result<(), ChainError> {
+        if self.is_last_question() {
+            self.end().await;
+        }
         let silence = self.state.lock().unwrap().silence;
         match silence {
             Silence::None | Silence::LosesBroadcasts => Ok(()),
@@ -223,8 +240,12 @@ impl Chain for Tap {
             return Ok(old.wallet);
         }
         let wallet = self.real.wallet().await?;
-        let shown = self.state.lock().unwrap().nonce_once.take().map(WalletNonce::new);
-        Ok(WalletState { nonce_mined: shown.unwrap_or(wallet.nonce_mined), ..wallet })
+        let (shown, answers) = &mut self.state.lock().unwrap().nonce_shown;
+        if *answers == 0 {
+            return Ok(wallet);
+        }
+        *answers -= 1;
+        Ok(WalletState { nonce_mined: WalletNonce::new(*shown), ..wallet })
     }
 
     async fn fees(&self) -> Result<Fees, ChainError> {
