@@ -5,8 +5,8 @@
 #   mutants.sh [NAME ...]           all bugs, or those whose names are given (01-cumulative)
 #   mutants.sh --find [NAME ...]    looks for catching seeds and prints the table's new rows
 #
-# Works in target/mutants, on what is committed or staged or changed in files that git knows. The last
-# line of standard output is JSON: {"ok","mutants","caught"}.
+# Works in target/mutants, on what is committed or staged or changed in files that git knows. The
+# last line of standard output is JSON: {"ok","mutants","caught"}.
 set -euo pipefail
 
 # shellcheck source=scripts/lib/tools.sh

@@ -271,6 +271,30 @@ pub enum Fact {
     },
 }
 
+impl Fact {
+    /// The nonce of the transaction it is about; `None` for any other fact.
+    #[must_use]
+    pub const fn nonce(&self) -> Option<WalletNonce> {
+        match self {
+            Self::TxPrepared { nonce, .. }
+            | Self::TxRepriced { nonce, .. }
+            | Self::TxCancelled { nonce, .. }
+            | Self::TxIncluded { nonce, .. }
+            | Self::TxReorged { nonce, .. }
+            | Self::TxConfirmed { nonce, .. }
+            | Self::TxRejected { nonce, .. } => Some(*nonce),
+            Self::JobOpened { .. }
+            | Self::OwnerProven
+            | Self::TurnStarted(_)
+            | Self::Delivered { .. }
+            | Self::TurnEnded { .. }
+            | Self::JobClosed { .. }
+            | Self::JobReopened { .. }
+            | Self::JobHalted { .. } => None,
+        }
+    }
+}
+
 /// A fact about a job or about the wallet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {

@@ -28,6 +28,18 @@ pub(super) struct Claims {
     pub confirmed: TokenCount,
 }
 
+impl Claims {
+    /// These sums with one share in another's place.
+    fn moved(self, from: Self, to: Self) -> Self {
+        let of = |sum: TokenCount, from, to| sum.saturating_sub(from).saturating_add(to);
+        Self {
+            claimed: of(self.claimed, from.claimed, to.claimed),
+            included: of(self.included, from.included, to.included),
+            confirmed: of(self.confirmed, from.confirmed, to.confirmed),
+        }
+    }
+}
+
 impl Txs {
     /// All of them, oldest first.
     #[must_use]
@@ -51,16 +63,16 @@ impl Txs {
         self.claims
     }
 
-    fn sum_claims(&mut self) {
-        let sum = |counts: fn(&Tx) -> bool| {
-            let claims = self.all.iter().filter(|tx| counts(tx)).filter_map(Tx::claim);
-            claims.fold(TokenCount::ZERO, |sum, claim| sum.saturating_add(claim.tokens))
-        };
-        self.claims = Claims {
-            claimed: sum(|tx| !matches!(tx.state, TxState::Rejected(_))),
-            included: sum(Tx::is_mined),
-            confirmed: sum(|tx| tx.state == TxState::Confirmed),
-        };
+    /// What the last transaction of a nonce adds to the sums.
+    fn share(&self, nonce: WalletNonce) -> Claims {
+        let Some(tx) = self.at(nonce) else { return Claims::default() };
+        let tokens = tx.claim().map_or(TokenCount::ZERO, |claim| claim.tokens);
+        let of = |counts: bool| if counts { tokens } else { TokenCount::ZERO };
+        Claims {
+            claimed: of(!matches!(tx.state, TxState::Rejected(_))),
+            included: of(tx.is_mined()),
+            confirmed: of(tx.state == TxState::Confirmed),
+        }
     }
 
     /// Adds a fact about a transaction; false for any other fact.
@@ -68,6 +80,16 @@ impl Txs {
     /// # Errors
     /// What does not fit, in words.
     pub(super) fn apply(&mut self, fact: &Fact) -> Result<bool, String> {
+        let Some(nonce) = fact.nonce() else { return Ok(false) };
+        // An earlier transaction of the nonce is rejected when another is prepared: only the
+        // last one's share changes.
+        let before = self.share(nonce);
+        self.change(fact)?;
+        self.claims = self.claims.moved(before, self.share(nonce));
+        Ok(true)
+    }
+
+    fn change(&mut self, fact: &Fact) -> Result<(), String> {
         match fact {
             Fact::TxPrepared { nonce, purpose, attempt } => {
                 self.prepare(*nonce, purpose, attempt)?;
@@ -95,10 +117,9 @@ impl Txs {
             | Fact::TurnEnded { .. }
             | Fact::JobClosed { .. }
             | Fact::JobReopened { .. }
-            | Fact::JobHalted { .. } => return Ok(false),
+            | Fact::JobHalted { .. } => {}
         }
-        self.sum_claims();
-        Ok(true)
+        Ok(())
     }
 
     fn prepare(
@@ -107,7 +128,7 @@ impl Txs {
         purpose: &Purpose,
         attempt: &Attempt,
     ) -> Result<(), String> {
-        if self.open().any(|tx| tx.nonce == nonce) {
+        if self.at(nonce).is_some_and(Tx::is_open) {
             return Err(format!("nonce {nonce} prepared twice"));
         }
         // Sightings are counted by nonce, so that keys of two transactions never meet.
@@ -165,8 +186,10 @@ impl Txs {
     }
 
     fn open_tx(&mut self, nonce: WalletNonce) -> Result<&mut Tx, String> {
-        let open =
-            Arc::make_mut(&mut self.all).iter_mut().find(|tx| tx.nonce == nonce && tx.is_open());
+        let open = Arc::make_mut(&mut self.all)
+            .iter_mut()
+            .rev()
+            .find(|tx| tx.nonce == nonce && tx.is_open());
         open.ok_or_else(|| format!("no open transaction with nonce {nonce}"))
     }
 }

@@ -353,7 +353,9 @@ struct News {
 impl News {
     fn troubles(&self) -> Vec<String> {
         let is_silent = self.is_chain_silent.load(Ordering::Acquire);
-        is_silent.then(|| "the chain does not answer".to_owned()).into_iter().collect()
+        let silent = is_silent.then(|| "the chain does not answer".to_owned());
+        let pauses = self.sessions.pauses().into_iter().map(|why| why.words().to_owned());
+        silent.into_iter().chain(pauses).collect()
     }
 }
 

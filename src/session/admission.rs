@@ -183,6 +183,8 @@ impl Sessions {
         }
         match known.model {
             Some(model) if !self.rules.model_ids.contains(&model) => Err(Refusal::OtherModel(job)),
+            // Its registry allows no token a second: nothing could ever be claimed.
+            Some(_) if known.rate_per_second == 0 => Err(Refusal::OtherModel(job)),
             Some(_) | None => Ok(()),
         }
     }

@@ -194,7 +194,6 @@ impl Sessions {
         if self.is_closed() {
             issues.push("shutting down");
         }
-        issues.extend(self.pauses().into_iter().map(PauseReason::words));
         if !self.engine.is_healthy() {
             issues.push("the engine has stopped");
         }

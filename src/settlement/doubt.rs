@@ -113,8 +113,11 @@ impl Settlement {
         let block = view.head.number;
         facts.push(Fact::JobClosed { closing, block, unclaimable, forfeited });
         self.books.append(job, facts).await?;
-        counter!("tokens_unclaimable_total").increment(unclaimable.get());
-        counter!("tokens_forfeited_total").increment(forfeited.get());
+        if closing == 0 {
+            // A counter only grows: what a reorg changes later is in the ledger's reports.
+            counter!("tokens_unclaimable_total").increment(unclaimable.get());
+            counter!("tokens_forfeited_total").increment(forfeited.get());
+        }
         gauge!("sessions_active").set(precise(self.books.tracker.count_open()));
         tracing::info!(%job, lost = lost.total().get(), "session closed");
         self.observer.session_closed(job, lost);

@@ -144,8 +144,12 @@ impl Settlement {
     /// Signs what was withdrawn on to its cold address. Native money must leave gas behind, for the
     /// transfer itself and for claims: it waits until the wallet has both.
     async fn forward(&mut self, view: &View) -> Result<(), StepError> {
+        let due = self.books.tracker.wallet().to_forward();
+        if due.is_empty() {
+            return Ok(());
+        }
         let mut left = view.wallet.balance.saturating_sub(self.gas_reserve(view).await?);
-        for ((token, cold), amount) in self.books.tracker.wallet().to_forward() {
+        for ((token, cold), amount) in due {
             if token == Address::ZERO {
                 let Some(rest) = left.checked_sub(amount) else {
                     tracing::warn!(%amount, "not forwarded: the wallet needs the rest for gas");

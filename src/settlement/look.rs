@@ -24,6 +24,11 @@ const JUMP_LOOKS: u32 = 3;
 impl Settlement {
     pub(super) async fn look(&mut self) -> Result<View, ChainError> {
         let head = self.chain.head().await?;
+        if self.watch.leaps(head.number) {
+            // What is final or believed is counted from the head: one wrong answer must not.
+            let why = format!("the head leaps to block {}: asked again", head.number);
+            return Err(ChainError::Unreachable(why));
+        }
         let wallet = self.chain.wallet().await?;
         let is_nonce_sure = self.is_nonce_sure(wallet.nonce_mined);
         gauge!("chain_head_block").set(precise(head.number.get()));
@@ -67,6 +72,7 @@ impl Settlement {
             }
             self.is_sweep
                 || is_quiet
+                || self.watch.has_ended(account.job())
                 || account.unclaimed() >= self.limits.claim_min
                 || spoken_of.contains(&account.job())
         })

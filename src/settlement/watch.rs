@@ -38,6 +38,8 @@ pub(super) struct Watch {
     head_max: BlockNumber,
     /// A jump of the wallet's nonce, and how often in a row it was seen.
     jump: Option<(WalletNonce, u32)>,
+    /// A head far above all others that was seen once.
+    leapt: Option<BlockNumber>,
 }
 
 impl Watch {
@@ -74,14 +76,28 @@ impl Watch {
         (1..=LAG_BLOCKS_MAX).contains(&age(head, self.head_max))
     }
 
-    /// How often in a row the wallet's nonce was seen at `nonce`, this time included.
+    /// How often in a row the wallet's nonce was seen at `nonce` or further, this time included: a
+    /// key that signs elsewhere moves on between two looks.
     pub fn jumped(&mut self, nonce: WalletNonce) -> u32 {
-        let seen = match self.jump {
-            Some((at, seen)) if at == nonce => seen.saturating_add(1),
-            Some(_) | None => 1,
+        let (least, seen) = match self.jump {
+            Some((least, seen)) if nonce >= least => (least, seen.saturating_add(1)),
+            Some(_) | None => (nonce, 1),
         };
-        self.jump = Some((nonce, seen));
+        self.jump = Some((least, seen));
         seen
+    }
+
+    /// Whether a head lies so far above all others that it must be seen twice.
+    pub fn leaps(&mut self, head: BlockNumber) -> bool {
+        let is_far = self.head_max > BlockNumber::ZERO && age(self.head_max, head) > LEAP_BLOCKS;
+        let is_news = self.leapt.is_none_or(|at| head < at);
+        self.leapt = is_far.then_some(head);
+        is_far && is_news
+    }
+
+    /// Whether `job` was seen to be over.
+    pub fn has_ended(&self, job: JobId) -> bool {
+        self.ended_since.contains_key(&job)
     }
 
     /// The nonce stands where it is explained.
@@ -154,6 +170,9 @@ impl Watch {
         self.refused.remove(&(job, step));
     }
 }
+
+/// Blocks that a chain does not make between two looks, but for a long outage.
+const LEAP_BLOCKS: u64 = 64;
 
 /// An endpoint further behind than this follows another chain.
 const LAG_BLOCKS_MAX: u64 = 256;

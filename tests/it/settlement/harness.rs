@@ -200,11 +200,11 @@ impl World {
         let model_ids = [model_id(MODEL)].into();
         let session_rules = SessionRules { model_ids, ..open_rules() };
         let store = Store::File(tempfile::tempdir().unwrap());
-        Self::build_on(devnet, (rules(), session_rules), store, Time::of_the_machine()).await
+        Self::build_on(devnet, (rules(), session_rules), store, Reach::of_the_machine()).await
     }
 
-    async fn build(rules: (SettlementRules, SessionRules), store: Store, time: Time) -> Self {
-        Self::build_on(Devnet::start().await, rules, store, time).await
+    async fn build(rules: (SettlementRules, SessionRules), store: Store, reach: Reach) -> Self {
+        Self::build_on(Devnet::start().await, rules, store, reach).await
     }
 
     async fn build_on(

@@ -1,8 +1,8 @@
 //! Many claims through an endpoint that loses, delays, throttles and misremembers: each counts
 //! exactly once.
 //!
-//! `TALLY_STORM_CLAIMS`, `TALLY_STORM_JOBS`, `TALLY_STORM_ENDPOINTS` and `TALLY_STORM_SEED` make the
-//! first one larger or other (`scripts/storm.sh`).
+//! `TALLY_STORM_CLAIMS`, `TALLY_STORM_JOBS`, `TALLY_STORM_ENDPOINTS` and `TALLY_STORM_SEED` make
+//! the first one larger or other (`scripts/storm.sh`).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

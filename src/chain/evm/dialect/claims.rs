@@ -136,8 +136,8 @@ mod tests {
     /// The first of anvil's well-known accounts, 0xf39fd6e51aad88f6f4ce6ab8827279cfffb92266.
     const KEY: &str = "0xac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80";
 
-    /// What ethers v6 signs for that key, 32 bytes of 0xab and 120 tokens:
-    /// `wallet.signMessage(getBytes(solidityPackedKeccak256(["bytes32", "address", "uint256"], …)))`.
+    /// What ethers v6 signs for that key, 32 bytes of 0xab and 120 tokens: `signMessage` over the
+    /// bytes of `solidityPackedKeccak256(["bytes32", "address", "uint256"], …)`.
     const SIGNATURE: &str = "522db45e73a1488bb908152e586cae460bdda0e872e0d36742f0a43ee2321e3810\
         9193718531955f6965cbf80e9a958f392d706e0867a548382b69c14411e6461b";
 
