@@ -10,7 +10,7 @@ use tally::chain::sim::Rng;
 use crate::world::{Outcome, Violation, run};
 
 /// Runs of every `cargo test`.
-const RUNS: u64 = 500;
+const RUNS: u64 = 1_000;
 /// Their base seed.
 const SEED: u64 = 1;
 
