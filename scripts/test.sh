@@ -46,7 +46,13 @@ target="${CARGO_TARGET_DIR:-target}/debug"
 grep -aq ScriptedEngine "$target"/deps/it-* || die "the adapters' name is in no test: look again"
 if grep -aq ScriptedEngine "$target/tally"; then die "the program was built with test adapters"; fi
 
+step "kill -9 on a rough chain"
+./scripts/chaos-chain.sh --kills 5 --seed 3
+
 step "demo"
 ./scripts/demo.sh
+
+step "demo on the newest contract, paid in an ERC-20"
+./scripts/demo.sh --contract v7 --payment-token erc20
 
 step "all passed"
