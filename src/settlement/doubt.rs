@@ -53,7 +53,7 @@ impl Settlement {
     /// Claims that were final and are in no block, or in one where they failed, wait again. Every
     /// one in reach is looked at: of two that a reorg mined again, the older may be the one that
     /// failed.
-    async fn reopen_lost_claims(
+    pub(super) async fn reopen_lost_claims(
         &mut self,
         account: &Account,
         view: &View,

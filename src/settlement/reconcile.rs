@@ -225,13 +225,7 @@ impl Settlement {
         view: &View,
     ) -> Result<(), StepError> {
         if view.wallet.nonce_mined > tx.nonce {
-            let blocks = self.watch.foreign_for(tx.nonce, view.head.number);
-            if blocks >= self.believed_at() && self.is_uncounted(subject, tx).await? {
-                let nonce = tx.nonce;
-                tracing::error!(%subject, %nonce, "nonce was used by a foreign transaction");
-                return self.reject(subject, tx, (RejectReason::NonceTaken, Amount::ZERO)).await;
-            }
-            return Ok(());
+            return self.taken(subject, tx, view).await;
         }
         self.watch.is_ours(tx.nonce);
         // Newest first; where it is refused for good, say for want of funds, an earlier and
@@ -259,15 +253,25 @@ impl Settlement {
         self.hurry(subject, tx, standing, view).await
     }
 
-    /// Whether the chain's count has no room for a claim that no endpoint shows: one answer may
-    /// come from a server that lags, and the claim be mined all the same.
-    async fn is_uncounted(&self, subject: Subject, tx: &Tx) -> Result<bool, StepError> {
-        let (Some(_), Subject::Job(job)) = (tx.claim(), subject) else { return Ok(true) };
-        let Some(account) = self.books.tracker.account(job) else { return Ok(false) };
-        let known = self.chain.job(job).await?;
-        let before = account.terms().map_or(TokenCount::ZERO, |terms| terms.tokens_before);
-        let expected = before.saturating_add(account.included());
-        Ok(known.is_some_and(|known| known.tokens_used == expected))
+    /// Its nonce is used, and no endpoint shows an attempt of ours: a foreign transaction took it,
+    /// where that lasts and the chain's count has no room for ours. One answer may come from a
+    /// server that lags, and a claim be mined all the same; and where an earlier claim is the one
+    /// that is missing from the count, that one is looked for first.
+    async fn taken(&mut self, subject: Subject, tx: &Tx, view: &View) -> Result<(), StepError> {
+        if self.watch.foreign_for(tx.nonce, view.head.number) < self.believed_at() {
+            return Ok(());
+        }
+        if let (Some(_), Subject::Job(job)) = (tx.claim(), subject) {
+            let Some(account) = self.books.tracker.account(job) else { return Ok(()) };
+            let known = self.chain.job(job).await?;
+            let before = account.terms().map_or(TokenCount::ZERO, |terms| terms.tokens_before);
+            let expected = before.saturating_add(account.included());
+            if known.is_none_or(|known| known.tokens_used != expected) {
+                return self.reopen_lost_claims(&account, view).await.map(drop);
+            }
+        }
+        tracing::error!(%subject, nonce = %tx.nonce, "nonce was used by a foreign transaction");
+        self.reject(subject, tx, (RejectReason::NonceTaken, Amount::ZERO)).await
     }
 
     /// Replaces a pointless transaction in place, or raises the fee of one that has waited long

@@ -7,7 +7,7 @@
 use crate::runs::guarded;
 
 /// The seed, and what it found.
-const FOUND: [(u64, &str); 10] = [
+const FOUND: [(u64, &str); 12] = [
     (
         15_604_907_480_423_707_800,
         "a rejection was believed above the depth of a reorg, and both claims counted",
@@ -36,6 +36,11 @@ const FOUND: [(u64, &str); 10] = [
         12_128_078_765_579_202_571,
         "a foreign transaction behind a hole was counted as the node's: the auditor was wrong",
     ),
+    (
+        13_158_330_152_224_304_072,
+        "an older claim that a reorg made fail kept a claim whose nonce was taken waiting for ever",
+    ),
+    (8_390_067_360_434_163_183, "the same after another course of events"),
 ];
 
 #[test]
