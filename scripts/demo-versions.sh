@@ -18,6 +18,7 @@ esac
 
 STARTED=$(date +%s)
 LOG=$(mktemp "${TMPDIR:-/tmp}/tally-demo-versions.XXXXXX")
+trap 'rm -f "$LOG" "$LOG.err"' EXIT
 runs=0
 failed=()
 for version in "$@"; do
@@ -34,7 +35,6 @@ for version in "$@"; do
         tail -n 1 "$LOG"
     done
 done
-rm -f "$LOG" "$LOG.err"
 ok=true
 [ ${#failed[@]} = 0 ] || ok=false
 printf '{"ok":%s,"runs":%s,"failed":[%s],"seconds":%s}\n' "$ok" "$runs" \

@@ -175,6 +175,20 @@ impl Account {
         self.recorded.saturating_sub(self.claimed())
     }
 
+    /// Recorded tokens that no final claim carries.
+    #[must_use]
+    pub fn unpaid(&self) -> TokenCount {
+        self.recorded.saturating_sub(self.confirmed())
+    }
+
+    /// What the contract's `tokensUsed` has to be: what was claimed before this ledger, and our
+    /// claims that are in a block.
+    #[must_use]
+    pub fn tokens_used(&self) -> TokenCount {
+        let before = self.terms.map_or(TokenCount::ZERO, |terms| terms.tokens_before);
+        before.saturating_add(self.included())
+    }
+
     /// The number the next claim gets: one past the last that was ever prepared.
     #[must_use]
     pub fn seq_next(&self) -> ClaimSeq {
@@ -214,8 +228,7 @@ impl Account {
     /// what was paid after the account was closed.
     #[must_use]
     pub fn adds_up(&self) -> bool {
-        let left = self.recorded.saturating_sub(self.confirmed());
-        self.lost.is_none_or(|lost| lost.total() == left)
+        self.lost.is_none_or(|lost| lost.total() == self.unpaid())
     }
 
     /// The chain's newest block when the account was last closed.

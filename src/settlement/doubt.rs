@@ -66,9 +66,7 @@ impl Settlement {
             if self.is_mined(tx).await? {
                 continue;
             }
-            let (nonce, sighting) = (tx.nonce, tx.sightings.saturating_sub(1));
-            tracing::error!(job = %account.job(), %nonce, "a final claim has left its block");
-            self.books.append(account.job(), vec![Fact::TxReorged { nonce, sighting }]).await?;
+            self.reorged(account.job().into(), tx).await?;
             is_any = true;
         }
         Ok(is_any)
@@ -99,7 +97,6 @@ impl Settlement {
         if is_busy || ended_for < self.confirmations() {
             return Ok(());
         }
-        let left = account.recorded().saturating_sub(account.confirmed());
         let closing = account.closings();
         let mut facts = Vec::new();
         match account.lost() {
@@ -108,7 +105,7 @@ impl Settlement {
             Some(_) => facts.push(Fact::JobReopened { closing: closing.saturating_sub(1) }),
             None => {}
         }
-        let lost = Lost::at_end(left, self.limits.claim_min);
+        let lost = Lost::at_end(account.unpaid(), self.limits.claim_min);
         let Lost { unclaimable, forfeited } = lost;
         let block = view.head.number;
         facts.push(Fact::JobClosed { closing, block, unclaimable, forfeited });
@@ -148,8 +145,7 @@ pub(super) fn disagreement(account: &Account, tokens_used: TokenCount) -> Option
     if claims_open.any(|tx| tx.state == TxState::Prepared) {
         return None;
     }
-    let before = account.terms().map_or(TokenCount::ZERO, |terms| terms.tokens_before);
-    let expected = before.saturating_add(account.included());
+    let expected = account.tokens_used();
     (tokens_used != expected)
         .then(|| format!("chain counts {tokens_used} tokens used, ledger {expected}"))
 }

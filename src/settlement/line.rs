@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use super::{Settlement, StepError, View};
-use crate::billing::{Fact, Purpose, Subject, Tx, TxState};
+use crate::billing::{Purpose, Subject, Tx, TxState};
 use crate::chain::Call;
 use crate::units::WalletNonce;
 
@@ -71,11 +71,7 @@ impl Settlement {
         for (nonce, holder) in not_mined {
             match self.repair_at(nonce, holder).await? {
                 Repair::None => self.watch.no_gap(nonce),
-                Repair::Reopen { subject, tx } => {
-                    tracing::error!(%subject, %nonce, "a final transaction has left its block");
-                    let sighting = tx.sightings.saturating_sub(1);
-                    self.books.append(subject, vec![Fact::TxReorged { nonce, sighting }]).await?;
-                }
+                Repair::Reopen { subject, tx } => self.reorged(subject, &tx).await?,
                 Repair::Fill => self.fill(nonce, view).await?,
             }
         }

@@ -210,8 +210,16 @@ impl Settlement {
 
     /// Its block is gone, or the endpoint has fallen behind: either way the same bytes may be
     /// sent again.
-    async fn reorged(&mut self, subject: Subject, tx: &Tx) -> Result<(), StepError> {
-        tracing::warn!(%subject, nonce = %tx.nonce, "transaction is out of its block");
+    pub(super) async fn reorged(&mut self, subject: Subject, tx: &Tx) -> Result<(), StepError> {
+        let nonce = tx.nonce;
+        match tx.state {
+            TxState::Confirmed => {
+                tracing::error!(%subject, %nonce, "a final transaction has left its block");
+            }
+            TxState::Prepared | TxState::Included { .. } | TxState::Rejected(_) => {
+                tracing::warn!(%subject, %nonce, "transaction is out of its block");
+            }
+        }
         let sighting = tx.sightings.saturating_sub(1);
         self.books.append(subject, vec![Fact::TxReorged { nonce: tx.nonce, sighting }]).await?;
         Ok(())
@@ -264,9 +272,7 @@ impl Settlement {
         if let (Some(_), Subject::Job(job)) = (tx.claim(), subject) {
             let Some(account) = self.books.tracker.account(job) else { return Ok(()) };
             let known = self.chain.job(job).await?;
-            let before = account.terms().map_or(TokenCount::ZERO, |terms| terms.tokens_before);
-            let expected = before.saturating_add(account.included());
-            if known.is_none_or(|known| known.tokens_used != expected) {
+            if known.is_none_or(|known| known.tokens_used != account.tokens_used()) {
                 return self.reopen_lost_claims(&account, view).await.map(drop);
             }
         }
