@@ -340,6 +340,23 @@ async fn the_stake_is_demanded_and_approved_to_the_unit() {
     }
 }
 
+#[tokio::test]
+async fn a_registry_behind_a_proxy_is_told_by_its_implementation() {
+    let (devnet, mut site) = ground().await;
+    let implementation = deploy(&devnet, &mut site, "NodeRegistryV7").await;
+    let proxy = deploy(&devnet, &mut site, "NodeRegistry").await;
+    let chain = chain_on(&devnet, proxy).await;
+    assert!(!chain.registry_shape().await.unwrap().has_prices);
+    // EIP-1967.
+    let slot = "0x360894a13ba1a3210667c828492db98dca3e2076cc3735a920a3ca505d382bbc";
+    let word = format!("0x{:0>64}", implementation.to_string().trim_start_matches("0x"));
+    devnet.rpc("anvil_setStorageAt", json!([proxy.to_string(), slot, word])).await;
+    assert!(chain.registry_shape().await.unwrap().has_model_prices);
+    let token = chain_on(&devnet, devnet.contracts.token).await;
+    let why = token.registry_shape().await.unwrap_err().to_string();
+    assert!(why.contains("no node registry") && why.contains("registerNode"), "{why}");
+}
+
 /// What the doctor says of a model's terms.
 async fn terms(site: &Site) -> Vec<(String, String)> {
     let run = site.tally(&["doctor", "--json"]).await;

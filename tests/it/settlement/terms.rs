@@ -232,3 +232,19 @@ async fn a_session_for_another_model_is_refused_whatever_its_rate() {
         assert_eq!((refusal.code(), &refusal), expected, "{rate}");
     }
 }
+
+#[tokio::test]
+async fn late_v4_is_claimed_at_the_rate_of_v4_as_it_began() {
+    // Its contract takes 2000 tokens a second, and nothing in it says so.
+    let mut world = World::on_variant(Variant::V4Late).await;
+    let job = world.open(3000).await;
+    world.deliver(job, 150).await;
+    world.passes(1).await;
+    assert_eq!(world.claims(job).await, vec![150]);
+    world.deliver(job, 1500).await;
+    world.passes(3).await;
+    assert_eq!(world.claims(job).await, vec![150], "1500 tokens take 75 s");
+    world.devnet.increase_time(75).await;
+    world.passes(3).await;
+    assert_eq!(world.claims(job).await, vec![150, 1500]);
+}
