@@ -176,6 +176,12 @@ impl Tracker {
         self.claim_due.notified().await;
     }
 
+    /// Tokens of a job that are recorded and in no claim.
+    #[must_use]
+    pub fn unclaimed(&self, job: JobId) -> Option<TokenCount> {
+        self.live.get(&job).map(|live| live.account.unclaimed())
+    }
+
     /// A copy of a job's account.
     #[must_use]
     pub fn account(&self, job: JobId) -> Option<Account> {
