@@ -181,12 +181,14 @@ impl Sessions {
         if known.price.get() < price_min {
             return Err(Refusal::PriceTooLow { job, price_min });
         }
-        match known.model {
-            Some(model) if !self.rules.model_ids.contains(&model) => Err(Refusal::OtherModel(job)),
-            // Its registry allows no token a second: nothing could ever be claimed.
-            Some(_) if known.rate_per_second == 0 => Err(Refusal::OtherModel(job)),
-            Some(_) | None => Ok(()),
+        if known.model.is_some_and(|model| !self.rules.model_ids.contains(&model)) {
+            return Err(Refusal::OtherModel(job));
         }
+        // Nothing could be claimed, also of a session that names no model where others do.
+        if known.rate_per_second == 0 {
+            return Err(Refusal::RateUnset(job));
+        }
+        Ok(())
     }
 
     fn check_chain_id(&self, request: &PromptRequest) -> Result<(), Refusal> {
