@@ -29,7 +29,8 @@ struct State {
     queue_capacity: usize,
     held: bool,
     draining: bool,
-    failing: bool,
+    /// Groups that are still written before one fails; `None` where none is to fail.
+    fails_after: Option<usize>,
     healthy: bool,
 }
 
@@ -92,7 +93,12 @@ impl MemoryLedger {
 
     /// The next group that would be written fails as a store does; so does all after it.
     pub fn fail_next(&self) {
-        self.lock().failing = true;
+        self.fail_after(0);
+    }
+
+    /// So many groups are still written, then it fails as a store does.
+    pub fn fail_after(&self, groups: usize) {
+        self.lock().fails_after = Some(groups);
     }
 
     /// Groups that wait.
@@ -120,7 +126,8 @@ impl MemoryLedger {
     pub fn crash_keeping(&self, groups: usize) -> Self {
         let (durable, waiting) = {
             let state = self.lock();
-            let kept = if state.healthy && !state.failing { groups } else { 0 };
+            let kept = if state.healthy { groups } else { 0 };
+            let kept = kept.min(state.fails_after.unwrap_or(usize::MAX));
             let waiting = state.waiting.iter().take(kept).map(|(group, _)| group.clone());
             (state.durable.clone(), waiting.collect::<Vec<_>>())
         };
@@ -147,7 +154,7 @@ impl MemoryLedger {
             queue_capacity: QUEUE_CAPACITY,
             held: matches!(hold, Hold::Yes),
             draining: false,
-            failing: false,
+            fails_after: None,
             healthy: true,
         };
         for entry in entries {
@@ -180,7 +187,8 @@ impl MemoryLedger {
 
 impl State {
     fn append(&mut self, group: Vec<Entry>) -> Result<(), LedgerError> {
-        self.healthy &= !std::mem::take(&mut self.failing);
+        self.healthy &= self.fails_after != Some(0);
+        self.fails_after = self.fails_after.and_then(|left| left.checked_sub(1));
         if !self.healthy {
             return Err(LedgerError::Store("the store failed on demand".into()));
         }

@@ -126,7 +126,7 @@ impl Sessions {
         let header = turn_header(checked, turn, (&sampling, origin));
         // The engine's place first: a request that finds none leaves nothing in the ledger.
         let generation = self.start(checked, sampling, hold).inspect_err(|_| {
-            paid.books.tracker.turn_over(job, (hold.tokens, TokenCount::ZERO), self.clock.now());
+            paid.books.tracker.turn_over(job, hold.tokens, TokenCount::ZERO, self.clock.now());
         })?;
         let started = Fact::TurnStarted(header);
         let mut paid_turn = PaidTurn::new(paid.books.clone(), job, turn, hold.tokens);
@@ -135,7 +135,7 @@ impl Sessions {
         }
         if let Err(error) = paid.books.submit(job, vec![started], TokenCount::ZERO, || {}) {
             tracing::error!(%job, %error, "turn not recorded");
-            paid.books.tracker.turn_over(job, (hold.tokens, TokenCount::ZERO), self.clock.now());
+            paid.books.tracker.turn_over(job, hold.tokens, TokenCount::ZERO, self.clock.now());
             return Err(Refusal::Unavailable("the ledger cannot be written"));
         }
         let meter = TurnMeter::paid(paid_turn);

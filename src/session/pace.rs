@@ -4,7 +4,7 @@
 //! 5), and an engine makes many times that: without a bound, a client that ends its session takes
 //! the difference for free. Never waits for the chain: only the clock is asked.
 
-use super::tracker::Turn;
+use super::tracker::Go;
 use super::turn::Books;
 use crate::units::{JobId, Millis, TokenCount};
 use std::time::Duration;
@@ -47,8 +47,8 @@ impl Pace {
         let now = self.books.clock.now();
         if self.slot.is_none() {
             match self.books.tracker.pace(self.job, self.tokens_max, now) {
-                Turn::Now(room) => return room,
-                Turn::At(slot) => self.slot = Some(slot),
+                Go::Now(room) => return room,
+                Go::At(slot) => self.slot = Some(slot),
             }
         }
         let wait = self.slot.map_or(Millis::ZERO, |slot| slot.saturating_sub(now));
@@ -58,8 +58,8 @@ impl Pace {
         TokenCount::new(1)
     }
 
-    /// A token went.
-    pub fn went(&mut self) {
+    /// The tokens of this turn are in a frame.
+    pub fn framed(&mut self) {
         self.slot = None;
     }
 }

@@ -152,15 +152,16 @@ impl Reply {
                 }
                 continue;
             };
-            let most = self.take_turn().await;
-            if self.ended.is_cancelled() {
-                continue;
-            }
-            // The permit is taken before the token leaves `pending`, so a cancel here loses none.
+            // The permit is taken before the token leaves `pending`, so a cancel here loses none;
+            // and before its turn, which says what may go now.
             let Ok(credit) = Arc::clone(&self.credit).acquire_owned().await else {
                 let failed = EngineFinish::Failed("the ledger does not record".into());
                 return ReplyEvent::End(self.end(&failed, String::new()));
             };
+            let most = self.take_turn().await;
+            if self.ended.is_cancelled() {
+                continue;
+            }
             return ReplyEvent::Frame(self.frame(credit, most));
         }
     }
@@ -177,7 +178,7 @@ impl Reply {
                     self.take_turn().await;
                     text.push_str(&piece);
                     ids.push(id);
-                    self.went(1);
+                    self.framed(1);
                 }
                 EngineEvent::Finished { reason, tail_text } => {
                     let end = self.end(&reason, tail_text);
@@ -216,11 +217,11 @@ impl Reply {
     }
 
     /// So many tokens are in a frame.
-    fn went(&mut self, tokens: u32) {
+    fn framed(&mut self, tokens: u32) {
         self.completion_tokens = self.completion_tokens.saturating_add(tokens);
         self.meter.framed(TokenCount::new(u64::from(tokens)));
         if let Some(pace) = &mut self.pace {
-            pace.went();
+            pace.framed();
         }
     }
 
@@ -247,7 +248,7 @@ impl Reply {
             let Ok(more) = Arc::clone(&self.credit).try_acquire_owned() else { break };
             credit.merge(more);
         }
-        self.went(u32::try_from(ids.len()).unwrap_or(u32::MAX));
+        self.framed(u32::try_from(ids.len()).unwrap_or(u32::MAX));
         Frame { text, ids, meter: Arc::clone(&self.meter), credit: Some(credit) }
     }
 

@@ -19,7 +19,7 @@ use crate::units::{Address, Amount, JobId, Millis, TokenCount, TurnNo};
 
 /// When the next token of a job may go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Turn {
+pub(super) enum Go {
     /// So many at once, at least 1.
     Now(TokenCount),
     /// One, at this monotonic time.
@@ -172,9 +172,13 @@ impl Tracker {
         }
     }
 
-    /// Keeps a reading of the chain. Only jobs that are tracked have one.
+    /// Keeps a reading of the chain, unless a newer one is held. Only jobs that are tracked have
+    /// one.
     pub fn observe(&self, snapshot: Snapshot) {
         if let Some(mut live) = self.live.get_mut(&snapshot.job.id) {
+            if live.snapshot.as_ref().is_some_and(|held| held.read_at > snapshot.read_at) {
+                return;
+            }
             match snapshot.job.status {
                 // A reorg may bring a session back to life.
                 JobStatus::Active if live.phase() != Phase::Halted => {
@@ -303,16 +307,16 @@ impl Tracker {
 
     /// When the job's next token may go, where `max` is what may be unclaimed, unsent tokens
     /// counted. Each slot is given out once.
-    pub(super) fn pace(&self, job: JobId, max: TokenCount, now: Millis) -> Turn {
-        let Some(mut live) = self.live.get_mut(&job) else { return Turn::Now(TokenCount::new(1)) };
+    pub(super) fn pace(&self, job: JobId, max: TokenCount, now: Millis) -> Go {
+        let Some(mut live) = self.live.get_mut(&job) else { return Go::Now(TokenCount::new(1)) };
         let room = max.saturating_sub(live.exposure().saturating_add(live.unsent));
         if room > TokenCount::ZERO {
-            return Turn::Now(room);
+            return Go::Now(room);
         }
         let rate = live.snapshot.as_ref().map_or(1, |seen| seen.job.rate_per_second).max(1);
         let slot_us = live.pace_next_us.max(now.get().saturating_mul(1_000));
         live.pace_next_us = slot_us.saturating_add(1_000_000_u64.div_ceil(rate));
-        Turn::At(Millis::new(slot_us.div_ceil(1_000)))
+        Go::At(Millis::new(slot_us.div_ceil(1_000)))
     }
 
     /// Whether the marketplace holds what this session would be paid from.
@@ -418,7 +422,8 @@ impl Tracker {
     pub(super) fn turn_over(
         &self,
         job: JobId,
-        (unused, unsent): (TokenCount, TokenCount),
+        unused: TokenCount,
+        unsent: TokenCount,
         now: Millis,
     ) {
         if let Some(mut live) = self.live.get_mut(&job) {

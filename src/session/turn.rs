@@ -205,10 +205,10 @@ impl TurnMeter {
 impl Drop for TurnMeter {
     fn drop(&mut self) {
         let Some(paid) = &self.paid else { return };
-        let (end, unused, spoken) = {
+        let (end, unused, unsent, spoken) = {
             let mut progress = paid.progress();
-            let unused = (progress.hold_left, progress.unsent);
-            (progress.end, unused, std::mem::take(&mut progress.spoken))
+            let Progress { hold_left, unsent, end, .. } = *progress;
+            (end, hold_left, unsent, std::mem::take(&mut progress.spoken))
         };
         let fact = Fact::TurnEnded { turn: paid.turn, end };
         if let Err(error) = paid.books.submit(paid.job, vec![fact], TokenCount::ZERO, || {}) {
@@ -221,6 +221,6 @@ impl Drop for TurnMeter {
             paid.books.tracker.set_conversation(paid.job, ids);
         }
         let now: Millis = paid.books.clock.now();
-        paid.books.tracker.turn_over(paid.job, unused, now);
+        paid.books.tracker.turn_over(paid.job, unused, unsent, now);
     }
 }

@@ -7,11 +7,11 @@
 use futures_util::stream::{self, StreamExt};
 use metrics::counter;
 
-use super::lifecycle::{Due, OPEN_TXS_MAX};
+use super::lifecycle::Due;
 use super::watch::Step;
 use super::{CALLS_AT_ONCE, Settlement, SettlementError, StepError, View};
 use crate::billing::{Account, ClaimBody, Purpose};
-use crate::chain::{Call, DryRun, PrepareError};
+use crate::chain::{DryRun, PrepareError};
 use crate::claim::ClaimPlan;
 use crate::proof;
 use crate::units::{ClaimSeq, JobId, TokenCount};
@@ -19,49 +19,78 @@ use crate::units::{ClaimSeq, JobId, TokenCount};
 /// Claims rejected in a row after which a human must look.
 const REJECTIONS_MAX: usize = 5;
 
+/// A claim, and what the chain says would come of it.
+struct Tried {
+    tokens: TokenCount,
+    claim: Purpose,
+    trial: DryRun,
+}
+
 impl Settlement {
     /// Claims what is due among jobs that are active on chain, in their order. The chain is asked
-    /// about all of them at once: many sessions come to a claim in the same second.
+    /// about many at once: sessions may come to a claim in the same second.
     pub(super) async fn claim_all(
         &mut self,
         active: &[Due],
         view: &View,
     ) -> Result<(), SettlementError> {
-        let mut proven = Vec::new();
-        let room = OPEN_TXS_MAX.saturating_sub(self.waiting);
-        for Due { account, plan, .. } in active {
-            let (job, ClaimPlan::Claim(tokens)) = (account.job(), *plan) else { continue };
-            let may_try = self.watch.may_try(job, Step::Claim, view.head.number);
-            if may_try && proven.len() < room {
-                let made = self.prove(account, tokens, view).await;
-                proven.extend(self.settled(job, made)?.flatten().map(|body| (job, body)));
+        if !self.has_room() {
+            return Ok(());
+        }
+        for (job, claim) in self.try_claims(active, view).await {
+            // A signature takes room, a refusal does not.
+            if self.has_room() {
+                let submitted = self.submit_claim(job, claim, view).await;
+                self.settled(job, submitted)?;
             }
         }
-        let trials = proven.into_iter().map(async |(job, body)| {
-            let call = Call::Claim { job, tokens: body.tokens, proof: body.proof.clone() };
-            let trial = self.chain.dry_run(&call).await;
-            (job, (call, body), trial)
-        });
-        let tried: Vec<_> = stream::iter(trials).buffered(CALLS_AT_ONCE).collect().await;
-        for (job, claim, trial) in tried {
-            let submitted = match trial {
-                Ok(trial) => self.submit_claim(job, claim, trial, view).await,
-                Err(error) => Err(error.into()),
-            };
-            self.settled(job, submitted)?;
-        }
         Ok(())
+    }
+
+    /// The first claims of those that may be tried, with what the chain says to each.
+    async fn try_claims(
+        &self,
+        active: &[Due],
+        view: &View,
+    ) -> Vec<(JobId, Result<Option<Tried>, StepError>)> {
+        let due = active.iter().filter_map(|Due { account, plan, .. }| match plan {
+            ClaimPlan::Claim(tokens) => Some((account, *tokens)),
+            ClaimPlan::Wait(_) => None,
+        });
+        let may_try =
+            |account: &Account| self.watch.may_try(account.job(), Step::Claim, view.head.number);
+        let first = due.filter(|(account, _)| may_try(account)).take(CALLS_AT_ONCE);
+        let first: Vec<_> = first.map(|(account, tokens)| (account.clone(), tokens)).collect();
+        let tries = first.into_iter().map(async |(account, tokens)| {
+            (account.job(), self.try_claim(&account, tokens, view).await)
+        });
+        stream::iter(tries).buffered(CALLS_AT_ONCE).collect().await
+    }
+
+    async fn try_claim(
+        &self,
+        account: &Account,
+        tokens: TokenCount,
+        view: &View,
+    ) -> Result<Option<Tried>, StepError> {
+        let Some(body) = self.prove(account, tokens, view).await? else { return Ok(None) };
+        let claim = Purpose::Claim(body);
+        let trial = self.try_out(account.job().into(), &claim).await?;
+        Ok(Some(Tried { tokens, claim, trial }))
     }
 
     async fn submit_claim(
         &mut self,
         job: JobId,
-        (call, body): (Call, ClaimBody),
-        trial: DryRun,
+        tried: Result<Option<Tried>, StepError>,
         view: &View,
     ) -> Result<(), StepError> {
-        let tokens = body.tokens;
-        if self.submit(job, (call, Purpose::Claim(body)), trial, view).await? {
+        if tried.is_err() {
+            // It must not be the first to be tried again and again, in front of all others.
+            self.watch.postpone(job, Step::Claim, view.head.number);
+        }
+        let Some(Tried { tokens, claim, trial }) = tried? else { return Ok(()) };
+        if self.submit(job, claim, trial, view).await? {
             counter!("tokens_claimed_total").increment(tokens.get());
             counter!("claims_total", "outcome" => "submitted").increment(1);
         }

@@ -47,7 +47,7 @@ impl Settlement {
 
     /// Blocks after which a difference is no lag and no reorg.
     fn patience(&self) -> u64 {
-        self.confirmations().max(self.rules.reorg_depth).saturating_add(2)
+        self.believed_at().saturating_add(2)
     }
 
     /// Claims that were final and are in no block, or in one where they failed, wait again. Every
@@ -83,8 +83,8 @@ impl Settlement {
         Ok(())
     }
 
-    /// The session is over on chain: once that lies so deep that no reorg takes it back, so does
-    /// the account. A node that was cut off meanwhile would not look at a closed one again.
+    /// The session is over on chain: once no reorg takes that back, the account is closed. Not
+    /// before, since a node that is cut off meanwhile does not look at a closed one again.
     pub(super) async fn close_when_final(
         &mut self,
         account: &Account,

@@ -201,11 +201,11 @@ impl Settlement {
         call: Call,
         view: &View,
     ) -> Result<Result<WalletNonce, String>, StepError> {
-        let Call::Raw { to, value, input } = call.clone() else {
+        let Call::Raw { to, value, input } = call else {
             return Ok(Err("only calls of other contracts can be ordered".into()));
         };
         let purpose = Purpose::Errand(Errand { kind, to, value, input });
-        self.sign_own(None, (call, purpose), view).await
+        self.sign_own(None, purpose, view).await
     }
 
     /// A transaction of the wallet reached its end: whoever waits for it is told, or for what

@@ -6,7 +6,7 @@
 use super::watch::Step;
 use super::{Settlement, SettlementError, StepError, View};
 use crate::billing::{Account, Purpose, TxState};
-use crate::chain::{Call, ChainJob};
+use crate::chain::ChainJob;
 use crate::claim::{
     ClaimPlan, ClaimRules, CompletionInput, CompletionPlan, FeeEstimate, PlanInput, Wait, deadline,
     plan_claim, plan_completion,
@@ -24,7 +24,7 @@ const COMPLETE_GAS: Gas = Gas::new(250_000);
 const TRANSFER_GAS: Gas = Gas::new(65_000);
 
 /// Transactions of ours that may wait for blocks at once: geth guarantees an account 16 places.
-pub(super) const OPEN_TXS_MAX: usize = 16;
+const OPEN_TXS_MAX: usize = 16;
 
 /// A job that is active on chain, looked at and due for something.
 pub(super) struct Due {
@@ -71,7 +71,11 @@ impl Settlement {
 
     /// Whether an endpoint keeps one more transaction of ours.
     pub(super) fn has_room(&self) -> bool {
-        self.waiting < OPEN_TXS_MAX
+        let has_room = self.waiting < OPEN_TXS_MAX;
+        if !has_room {
+            tracing::debug!("as many transactions wait for blocks as an endpoint keeps");
+        }
+        has_room
     }
 
     /// What is due for a job.
@@ -196,9 +200,8 @@ impl Settlement {
     }
 
     async fn sign_completion(&mut self, job: JobId, view: &View) -> Result<bool, StepError> {
-        let call = Call::Complete { job };
-        let trial = self.chain.dry_run(&call).await?;
-        self.submit(job, (call, Purpose::Complete), trial, view).await
+        let trial = self.try_out(job.into(), &Purpose::Complete).await?;
+        self.submit(job, Purpose::Complete, trial, view).await
     }
 
     /// What a claim, a completion and a transfer may cost at today's fees.

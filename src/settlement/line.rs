@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 
 use super::{Settlement, StepError, View};
 use crate::billing::{Purpose, Subject, Tx, TxState};
-use crate::chain::Call;
 use crate::units::WalletNonce;
 
 /// Nonces looked at in one pass: geth keeps 64 transactions of an account.
@@ -36,9 +35,17 @@ enum Repair {
 }
 
 impl Line {
-    /// `subject` holds `nonce` from now on.
-    pub fn take(&mut self, nonce: WalletNonce, subject: Subject) {
-        self.holders.insert(nonce, subject);
+    /// `subject` holds `nonce` from now on. Who held it before.
+    pub fn take(&mut self, nonce: WalletNonce, subject: Subject) -> Option<Subject> {
+        self.holders.insert(nonce, subject)
+    }
+
+    /// A nonce was not used after all: it is `holder`'s again.
+    pub fn give_back(&mut self, nonce: WalletNonce, holder: Option<Subject>) {
+        match holder {
+            Some(subject) => self.holders.insert(nonce, subject),
+            None => self.holders.remove(&nonce),
+        };
     }
 
     /// The next free nonce: behind everything of ours and everything mined, so that a lagging
@@ -104,8 +111,7 @@ impl Settlement {
             return Ok(());
         }
         tracing::warn!(%nonce, "a hole in the wallet's nonces is filled");
-        let signed = self.sign_own(Some(nonce), (Call::Nothing, Purpose::Fill), view);
-        signed.await.map(drop)
+        self.sign_own(Some(nonce), Purpose::Fill, view).await.map(drop)
     }
 
     /// The last transaction that a subject has under a nonce.

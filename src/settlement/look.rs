@@ -23,7 +23,7 @@ const JUMP_LOOKS: u32 = 3;
 
 impl Settlement {
     pub(super) async fn look(&mut self) -> Result<View, ChainError> {
-        let (head, wallet) = tokio::try_join!(self.chain.head(), self.chain.wallet())?;
+        let (head, wallet) = futures_util::try_join!(self.chain.head(), self.chain.wallet())?;
         if self.watch.leaps(head.number) {
             // What is final or believed is counted from the head: one wrong answer must not.
             let why = format!("the head leaps to block {}: asked again", head.number);
@@ -73,7 +73,7 @@ impl Settlement {
                 || account.unclaimed() >= self.limits.claim_min
         });
         if self.is_sweep {
-            // A sweep leaves out only what is over or halted: nothing is waited for there.
+            // A sweep leaves out only what is over, halted or not known: nothing is waited for.
             self.watch.keep(&due);
         }
         due
@@ -128,8 +128,7 @@ impl Settlement {
         };
         // Blocks that may still be reorganised are read again.
         let head = view.head.number;
-        let reach = self.rules.reorg_depth.max(self.rules.confirmations);
-        let settled = head.saturating_sub(BlockNumber::new(reach));
+        let settled = head.saturating_sub(BlockNumber::new(self.believed_at()));
         self.events_from = Some(to.min(settled).max(from));
         if to == head {
             self.books.tracker.chain_seen(view.now);

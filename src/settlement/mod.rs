@@ -54,8 +54,8 @@ pub struct SettlementRules {
     pub fee_max: Option<Amount>,
     /// Confirmations after which a transaction counts as final, at least 1.
     pub confirmations: u64,
-    /// How deep a reorg may reach: what a block rejects is free again only below that, and a
-    /// session is completed only when its claims lie deeper.
+    /// How deep a reorg may reach: only below that is what a block rejects free again, and what it
+    /// ends over; and a session is completed only when its claims lie deeper.
     pub reorg_depth: u64,
     /// How long a session may be quiet before it is completed.
     pub grace: Grace,
@@ -217,10 +217,14 @@ impl Settlement {
         active.sort_by_key(Due::order);
         self.waiting = self.count_waiting(&view);
         if view.is_nonce_sure {
-            self.claim_all(&active, &view).await?;
-            self.complete_all(&active, &view).await?;
+            // Sent at once, also where the ledger broke meanwhile: what it holds may go out.
+            let claimed = self.claim_all(&active, &view).await;
+            self.send_signed().await;
+            claimed?;
+            let completed = self.complete_all(&active, &view).await;
+            self.send_signed().await;
+            completed?;
         }
-        self.send_signed().await;
         let stepped = self.step_wallet(&view).await;
         self.settled("the wallet", stepped)?;
         self.send_signed().await;
@@ -228,9 +232,8 @@ impl Settlement {
         Ok(())
     }
 
-    /// What became of a step. A silent chain, a full queue or a reading that failed: nothing was
-    /// written and nothing was sent, the next pass finds the same work. Only a broken store stops
-    /// the node.
+    /// What became of a step. A silent chain, a full queue or a reading that failed cut it short:
+    /// what it had not written, the next pass finds again. Only a broken store stops the node.
     fn settled<T>(
         &self,
         what: impl std::fmt::Display,

@@ -9,7 +9,8 @@ use futures_util::stream::{self, StreamExt};
 use super::watch::Step;
 use super::{CALLS_AT_ONCE, Settlement, StepError, View};
 use crate::billing::{Attempt, Errand, Fact, Purpose, Subject, Tx};
-use crate::chain::{Broadcast, Call, DryRun, Fees, PrepareError, SignedTx, TxSpec};
+use crate::chain::{Broadcast, Call, ChainError, DryRun, Fees, PrepareError, SignedTx, TxSpec};
+use crate::ledger::LedgerError;
 use crate::units::{Amount, Gas, JobId, WalletNonce};
 
 /// Gas is estimated on the pending block; the mined one may differ by what others did first.
@@ -23,12 +24,21 @@ const REPRICE_PERCENT: u128 = 113;
 const REPRICE_MARKET_MULTIPLE: u128 = 4;
 
 impl Settlement {
+    /// Asks the chain what would come of it.
+    pub(super) async fn try_out(
+        &self,
+        subject: Subject,
+        purpose: &Purpose,
+    ) -> Result<DryRun, ChainError> {
+        self.chain.dry_run(&call_of(subject, purpose)).await
+    }
+
     /// Signs and writes down, for a job, what a dry run let pass. False where it did not; the
     /// next one then waits.
     pub(super) async fn submit(
         &mut self,
         job: JobId,
-        (call, purpose): (Call, Purpose),
+        purpose: Purpose,
         trial: DryRun,
         view: &View,
     ) -> Result<bool, StepError> {
@@ -36,14 +46,8 @@ impl Settlement {
             Purpose::Claim(_) => Step::Claim,
             Purpose::Complete | Purpose::Fill | Purpose::Errand(_) => Step::Complete,
         };
-        let signed = match trial {
-            DryRun::Succeeds(gas) => {
-                self.sign(job.into(), None, (call, purpose, gas), view).await?.map(drop)
-            }
-            DryRun::Reverts(words) => Err(words),
-        };
-        match signed {
-            Ok(()) => {
+        match self.sign(job.into(), None, purpose, trial, view).await? {
+            Ok(_) => {
                 self.watch.accept(job, step);
                 Ok(true)
             }
@@ -59,26 +63,28 @@ impl Settlement {
     pub(super) async fn sign_own(
         &mut self,
         nonce: Option<WalletNonce>,
-        (call, purpose): (Call, Purpose),
+        purpose: Purpose,
         view: &View,
     ) -> Result<Result<WalletNonce, String>, StepError> {
-        match self.chain.dry_run(&call).await? {
-            DryRun::Succeeds(gas) => {
-                self.sign(Subject::Wallet, nonce, (call, purpose, gas), view).await
-            }
-            DryRun::Reverts(words) => Ok(Err(words)),
-        }
+        let trial = self.try_out(Subject::Wallet, &purpose).await?;
+        self.sign(Subject::Wallet, nonce, purpose, trial, view).await
     }
 
-    /// Signs and writes down; [`Settlement::send_signed`] sends. `nonce`: a hole to fill, else the
-    /// line's next. The words of a refusal: nothing was signed then.
+    /// Signs what passed its dry run and writes it down; [`Settlement::send_signed`] sends.
+    /// `nonce`: a hole to fill, else the line's next. The words of a refusal: nothing was signed
+    /// then.
     async fn sign(
         &mut self,
         subject: Subject,
         nonce: Option<WalletNonce>,
-        (call, purpose, gas): (Call, Purpose, Gas),
+        purpose: Purpose,
+        trial: DryRun,
         view: &View,
     ) -> Result<Result<WalletNonce, String>, StepError> {
+        let gas = match trial {
+            DryRun::Succeeds(gas) => gas,
+            DryRun::Reverts(words) => return Ok(Err(words)),
+        };
         let market = self.market(view).await?;
         // A nonce that an earlier fill held: these bytes must differ from its own.
         let earlier = nonce.and_then(|nonce| self.tx(subject, nonce));
@@ -94,7 +100,7 @@ impl Settlement {
             fees: self.capped(market),
             gas_limit: Gas::new(gas.get().saturating_mul(GAS_HEADROOM_PERCENT) / 100),
         };
-        let signed = match self.chain.prepare(&call, spec) {
+        let signed = match self.chain.prepare(&call_of(subject, &purpose), spec) {
             Ok(signed) => signed,
             Err(PrepareError(why)) => {
                 tracing::error!(%subject, why, "cannot sign");
@@ -104,9 +110,14 @@ impl Settlement {
         let attempt = attempt_of(&signed, spec);
         let prepared = Fact::TxPrepared { nonce: spec.nonce, purpose, attempt };
         // The nonce is taken before the append: where its outcome is not heard, it may be durable.
-        self.line.take(spec.nonce, subject);
+        let holder = self.line.take(spec.nonce, subject);
+        let appended = self.books.append(subject, vec![prepared]).await;
+        if appended == Err(LedgerError::Full) {
+            // Nothing was taken: the next transaction may have the nonce.
+            self.line.give_back(spec.nonce, holder);
+        }
+        appended?;
         self.waiting = self.waiting.saturating_add(1);
-        self.books.append(subject, vec![prepared]).await?;
         self.signed.push((subject, spec.nonce, signed));
         Ok(Ok(spec.nonce))
     }

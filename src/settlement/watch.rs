@@ -174,6 +174,13 @@ impl Watch {
         self.refused.insert((job, step), (count, head.saturating_add(pause)));
     }
 
+    /// The chain gave no answer to a dry run: not before the next block. Counts as no refusal.
+    pub fn postpone(&mut self, job: JobId, step: Step, head: BlockNumber) {
+        let next = head.saturating_add(BlockNumber::new(1));
+        let (_, until) = self.refused.entry((job, step)).or_insert((0, next));
+        *until = next.max(*until);
+    }
+
     /// A dry run passed.
     pub fn accept(&mut self, job: JobId, step: Step) {
         self.refused.remove(&(job, step));
@@ -214,6 +221,38 @@ mod tests {
         assert!(watch.may_try(job, Step::Complete, at(0)), "the other step is free");
         watch.accept(job, Step::Claim);
         assert!(watch.may_try(job, Step::Claim, at(0)));
+    }
+
+    #[test]
+    fn no_answer_is_no_refusal_and_waits_for_the_next_block() {
+        let mut watch = Watch::default();
+        let (job, at) = (JobId::new(1).unwrap(), BlockNumber::new);
+        watch.postpone(job, Step::Claim, at(10));
+        assert_eq!(watch.refusals(job, Step::Claim), 0);
+        assert!(
+            !watch.may_try(job, Step::Claim, at(10)) && watch.may_try(job, Step::Claim, at(11))
+        );
+        watch.refuse(job, Step::Claim, at(20));
+        watch.refuse(job, Step::Claim, at(20));
+        watch.postpone(job, Step::Claim, at(20));
+        assert!(!watch.may_try(job, Step::Claim, at(21)), "a refusal's pause is not cut short");
+    }
+
+    #[test]
+    fn a_job_that_is_over_is_forgotten_and_no_other() {
+        let mut watch = Watch::default();
+        let (kept, gone) = (JobId::new(1).unwrap(), JobId::new(2).unwrap());
+        for job in [kept, gone] {
+            watch.differs_for(job, BlockNumber::new(10));
+            watch.ended_for(job, BlockNumber::new(10));
+            watch.alarm_once(job);
+            watch.refuse(job, Step::Complete, BlockNumber::new(10));
+        }
+        watch.keep(&[kept]);
+        let knows =
+            |job| (watch.looks(job), watch.has_ended(job), watch.refusals(job, Step::Complete));
+        assert_eq!((knows(kept), knows(gone)), ((1, true, 1), (0, false, 0)));
+        assert!(!watch.alarm_once(kept) && watch.alarm_once(gone));
     }
 
     #[test]

@@ -32,8 +32,8 @@ pub(super) const PAID: &[Setting] = &[
         alias: None,
         kind: Kind::Integer { min: 1, max: 10_000, unit: "blocks" },
         fallback: Fallback::Text("16"),
-        about: "How deep a reorg may reach: a rejected claim's tokens are free again, and a \
-                session is completed, only below that",
+        about: "How deep a reorg may reach: only below that is an ending believed, are a rejected \
+                claim's tokens free again, and is a session completed",
     },
     Setting {
         key: "settlement.complete_at_a_loss",
@@ -143,8 +143,8 @@ pub(super) const PAID: &[Setting] = &[
         alias: None,
         kind: Kind::Integer { min: 100, max: u64::MAX as u128, unit: "tokens" },
         fallback: Fallback::Text("2000"),
-        about: "Tokens of one job that may be delivered and not claimed: a client that ends its \
-                session could take them for free",
+        about: "Tokens of one job that may be delivered, or ready to be, and not claimed: a client \
+                that ends its session could take them for free",
     },
     Setting {
         key: "session.exposure_beyond",

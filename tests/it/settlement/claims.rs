@@ -10,7 +10,7 @@ use tally::settlement::SettlementError;
 use tally::units::{ClaimSeq, Millis, TokenCount};
 
 use super::harness::{GRACE, World, claims_of, request, rules, tokens};
-use super::tap::Silence;
+use super::tap::{Death, Silence};
 use crate::support::anvil::{HOST, OpenSession, STRANGER};
 
 fn count(tokens: u64) -> TokenCount {
@@ -252,10 +252,79 @@ async fn a_ledger_whose_queue_is_full_is_no_reason_to_stop() {
     ledger.submit(Vec::new(), Box::new(drop)).unwrap();
     world.tick().await;
     assert!(world.tap.sent().is_empty(), "nothing is sent that is not durable");
-    // A ledger that is not held any more.
-    world.restart().await;
+    ledger.let_go();
     world.settle().await;
     assert_eq!(world.claims(job).await, vec![150]);
+    assert_eq!(claims_of(&world.account(job)), vec![(0, 150, TxState::Confirmed)]);
+    assert!(world.wallet_txs().is_empty(), "its nonce was free all the time");
+}
+
+#[tokio::test]
+async fn claims_of_many_jobs_go_out_in_one_pass_and_a_death_in_it_loses_none() {
+    for death in [None, Some(Death::BeforeBroadcast), Some(Death::AfterBroadcast)] {
+        let mut world = World::start().await;
+        let mut jobs = Vec::new();
+        for _ in 0..3 {
+            let job = world.open(1000).await;
+            world.deliver(job, 150).await;
+            jobs.push(job);
+        }
+        if let Some(death) = death {
+            world.tap.die(death);
+            world.tick_until_death().await;
+            world.restart().await;
+        } else {
+            world.tick().await;
+            assert_eq!(world.tap.sent().len(), 3);
+        }
+        world.settle().await;
+        for (nonce, job) in (0..).zip(jobs) {
+            assert_eq!(world.claims(job).await, vec![150], "{death:?}");
+            let claims = claims_of(&world.account(job));
+            assert_eq!(claims, vec![(nonce, 150, TxState::Confirmed)], "{death:?}");
+        }
+        world.audit().await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_durable_goes_out_although_the_ledger_broke_behind_it() {
+    let mut world = World::in_memory().await;
+    let (first, second) = (world.open(1000).await, world.open(1000).await);
+    world.deliver(first, 150).await;
+    world.deliver(second, 150).await;
+    world.memory().fail_after(1);
+    assert!(world.try_tick().await.is_err());
+    assert_eq!(world.tap.sent().len(), 1, "the next start may be after the deadline");
+    world.restart().await;
+    world.settle().await;
+    assert_eq!(world.claims(first).await, vec![150]);
+    assert_eq!(world.claims(second).await, vec![150]);
+}
+
+#[tokio::test]
+async fn a_claim_the_chain_says_nothing_about_takes_no_place_from_others() {
+    let mut world = World::start().await;
+    let mut jobs = Vec::new();
+    for _ in 0..17 {
+        let job = world.open(1000).await;
+        world.deliver(job, 150).await;
+        jobs.push(job);
+    }
+    // All but the last, which is the least urgent: the most that are tried at once.
+    let (last, silent) = jobs.split_last().unwrap();
+    world.tap.say_nothing_of(silent);
+    world.tick().await;
+    assert!(world.tap.sent().is_empty());
+    world.tick().await;
+    assert_eq!(world.tap.sent().len(), 1);
+    world.mine(1).await;
+    assert_eq!(world.claims(*last).await, vec![150]);
+    world.tap.say_nothing_of(&[]);
+    world.settle().await;
+    for job in silent {
+        assert_eq!(world.claims(*job).await, vec![150]);
+    }
 }
 
 #[tokio::test]

@@ -52,6 +52,8 @@ struct State {
     sent: Vec<TxHash>,
     tokens_shown: Option<u64>,
     hidden: Option<JobId>,
+    /// Jobs whose claims get no answer to a dry run.
+    untold: Vec<JobId>,
     /// The next answers about the wallet's mined nonce, and how many they are.
     nonce_shown: (u64, u32),
     /// Questions to the chain until the process dies; 0 for no death.
@@ -117,6 +119,11 @@ impl Tap {
     /// From now on the contract seems not to know this job.
     pub fn hide(&self, job: Option<JobId>) {
         self.state.lock().unwrap().hidden = job;
+    }
+
+    /// From now on dry runs of claims for these jobs get no answer.
+    pub fn say_nothing_of(&self, jobs: &[JobId]) {
+        self.state.lock().unwrap().untold = jobs.to_vec();
     }
 
     /// The next `answers` say that the wallet's next nonce is this one.
@@ -255,6 +262,12 @@ impl Chain for Tap {
 
     async fn dry_run(&self, call: &Call) -> Result<DryRun, ChainError> {
         self.reach().await?;
+        let untold = self.state.lock().unwrap().untold.clone();
+        if let Call::Claim { job, .. } = call
+            && untold.contains(job)
+        {
+            return Err(ChainError::Unreachable("no word of it in the test".into()));
+        }
         self.real.dry_run(call).await
     }
 
