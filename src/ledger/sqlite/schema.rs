@@ -84,6 +84,10 @@ WHEN EXISTS (SELECT 1 FROM deliveries WHERE id = NEW.id)
 BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
 ";
 
+/// What an operator does about a file that makes no sense (docs/ledger.md).
+const DAMAGED: &str = "the file is damaged: `tally ledger check` looks at all of it, `tally ledger \
+                       restore` puts a backup in its place";
+
 /// Name in `meta` of a mark: this file came out of a backup, and entries may have been written
 /// after it that are lost.
 const RESTORED: &str = "restored_behind";
@@ -220,7 +224,7 @@ pub(super) fn in_words(error: &rusqlite::Error) -> String {
         Some(ErrorCode::DiskFull) => "the disk is full: make room, then start again",
         Some(ErrorCode::ReadOnly) => "the file or its folder may not be written",
         Some(ErrorCode::CannotOpen) => "the file or its folder is missing or may not be written",
-        Some(ErrorCode::DatabaseCorrupt) => "the file is damaged: see `tally ledger check`",
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => DAMAGED,
         Some(ErrorCode::SystemIoFailure) => "the disk refused: is it full, or broken?",
         _ => return error.to_string(),
     };
@@ -260,7 +264,7 @@ pub(super) fn check_pages(path: &Path, connection: &Connection) -> Result<(), Le
     if verdict == "ok" {
         return Ok(());
     }
-    Err(refuse(path, &format!("it is damaged: {verdict}")))
+    Err(refuse(path, &format!("{}; {DAMAGED}", verdict.replace('\n', " "))))
 }
 
 fn set_pragmas(connection: &Connection) -> rusqlite::Result<()> {
