@@ -32,6 +32,7 @@ const CONTRACTS = [
   "TestToken",
   "testing/FreezableToken",
   "testing/RefusingDepositor",
+  "testing/RepriceableNodeRegistry",
 ];
 const SETTINGS = {
   evmVersion: "cancun",

@@ -5,14 +5,16 @@
 # every token.
 #
 #   scripts/chaos-chain.sh --kills N [--seed S] [--confirmations C] [--reorg-depth D]
-#                          [--binary PATH] [--keep]
+#                          [--contract VERSION] [--payment-token KIND] [--binary PATH] [--keep]
 #
-#   --kills N          how often (default: 20)
-#   --seed S           seed of all that is random here (default: another one each time)
-#   --confirmations C  the node's setting (default: 4)
-#   --reorg-depth D    deepest reorganisation (default: 3)
-#   --binary PATH      this node, instead of a debug build of this source
-#   --keep             leave logs and ledger where they are
+#   --kills N             how often (default: 20)
+#   --seed S              seed of all that is random here (default: another one each time)
+#   --confirmations C     the node's setting (default: 4)
+#   --reorg-depth D       deepest reorganisation (default: 3)
+#   --contract VERSION    v3a, v3, v4, v4-late, v5, v6 or v7 (default: v3)
+#   --payment-token KIND  native or erc20 (default: native)
+#   --binary PATH         this node, instead of a debug build of this source
+#   --keep                leave logs and ledger where they are
 #
 # The last line is one JSON object: ok, kills, double_claims, lost_claims, max_drift_tokens (most
 # tokens of a streamed session that one kill left written and unrecorded) and more. The exit status
@@ -28,6 +30,8 @@ kills=20
 seed=
 confirmations=4
 reorg_depth=3
+contract=v3
+payment_token=native
 keep=false
 binary=
 while [ $# -gt 0 ]; do
@@ -40,6 +44,12 @@ while [ $# -gt 0 ]; do
     --binary)
         [ -x "${2:-}" ] || die "--binary wants an executable"
         binary=$(realpath "$2")
+        shift
+        ;;
+    --contract | --payment-token)
+        [ $# -ge 2 ] || die "$1 wants a value"
+        name=${1#--}
+        printf -v "${name//-/_}" %s "$2"
         shift
         ;;
     --kills | --seed | --confirmations | --reorg-depth)
@@ -83,7 +93,8 @@ cp "$binary" "$BINARY"
 cc -O1 -fPIC -shared -o "$STATE/slow_disk.so" "$TALLY_ROOT/scripts/chaos/slow_disk.c"
 say "seed $seed"
 CHAIN=$("$TALLY_ROOT/scripts/devchain.sh" --state-dir "$STATE/chain" --block-time 0 \
-    --model-file "$MODEL" --dispute-window 10)
+    --model-file "$MODEL" --dispute-window 10 --contract "$contract" \
+    --payment-token "$payment_token")
 python3 "$TALLY_ROOT/scripts/chaos/main.py" --chain "$CHAIN" --binary "$BINARY" \
     --model "$MODEL" --state "$STATE/node" --kills "$kills" --seed "$seed" \
     --confirmations "$confirmations" --reorg-depth "$reorg_depth" \

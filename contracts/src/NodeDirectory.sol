@@ -25,10 +25,11 @@ abstract contract NodeDirectory is INodeDirectory {
 
     /// @notice Units of the stake token that a host locks: 1000 whole tokens of 18 decimals.
     uint256 public constant MIN_STAKE = 1000 ether;
-    /// @notice The ERC-20 of the stake. The host approves this contract first.
-    address public immutable stakeToken;
     /// @notice Knows which models may be offered.
     IModelRegistry public immutable modelRegistry;
+
+    /// @dev Its getter's name differs.
+    address private immutable _stakeToken;
 
     mapping(address operator => Node) internal _nodes;
     mapping(address operator => mapping(bytes32 modelId => bool)) internal _supports;
@@ -47,7 +48,7 @@ abstract contract NodeDirectory is INodeDirectory {
     }
 
     constructor(address stakeToken_, address modelRegistry_) {
-        stakeToken = stakeToken_;
+        _stakeToken = stakeToken_;
         modelRegistry = IModelRegistry(modelRegistry_);
     }
 
@@ -57,7 +58,7 @@ abstract contract NodeDirectory is INodeDirectory {
         uint256 stake = node.stakedAmount;
         _clearModels(node);
         delete _nodes[msg.sender];
-        TokenTransfer.push(stakeToken, msg.sender, stake, "Stake return failed");
+        TokenTransfer.push(_stakeToken, msg.sender, stake, "Stake return failed");
         emit NodeUnregistered(msg.sender, stake);
     }
 
@@ -81,6 +82,11 @@ abstract contract NodeDirectory is INodeDirectory {
         _clearModels(node);
         _setModels(node, modelIds);
         emit SupportedModelsUpdated(msg.sender, modelIds);
+    }
+
+    /// @notice The ERC-20 of the stake. The host approves this contract first.
+    function stakeToken() public view virtual returns (address) {
+        return _stakeToken;
     }
 
     /// @notice Whether the account is a registered host.
@@ -114,7 +120,7 @@ abstract contract NodeDirectory is INodeDirectory {
         node.metadata = metadata;
         node.apiUrl = apiUrl;
         _setModels(node, modelIds);
-        TokenTransfer.pull(stakeToken, msg.sender, MIN_STAKE);
+        TokenTransfer.pull(_stakeToken, msg.sender, MIN_STAKE);
         emit NodeRegistered(msg.sender, metadata, apiUrl, modelIds);
     }
 

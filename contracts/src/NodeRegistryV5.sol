@@ -16,7 +16,7 @@ contract NodeRegistryV5 is NodeDirectory, INodePrices {
         uint256 stable;
     }
 
-    mapping(address operator => Prices) private _prices;
+    mapping(address operator => Prices) internal _prices;
 
     event PricingUpdated(
         address indexed operator, uint256 minPricePerTokenNative, uint256 minPricePerTokenStable

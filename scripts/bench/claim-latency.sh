@@ -2,9 +2,11 @@
 # How long a claim that is due waits for its broadcast, and what streams notice of a chain that
 # hangs or is dead, on the real node with default settings.
 #
-#   scripts/bench/claim-latency.sh [--samples N] [--rounds R] [--debug | --binary PATH]
+#   scripts/bench/claim-latency.sh [OPTIONS] [--debug | --binary PATH]
 #
 #   --samples N  claims to time (default: 60)
+#   --sessions N answers at once, whose claims become due together (default: 4)
+#   --delay MS   what each call to the endpoint takes on the way (default: 50)
 #   --rounds R   streams under each state of the chain (default: 6)
 #   --debug      the debug build, which is there already where tests ran
 #   --binary P   this node, instead of a build of this source
@@ -20,6 +22,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/../lib/tools.sh"
 source "$TALLY_ROOT/scripts/lib/system.sh"
 
 samples=60
+sessions=4
+delay=50
 rounds=6
 profile=release
 binary=
@@ -35,7 +39,7 @@ while [ $# -gt 0 ]; do
         binary=$(realpath "$2")
         shift
         ;;
-    --samples | --rounds)
+    --samples | --sessions | --delay | --rounds)
         [[ "${2:-}" =~ ^[1-9][0-9]{0,5}$ ]] || die "$1 wants a whole number from 1"
         printf -v "${1#--}" %s "$2"
         shift
@@ -69,4 +73,5 @@ fi
 CHAIN=$("$TALLY_ROOT/scripts/devchain.sh" --state-dir "$STATE/chain" --block-time 0 \
     --model-file "$MODEL" --dispute-window 10)
 python3 "$TALLY_ROOT/scripts/bench/claim_latency.py" --chain "$CHAIN" --binary "$binary" \
-    --model "$MODEL" --state "$STATE/node" --samples "$samples" --rounds "$rounds"
+    --model "$MODEL" --state "$STATE/node" --samples "$samples" --sessions "$sessions" \
+    --delay "$delay" --rounds "$rounds"

@@ -25,7 +25,6 @@ CLAIM_MIN = 100
 SESSION_TOKENS = 20_000
 SELECTOR_CLAIM = "c8c664ee"
 PROMPT = "Write a very long story about a lighthouse keeper. Once upon a time"
-SESSIONS = 4
 CLAIM_MS_MAX = 1000  # p95, from due to broadcast
 # How far the same percentile lies apart on a busy machine without any cause. A wait for the chain
 # would be one of a second and more.
@@ -36,8 +35,9 @@ QUIET_SECONDS = 2.5  # past which a session's reading is no longer fresh
 class Net(Proxy):
     """A proxy that is well, hangs, or is dead; and that knows when a claim was first sent."""
 
-    def __init__(self, chain):
+    def __init__(self, chain, delay):
         super().__init__(chain, random.Random(0), lambda moment: None)
+        self.delay = delay  # seconds before a request reaches the chain, as over the internet
         self.state = "healthy"
         self.waiting = {}  # job: when its next claim became due
         self.claimed = {}  # job: tokens of all claims that were sent
@@ -47,6 +47,7 @@ class Net(Proxy):
     async def heard(self, request, reader):
         if self.state == "hung":
             await reader.read(1)  # until the node gives up
+        await asyncio.sleep(self.delay)
         if self.state != "healthy":
             return False
         if request["method"] == "eth_sendRawTransaction":
@@ -72,7 +73,7 @@ class Bench:
     def __init__(self, options):
         self.options = options
         self.chain = Chain(json.loads(options.chain), 10**15)
-        self.net = Net(self.chain)
+        self.net = Net(self.chain, options.delay / 1000)
         self.home = Path(options.state)
         self.seen = {}
 
@@ -139,7 +140,7 @@ class Bench:
 
     async def claims(self):
         """Seconds from due to broadcast, of so many claims."""
-        jobs = [await self.chain.open_session(SESSION_TOKENS) for _ in range(SESSIONS)]
+        jobs = [await self.chain.open_session(SESSION_TOKENS) for _ in range(self.options.sessions)]
         while len(self.net.latencies) < self.options.samples:
             await asyncio.gather(*(self.stream(job, 130) for job in jobs))
             # The rest of the round's claims leaves before the next begins.
@@ -178,7 +179,10 @@ class Bench:
             blocks.cancel()
             self.node.kill()
             await self.node.ended()
-        result = {"claim_samples": len(latencies), **spread("claim_ms", latencies)}
+            await self.net.stop()
+        options = self.options
+        result = {"claim_samples": len(latencies), "sessions": options.sessions,
+                  "rpc_delay_ms": options.delay, **spread("claim_ms", latencies)}
         for state, (firsts, pauses) in measured.items():
             result |= spread(f"gap_{state}_ms", pauses) | spread(f"ttft_{state}_ms", firsts)
         is_ok = result["claim_ms_p95"] <= CLAIM_MS_MAX
@@ -201,8 +205,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("--chain", "--binary", "--model", "--state"):
         parser.add_argument(name, required=True)
-    parser.add_argument("--samples", type=int, default=60)
-    parser.add_argument("--rounds", type=int, default=6)
+    for name, default in (("--samples", 60), ("--sessions", 4), ("--delay", 50), ("--rounds", 6)):
+        parser.add_argument(name, type=int, default=default)
     options = parser.parse_args()
     result = asyncio.run(Bench(options).whole())
     print(json.dumps(result), flush=True)

@@ -112,9 +112,7 @@ class Audit:
     async def cumulative(self, transaction):
         """The running total that a claim's proof commits to (docs/spec/proof.md)."""
         found = await self.run.chain.rpc("eth_getTransactionByHash", transaction)
-        data = bytes.fromhex(found["input"][2:])
-        at = 4 + int.from_bytes(data[4 + 64:4 + 96], "big") + 32
-        return int.from_bytes(data[at + 34:at + 42], "big")
+        return self.run.chain.shape.cumulative(bytes.fromhex(found["input"][2:]))
 
     async def job_result(self, account, claims):
         """Problems of one job at the end: (double claims, lost tokens)."""
@@ -127,9 +125,9 @@ class Audit:
                 doubles += 1
                 self.problems.append(f"job {job}: {transaction} claims {tokens} up to {said}, "
                                      f"chain has {total}, ledger {recorded}")
-        words = await self.run.chain.session(job)
-        if words[7] != total:
-            self.problems.append(f"job {job}: tokensUsed {words[7]}, events {total}")
+        used, status = await self.run.chain.session(job)
+        if used != total:
+            self.problems.append(f"job {job}: tokensUsed {used}, events {total}")
         left = recorded - total
         is_lost = left >= CLAIM_MIN and not account.is_ended_by_client
         if is_lost:
@@ -137,7 +135,7 @@ class Audit:
         closed = self.ledger.closed.get(job)
         if recorded and closed and closed["unclaimable"] + closed["forfeited"] != left:
             self.problems.append(f"job {job}: {left} tokens unpaid, ledger says {closed}")
-        if recorded and words[12] == 0:
+        if recorded and status == 0:
             self.problems.append(f"job {job}: never completed")
         return doubles, left if is_lost else 0
 

@@ -7,16 +7,16 @@ as careful clients do. Everything else (claims, completions, the host's nonces) 
 import asyncio
 import itertools
 
+from shapes import Shape, call
 from wire import request_json
 
 SELECTOR_SESSION_JOBS = "ef39d372"
-SELECTOR_CREATE_SESSION_JOB = "366e2177"
 SELECTOR_COMPLETE = "040138dd"
-SELECTOR_BALANCE = "d4fac45d"
+SELECTOR_MINT = "40c10f19"
+SELECTOR_APPROVE = "095ea7b3"
 TOPIC_SESSION_CREATED = "0x513b4fec3e6ae39000befae860b986c341242d8f5137c9ffafc229557420c42f"
-TOPIC_PROOF_V3 = "0xb4c5c92500782d044d3f3d15b5bdc795913a997874aa9ba898f5b24754d4b7f8"
 GWEI = 10**9
-DURATION_MAX = 31_536_000
+TREASURE = 2**100  # of the payment token: more than any run spends
 
 
 class RpcError(Exception):
@@ -27,7 +27,11 @@ class Chain:
     """One anvil and the contracts on it."""
 
     def __init__(self, facts, price, burial=5):
-        self.facts, self.price, self.burial = facts, price, burial
+        self.facts, self.burial = facts, burial
+        self.shape = Shape(facts["contract_version"])
+        self.deposit_per_token = price
+        self.price = price * facts["price_precision"]  # in the contract's unit
+        self.token = facts.get("payment_token")  # of every session; None: native coin
         host, port = facts["rpc_url"].removeprefix("http://").split(":")
         self.address = (host, int(port))
         self.marketplace = facts["addresses"]["job_marketplace"]
@@ -51,15 +55,25 @@ class Chain:
             await self.rpc("evm_increaseTime", seconds)
         await self.rpc("anvil_mine", hex(blocks))
 
+    async def fund(self):
+        """Makes the depositor able to pay for every session."""
+        await self.rpc("anvil_setBalance", self.depositor, hex(10**24))
+        if self.token is None:
+            return
+        allowed = (SELECTOR_APPROVE, self.marketplace)
+        for selector, who in ((SELECTOR_MINT, self.depositor), allowed):
+            data = call(selector, int(who, 16), TREASURE)
+            await self.transact({"from": self.depositor, "to": self.token, "data": data})
+
     async def open_session(self, tokens):
         """Opens a session that buys so many tokens, and buries it; its job number."""
-        # Silence of three times as many seconds lets anybody end it; nobody does here.
-        words = (int(self.host, 16), self.price, DURATION_MAX, tokens)
-        data = "0x" + SELECTOR_CREATE_SESSION_JOB + "".join(f"{word:064x}" for word in words)
+        deposit = tokens * self.deposit_per_token
+        data = self.shape.opening(
+            self.host, (self.price, deposit, tokens), self.facts["model"]["id"], self.token)
         async with self.still:
             receipt = await self.transact({
                 "from": self.depositor, "to": self.marketplace, "data": data,
-                "value": hex(tokens * self.price),
+                "value": hex(deposit if self.token is None else 0),
             })
             await self.mine(self.burial)
         for log in receipt["logs"]:
@@ -88,32 +102,23 @@ class Chain:
         raise RpcError(f"never mined: {transaction}")
 
     async def session(self, job):
-        """Words of `sessionJobs(job)`: the fields of v3 in their order."""
-        data = f"0x{SELECTOR_SESSION_JOBS}{job:064x}"
+        """(tokensUsed, status) of `sessionJobs(job)`; status 0 is active."""
+        data = call(SELECTOR_SESSION_JOBS, job)
         raw = await self.rpc("eth_call", {"to": self.marketplace, "data": data}, "latest")
-        return [int(raw[2 + 64 * at: 66 + 64 * at], 16) for at in range(15)]
-
-    async def status(self, job):
-        """0 active, 1 completed, 2 timed out."""
-        return (await self.session(job))[12]
+        words = [int(raw[2 + 64 * at: 66 + 64 * at], 16) for at in range(15)]
+        return words[self.shape.tokens_used], words[self.shape.status]
 
     async def claims(self):
         """{job: [(tokens, transaction)]} of all claims in the chain as it stands, oldest first."""
         logs = await self.rpc("eth_getLogs", {
             "address": self.marketplace, "fromBlock": "0x0", "toBlock": "latest",
-            "topics": [TOPIC_PROOF_V3],
+            "topics": [self.shape.topic],
         })
         claims = {}
         for log in logs:
             job, tokens = int(log["topics"][1], 16), int(log["data"][2:66], 16)
             claims.setdefault(job, []).append((tokens, log["transactionHash"]))
         return claims
-
-    async def earned(self):
-        """Wei credited to the host and not withdrawn."""
-        data = f"0x{SELECTOR_BALANCE}{int(self.host, 16):064x}{0:064x}"
-        to = self.facts["addresses"]["host_earnings"]
-        return int(await self.rpc("eth_call", {"to": to, "data": data}, "latest"), 16)
 
 
 class Weather:

@@ -23,7 +23,9 @@ from node import Node, NodeEnded  # noqa: E402
 from proxy import Proxy  # noqa: E402
 from wire import Broken, request_json  # noqa: E402
 
-PRICE = 10**15  # wei: a hundred tokens are worth more than a claim's gas in any weather
+# Wei, or units of the payment token: a hundred tokens are worth more than a claim's gas in any
+# weather.
+PRICE = 10**15
 UP_SECONDS_MAX = 60
 CALM_SECONDS_MAX = 180
 STARTS_MAX = 5
@@ -80,8 +82,16 @@ class Run:
         return self.node
 
     def environment(self, url, grace):
-        facts = self.chain.facts
+        facts, terms = self.chain.facts, {}
+        if self.chain.token is not None:
+            # At any price; a unit is worth a wei, so that claims are weighed as in native coin.
+            terms["TALLY_SESSION_PAYMENT_TOKENS"] = f"{self.chain.token}=1:1"
+        if self.chain.shape.is_model_bound:
+            terms["TALLY_MODEL_REPO"] = facts["model"]["repo"]
+            terms["TALLY_MODEL_FILE"] = facts["model"]["file"]
+            terms["TALLY_CHAIN_MODEL_REGISTRY"] = facts["addresses"]["model_registry"]
         return {
+            **terms,
             "HOME": str(self.home),
             "LD_PRELOAD": self.options.preload,
             "TALLY_DATA_DIR": str(self.data_dir),
@@ -248,7 +258,7 @@ class Run:
         self.home.mkdir(parents=True, exist_ok=True)
         self.url = await self.proxy.start()
         await self.chain.rpc("evm_setAutomine", False)
-        await self.chain.rpc("anvil_setBalance", self.chain.depositor, hex(10**24))
+        await self.chain.fund()
         await self.chain.mine(10)  # the contracts stay
         begun = time.monotonic()
         try:
@@ -263,7 +273,9 @@ class Run:
             if self.node is not None:
                 self.node.kill()
         problems = self.audit.problems
+        paid_in = "native" if self.chain.token is None else "erc20"
         return {"ok": not problems, "kills": self.options.kills, **result,
+                "contract": self.chain.facts["contract_version"], "payment_token": paid_in,
                 "seed": self.options.seed, "moments": dict(self.moments),
                 "weather": self.weather.counts, "rpc": self.proxy.counts,
                 "problems": problems[:20], "seconds": round(time.monotonic() - begun)}

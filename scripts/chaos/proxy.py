@@ -23,6 +23,7 @@ class Proxy:
         self.seen = []  # hashes of what the node broadcast
         self.counts = {}
         self.server = None
+        self.open = set()  # connections that are served
 
     async def start(self):
         """Listens on a free port; its URL."""
@@ -32,6 +33,7 @@ class Proxy:
 
     async def serve(self, reader, writer):
         """One connection of the node, request by request."""
+        self.open.add(asyncio.current_task())
         try:
             while await self.exchange(reader, writer):
                 await writer.drain()
@@ -39,6 +41,12 @@ class Proxy:
             pass  # the node is gone, or was killed
         finally:
             writer.close()
+            self.open.discard(asyncio.current_task())
+
+    async def stop(self):
+        """Takes no more connections and waits for those that there are; the node has ended."""
+        self.server.close()
+        await asyncio.gather(*self.open)
 
     async def exchange(self, reader, writer):
         """One request; whether the connection goes on."""

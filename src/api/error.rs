@@ -100,6 +100,7 @@ impl From<Refusal> for Fault {
             }
             Refusal::Unfunded(job) => (402, json!({ "job_id": job.get() })),
             Refusal::OtherModel(job) => (404, json!({ "job_id": job.get() })),
+            Refusal::RateUnset(job) => (409, json!({ "job_id": job.get() })),
             Refusal::Exposed(job) => {
                 (429, json!({ "job_id": job.get(), "retry_after": RETRY_AFTER_SECONDS }))
             }
@@ -169,5 +170,14 @@ mod tests {
         assert_eq!(fault.socket_code(), "TOKEN_LIMIT_EXCEEDED");
         assert_eq!(fault.details, json!({"prompt_tokens": 9, "context_window_size": 8}));
         assert_eq!(Fault::from(Refusal::Busy).socket_code(), "RATE_LIMIT_EXCEEDED");
+    }
+
+    #[test]
+    fn a_session_without_a_claim_rate_is_a_conflict_and_no_missing_model() {
+        let job = crate::units::JobId::new(7).unwrap();
+        let fault = Fault::from(Refusal::RateUnset(job));
+        let found = (fault.status.as_u16(), fault.code, fault.socket_code());
+        assert_eq!(found, (409, "rate_unset", "RATE_UNSET".to_owned()));
+        assert_eq!(fault.details, json!({"job_id": 7}));
     }
 }

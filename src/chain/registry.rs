@@ -4,6 +4,8 @@
 //! nothing else decides on it, and what is written goes out through settlement. Relies on
 //! docs/spec/contract.md section 4.
 
+use std::collections::BTreeMap;
+
 use async_trait::async_trait;
 use sha3::{Digest, Keccak256};
 
@@ -75,6 +77,17 @@ pub struct ModelStanding {
     pub weights_sha256: Option<Hash32>,
 }
 
+/// What sessions for one model come under, where the contract binds sessions to models.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ModelTerms {
+    /// Tokens a second that may be claimed; 0 where the model registry sets no rate, and then no
+    /// claim passes.
+    pub rate_per_second: u64,
+    /// The host's lowest price for each payment token (zero: native), price units per LLM token;
+    /// 0 where it set none, and then no session can be opened in that token.
+    pub prices: BTreeMap<Address, u128>,
+}
+
 /// Reads for the preflight. All of them are network reads.
 #[async_trait]
 pub trait Registry: Send + Sync {
@@ -95,6 +108,17 @@ pub trait Registry: Send + Sync {
 
     /// How the model is registered.
     async fn model_standing(&self, model: ModelId) -> Result<ModelStanding, RegistryError>;
+
+    /// Whether the contract binds each session to a model (v7). No network.
+    fn binds_models(&self) -> bool;
+
+    /// What sessions for the model come under, with a price for each of these payment tokens (zero:
+    /// native). Only where [`Self::binds_models`].
+    async fn model_terms(
+        &self,
+        model: ModelId,
+        tokens: &[Address],
+    ) -> Result<ModelTerms, RegistryError>;
 
     /// The host's native balance, which pays for gas.
     async fn gas_balance(&self) -> Result<Amount, ChainError>;

@@ -4,10 +4,12 @@
 //! and stops the node; any other is a warning. Every finding that is not fine names its remedy.
 //! Relies on docs/spec/contract.md sections 2 and 4.
 
+use std::collections::BTreeMap;
+
 use crate::chain::evm::EndpointReport;
 use crate::chain::registry::{ModelId, Registry, RegistryError};
 use crate::chain::{Chain, ChainError, Fees, Limits};
-use crate::units::{Amount, Gas, Hash32, TokenCount};
+use crate::units::{Address, Amount, Gas, Hash32, TokenCount};
 
 use super::orders;
 use super::settings::Settings;
@@ -115,6 +117,7 @@ pub async fn examine(subject: &Subject<'_>) -> Findings {
     let limits = limits(subject, &mut findings).await;
     host(subject, &mut findings).await;
     model(subject, &mut findings).await;
+    model_terms(subject, &mut findings).await;
     cold_address(subject, &mut findings);
     let fees = gas(subject, &mut findings).await;
     price(subject, limits, fees, &mut findings);
@@ -203,6 +206,11 @@ async fn model(subject: &Subject<'_>, findings: &mut Findings) {
     let settings = &subject.settings.model;
     let (Some(repo), Some(file)) = (&settings.repo, &settings.file) else {
         let remedy = "set model.repo (and model.file) to its name in the model registry";
+        if subject.registry.binds_models() {
+            // Each session names its model there, and a nameless one is never the right one.
+            let found = "it has no name, so that every session of this contract is refused";
+            return findings.fail(CHECK, found, remedy);
+        }
         return findings.warn(CHECK, "it is not compared with the registry", remedy);
     };
     let id = ModelId::of(repo, file);
@@ -231,6 +239,67 @@ async fn model(subject: &Subject<'_>, findings: &mut Findings) {
         }
         Err(error) => unread(CHECK, &error, findings),
     }
+}
+
+/// What sessions for the model come under, where they are bound to one. Nothing here stops the
+/// node: sessions that are open already want their claims, and the owner may set a rate any time.
+async fn model_terms(subject: &Subject<'_>, findings: &mut Findings) {
+    let model = &subject.settings.model;
+    let (Some(repo), Some(file)) = (&model.repo, &model.file) else { return };
+    if !subject.registry.binds_models() {
+        return;
+    }
+    let session = &subject.settings.session;
+    let mut wanted = BTreeMap::from([(Address::ZERO, session.price_min.get())]);
+    wanted.extend(session.payment_tokens.iter().map(|token| (token.address, token.price_min)));
+    let tokens: Vec<_> = wanted.keys().copied().collect();
+    let terms = match subject.registry.model_terms(ModelId::of(repo, file), &tokens).await {
+        Ok(terms) => terms,
+        Err(error) => return unread("model terms", &error, findings),
+    };
+    let name = format!("{repo}/{file}");
+    rate(&name, terms.rate_per_second, findings);
+    for (token, price_min) in wanted {
+        let registered = terms.prices.get(&token).copied().unwrap_or_default();
+        model_price(&name, token, (registered, price_min), findings);
+    }
+}
+
+fn rate(name: &str, rate: u64, findings: &mut Findings) {
+    const CHECK: &str = "model rate";
+    if rate > 0 {
+        return findings.ok(CHECK, format!("{rate} tokens a second may be claimed of {name}"));
+    }
+    let found = format!("the model registry sets no claim rate for {name}");
+    let remedy = "its sessions are refused (rate_unset) until the registry's owner sets one";
+    findings.warn(CHECK, found, remedy);
+}
+
+fn model_price(
+    name: &str,
+    token: Address,
+    (registered, price_min): (u128, u128),
+    findings: &mut Findings,
+) {
+    const CHECK: &str = "model price";
+    let is_native = token == Address::ZERO;
+    let coin = if is_native { "native coin".to_owned() } else { token.to_string() };
+    if registered == 0 {
+        let found = format!("this host registered no price of {name} in {coin}");
+        let setting =
+            if is_native { "registration.price_native" } else { "registration.model_prices" };
+        let remedy = format!(
+            "set {setting} and run `tally update`: until then no session can be opened in {coin}"
+        );
+        return findings.warn(CHECK, found, remedy);
+    }
+    let found = format!("{name}: {registered} registered in {coin}, {price_min} the least served");
+    if registered < price_min {
+        let remedy = "sessions at the registered price are refused: register a higher one with \
+                      `tally update`, or accept a lower one";
+        return findings.warn(CHECK, found, remedy);
+    }
+    findings.ok(CHECK, found);
 }
 
 fn cold_address(subject: &Subject<'_>, findings: &mut Findings) {
@@ -328,15 +397,12 @@ fn unread(check: &'static str, error: &RegistryError, findings: &mut Findings) {
 #[cfg(test)]
 #[cfg(feature = "test-support")]
 mod tests {
-    use std::collections::BTreeMap;
-
     use async_trait::async_trait;
 
     use super::*;
     use crate::chain::fixed::{FixedChain, HOST};
-    use crate::chain::registry::{HostStanding, ModelStanding};
+    use crate::chain::registry::{HostStanding, ModelStanding, ModelTerms};
     use crate::node::settings::Inputs;
-    use crate::units::Address;
 
     const WEIGHTS: Hash32 = Hash32::new([7; 32]);
 
@@ -348,6 +414,8 @@ mod tests {
         weights: Option<Hash32>,
         supported: bool,
         balance: u128,
+        /// Where sessions are bound to models.
+        terms: Option<ModelTerms>,
     }
 
     impl Default for Registered {
@@ -359,6 +427,7 @@ mod tests {
                 weights: Some(WEIGHTS),
                 supported: true,
                 balance: 540_000,
+                terms: None,
             }
         }
     }
@@ -389,6 +458,20 @@ mod tests {
             Ok(ModelStanding { approved: self.approved, weights_sha256: self.weights })
         }
 
+        fn binds_models(&self) -> bool {
+            self.terms.is_some()
+        }
+
+        async fn model_terms(
+            &self,
+            _model: ModelId,
+            tokens: &[Address],
+        ) -> Result<ModelTerms, RegistryError> {
+            let mut terms = self.terms.clone().unwrap();
+            terms.prices.retain(|token, _| tokens.contains(token));
+            Ok(terms)
+        }
+
         async fn gas_balance(&self) -> Result<Amount, ChainError> {
             Ok(Amount::new(self.balance))
         }
@@ -413,6 +496,11 @@ mod tests {
     }
 
     async fn grades(registry: Registered, more: &[(&str, &str)]) -> BTreeMap<&'static str, Grade> {
+        let findings = findings(registry, more).await;
+        findings.0.iter().map(|finding| (finding.check, finding.grade)).collect()
+    }
+
+    async fn findings(registry: Registered, more: &[(&str, &str)]) -> Findings {
         let (chain, settings) = (FixedChain::new(1), settings(more));
         let (chain, settings) = (chain.as_ref(), &settings);
         let subject = Subject { chain, registry: &registry, settings, weights_sha256: WEIGHTS };
@@ -420,7 +508,7 @@ mod tests {
         let lacks_remedy =
             |finding: &&Finding| finding.grade != Grade::Ok && finding.remedy.is_empty();
         assert_eq!(findings.0.iter().find(lacks_remedy), None, "every finding has a remedy");
-        findings.0.iter().map(|finding| (finding.check, finding.grade)).collect()
+        findings
     }
 
     #[tokio::test]
@@ -443,6 +531,57 @@ mod tests {
         ];
         for (check, grade, registry) in cases {
             assert_eq!(grades(registry, &[]).await.get(check), Some(&grade), "{check}");
+        }
+    }
+
+    const USD: Address = Address::new([6; 20]);
+
+    /// A registry that binds sessions to models, and the grades of what was said of their terms.
+    async fn of_terms(rate: u64, native: u128, usd: u128) -> (Grade, Vec<Grade>) {
+        let prices = BTreeMap::from([(Address::ZERO, native), (USD, usd)]);
+        let terms = Some(ModelTerms { rate_per_second: rate, prices });
+        let accepted = format!("{USD}=40");
+        let more = [("TALLY_SESSION_PAYMENT_TOKENS", accepted.as_str())];
+        let found = findings(Registered { terms, ..Registered::default() }, &more).await;
+        assert!(!found.has_failure(), "open sessions want their claims: {found:?}");
+        let of = |check: &str| -> Vec<_> {
+            let of_it = found.0.iter().filter(|finding| finding.check == check);
+            of_it.map(|finding| finding.grade).collect()
+        };
+        (of("model rate")[0], of("model price"))
+    }
+
+    #[tokio::test]
+    async fn each_currency_wants_a_price_of_the_model_that_is_not_under_the_least_served() {
+        use Grade::{Ok, Warning};
+        // The least served are 3000 in native coin and 40 in the token.
+        let table = [
+            ((3000, 40), [Ok, Ok]),
+            ((3001, 41), [Ok, Ok]),
+            ((0, 40), [Warning, Ok]),
+            ((3000, 0), [Ok, Warning]),
+            ((2999, 40), [Warning, Ok]),
+            ((3000, 39), [Ok, Warning]),
+        ];
+        for ((native, usd), prices) in table {
+            assert_eq!(of_terms(1, native, usd).await, (Ok, prices.to_vec()), "{native}, {usd}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_model_without_a_claim_rate_warns() {
+        assert_eq!(of_terms(0, 3000, 40).await.0, Grade::Warning);
+        assert_eq!(of_terms(1, 3000, 40).await.0, Grade::Ok);
+    }
+
+    #[tokio::test]
+    async fn a_nameless_model_fails_where_every_session_names_one() {
+        for (terms, grade) in
+            [(None, Grade::Warning), (Some(ModelTerms::default()), Grade::Failure)]
+        {
+            let registry = Registered { terms, ..Registered::default() };
+            let grades = grades(registry, &[("TALLY_MODEL_REPO", "")]).await;
+            assert_eq!(grades.get("model"), Some(&grade));
         }
     }
 

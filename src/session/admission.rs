@@ -125,7 +125,7 @@ impl Sessions {
         let header = turn_header(checked, turn, (&sampling, origin));
         // The engine's place first: a request that finds none leaves nothing in the ledger.
         let generation = self.start(checked, sampling, hold).inspect_err(|_| {
-            paid.books.tracker.turn_over(job, hold.tokens, self.clock.now());
+            paid.books.tracker.turn_over(job, (hold.tokens, TokenCount::ZERO), self.clock.now());
         })?;
         let started = Fact::TurnStarted(header);
         let mut paid_turn = PaidTurn::new(paid.books.clone(), job, turn, hold.tokens);
@@ -134,7 +134,7 @@ impl Sessions {
         }
         if let Err(error) = paid.books.submit(job, vec![started], TokenCount::ZERO, || {}) {
             tracing::error!(%job, %error, "turn not recorded");
-            paid.books.tracker.turn_over(job, hold.tokens, self.clock.now());
+            paid.books.tracker.turn_over(job, (hold.tokens, TokenCount::ZERO), self.clock.now());
             return Err(Refusal::Unavailable("the ledger cannot be written"));
         }
         let meter = TurnMeter::paid(paid_turn);
@@ -181,12 +181,14 @@ impl Sessions {
         if known.price.get() < price_min {
             return Err(Refusal::PriceTooLow { job, price_min });
         }
-        match known.model {
-            Some(model) if !self.rules.model_ids.contains(&model) => Err(Refusal::OtherModel(job)),
-            // Its registry allows no token a second: nothing could ever be claimed.
-            Some(_) if known.rate_per_second == 0 => Err(Refusal::OtherModel(job)),
-            Some(_) | None => Ok(()),
+        if known.model.is_some_and(|model| !self.rules.model_ids.contains(&model)) {
+            return Err(Refusal::OtherModel(job));
         }
+        // Nothing could be claimed, also of a session that names no model where others do.
+        if known.rate_per_second == 0 {
+            return Err(Refusal::RateUnset(job));
+        }
+        Ok(())
     }
 
     fn check_chain_id(&self, request: &PromptRequest) -> Result<(), Refusal> {

@@ -32,6 +32,8 @@ pub(super) struct Live {
     pub given_away: TokenCount,
     /// Reserved by running requests and not yet delivered.
     pub held: TokenCount,
+    /// Those of them that are in frames.
+    pub unsent: TokenCount,
     pub credit: Arc<Semaphore>,
     /// Ends running answers: the session is over on chain, or halted.
     pub ended: CancellationToken,
@@ -62,6 +64,7 @@ impl Live {
             in_flight: TokenCount::ZERO,
             given_away: TokenCount::ZERO,
             held: TokenCount::ZERO,
+            unsent: TokenCount::ZERO,
             credit: Arc::new(Semaphore::new(CREDIT_TOKENS)),
             ended: CancellationToken::new(),
             running: 0,

@@ -26,6 +26,15 @@ pub struct ExposureRule {
     pub beyond: Beyond,
 }
 
+/// When the next token of a job may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// So many at once, at least 1.
+    Now(TokenCount),
+    /// One, at this monotonic time.
+    At(Millis),
+}
+
 /// One answer's place in its job's pace.
 pub(super) struct Pace {
     books: Books,
@@ -40,19 +49,21 @@ impl Pace {
         Self { books, job, tokens_max, slot: None }
     }
 
-    /// Waits for the next token's turn, where the job is beyond its limit with `more` tokens that
-    /// are made and not delivered. Cancel-safe. True where it had to take turns.
-    pub async fn turn(&mut self, more: TokenCount) -> bool {
+    /// Waits for the next token's turn, where the job is beyond its limit. Cancel-safe. How many
+    /// tokens may go now: one where they take turns, else what is left of the limit.
+    pub async fn turn(&mut self) -> TokenCount {
         let now = self.books.clock.now();
         if self.slot.is_none() {
-            self.slot = self.books.tracker.pace(self.job, self.tokens_max, (more, now));
+            match self.books.tracker.pace(self.job, self.tokens_max, now) {
+                Turn::Now(room) => return room,
+                Turn::At(slot) => self.slot = Some(slot),
+            }
         }
-        let Some(slot) = self.slot else { return false };
-        let wait = slot.saturating_sub(now);
+        let wait = self.slot.map_or(Millis::ZERO, |slot| slot.saturating_sub(now));
         if wait > Millis::ZERO {
             self.books.clock.sleep(Duration::from_millis(wait.get())).await;
         }
-        true
+        TokenCount::new(1)
     }
 
     /// A token went.

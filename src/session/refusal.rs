@@ -74,6 +74,9 @@ pub enum Refusal {
     /// The session was opened for a model that is not served here.
     #[error("job {0} was opened for a model that is not served here")]
     OtherModel(JobId),
+    /// The contract lets no token of the session be claimed: no rate is set for its model.
+    #[error("job {0}: the model registry sets no claim rate for its model, so it cannot be paid")]
+    RateUnset(JobId),
     /// Too much of the session's work is unclaimed.
     #[error("job {0}: claims have to catch up first; retry later")]
     Exposed(JobId),
@@ -124,6 +127,7 @@ impl Refusal {
             | Self::PriceTooLow { .. }
             | Self::TokenNotAccepted { .. }
             | Self::Unfunded(_) => "payment_required",
+            Self::RateUnset(_) => "rate_unset",
             Self::Exposed(_) => "exposure_limit",
             Self::Paused(_) => "paused",
             Self::Busy => "rate_limit_exceeded",

@@ -151,7 +151,7 @@ impl Reply {
                 }
                 continue;
             };
-            let is_paced = self.take_turn(TokenCount::ZERO).await;
+            let most = self.take_turn().await;
             if self.ended.is_cancelled() {
                 continue;
             }
@@ -160,7 +160,6 @@ impl Reply {
                 let failed = EngineFinish::Failed("the ledger does not record".into());
                 return ReplyEvent::End(self.end(&failed, String::new()));
             };
-            let most = if is_paced { 1 } else { CREDIT_TOKENS };
             return ReplyEvent::Frame(self.frame(credit, most));
         }
     }
@@ -174,17 +173,12 @@ impl Reply {
             match self.take_event().await {
                 EngineEvent::Prefilled => {}
                 EngineEvent::Token { id, text: piece, .. } => {
-                    let made = u64::try_from(ids.len()).unwrap_or(u64::MAX);
-                    if self.take_turn(TokenCount::new(made)).await
-                        && let Some(pace) = &mut self.pace
-                    {
-                        pace.went();
-                    }
+                    self.take_turn().await;
                     text.push_str(&piece);
                     ids.push(id);
+                    self.went(1);
                 }
                 EngineEvent::Finished { reason, tail_text } => {
-                    self.completion_tokens = u32::try_from(ids.len()).unwrap_or(u32::MAX);
                     let end = self.end(&reason, tail_text);
                     let meter = Arc::clone(&self.meter);
                     return (Frame { text, ids, meter, credit: None }, end);
@@ -210,13 +204,22 @@ impl Reply {
         }
     }
 
-    /// Waits for the next token's turn, or for the session's end. True where tokens take turns.
-    async fn take_turn(&mut self, more: TokenCount) -> bool {
-        let Some(pace) = &mut self.pace else { return false };
+    /// Waits for the next token's turn, or for the session's end. Tokens that may go now.
+    async fn take_turn(&mut self) -> usize {
+        let Some(pace) = &mut self.pace else { return CREDIT_TOKENS };
         tokio::select! {
             biased;
-            () = self.ended.cancelled() => false,
-            is_paced = pace.turn(more) => is_paced,
+            () = self.ended.cancelled() => 1,
+            room = pace.turn() => usize::try_from(room.get()).unwrap_or(usize::MAX),
+        }
+    }
+
+    /// So many tokens are in a frame.
+    fn went(&mut self, tokens: u32) {
+        self.completion_tokens = self.completion_tokens.saturating_add(tokens);
+        self.meter.framed(TokenCount::new(u64::from(tokens)));
+        if let Some(pace) = &mut self.pace {
+            pace.went();
         }
     }
 
@@ -235,7 +238,7 @@ impl Reply {
                     break;
                 }
             }
-            if ids.len() >= most {
+            if ids.len() >= most.min(CREDIT_TOKENS) {
                 break;
             }
             self.pending = self.generation.try_next();
@@ -243,11 +246,7 @@ impl Reply {
             let Ok(more) = Arc::clone(&self.credit).try_acquire_owned() else { break };
             credit.merge(more);
         }
-        if let Some(pace) = &mut self.pace {
-            pace.went();
-        }
-        let count = u32::try_from(ids.len()).unwrap_or(u32::MAX);
-        self.completion_tokens = self.completion_tokens.saturating_add(count);
+        self.went(u32::try_from(ids.len()).unwrap_or(u32::MAX));
         Frame { text, ids, meter: Arc::clone(&self.meter), credit: Some(credit) }
     }
 

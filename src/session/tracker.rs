@@ -13,6 +13,7 @@ use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::live::{LastClose, Live};
+use super::pace::Turn;
 use crate::billing::{Account, AccountFault, Entry, Subject, WalletAccount};
 use crate::chain::{ChainJob, JobStatus};
 use crate::units::{Address, Amount, JobId, Millis, TokenCount, TurnNo};
@@ -176,6 +177,12 @@ impl Tracker {
         self.claim_due.notified().await;
     }
 
+    /// Tokens of a job that are recorded and in no claim.
+    #[must_use]
+    pub fn unclaimed(&self, job: JobId) -> Option<TokenCount> {
+        self.live.get(&job).map(|live| live.account.unclaimed())
+    }
+
     /// A copy of a job's account.
     #[must_use]
     pub fn account(&self, job: JobId) -> Option<Account> {
@@ -325,22 +332,18 @@ impl Tracker {
         Ok(Reservation { hold, turn, credit, ended })
     }
 
-    /// When the job's next token may go, where it is beyond `max` unclaimed tokens, `more` of an
-    /// answer counted; `None` where it need not wait. Each slot is given out once.
-    pub(super) fn pace(
-        &self,
-        job: JobId,
-        max: TokenCount,
-        (more, now): (TokenCount, Millis),
-    ) -> Option<Millis> {
-        let mut live = self.live.get_mut(&job)?;
-        if live.exposure().saturating_add(more) < max {
-            return None;
+    /// When the job's next token may go, where `max` is what may be unclaimed, unsent tokens
+    /// counted. Each slot is given out once.
+    pub(super) fn pace(&self, job: JobId, max: TokenCount, now: Millis) -> Turn {
+        let Some(mut live) = self.live.get_mut(&job) else { return Turn::Now(TokenCount::new(1)) };
+        let room = max.saturating_sub(live.exposure().saturating_add(live.unsent));
+        if room > TokenCount::ZERO {
+            return Turn::Now(room);
         }
         let rate = live.snapshot.as_ref().map_or(1, |seen| seen.job.rate_per_second).max(1);
         let slot_us = live.pace_next_us.max(now.get().saturating_mul(1_000));
         live.pace_next_us = slot_us.saturating_add(1_000_000_u64.div_ceil(rate));
-        Some(Millis::new(slot_us.div_ceil(1_000)))
+        Turn::At(Millis::new(slot_us.div_ceil(1_000)))
     }
 
     /// Whether the marketplace holds what this session would be paid from.
@@ -365,10 +368,18 @@ impl Tracker {
         deposits
     }
 
+    /// Tokens of a request's hold are in a frame, on their way to the client.
+    pub(super) fn framed(&self, job: JobId, tokens: TokenCount) {
+        if let Some(mut live) = self.live.get_mut(&job) {
+            live.unsent = live.unsent.saturating_add(tokens);
+        }
+    }
+
     /// Tokens moved from a request's hold to the client.
     pub fn deliver(&self, job: JobId, tokens: TokenCount) {
         if let Some(mut live) = self.live.get_mut(&job) {
             live.held = live.held.saturating_sub(tokens);
+            live.unsent = live.unsent.saturating_sub(tokens);
             live.in_flight = live.in_flight.saturating_add(tokens);
         }
     }
@@ -433,10 +444,17 @@ impl Tracker {
         }
     }
 
-    /// A request is over: what it held and did not deliver is free again.
-    pub(super) fn turn_over(&self, job: JobId, unused: TokenCount, now: Millis) {
+    /// A request is over: what it held and did not deliver is free again, `unsent` of it in
+    /// frames.
+    pub(super) fn turn_over(
+        &self,
+        job: JobId,
+        (unused, unsent): (TokenCount, TokenCount),
+        now: Millis,
+    ) {
         if let Some(mut live) = self.live.get_mut(&job) {
             live.held = live.held.saturating_sub(unused);
+            live.unsent = live.unsent.saturating_sub(unsent);
             live.running = live.running.saturating_sub(1);
             live.quiet_since = now;
         }

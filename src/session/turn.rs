@@ -103,6 +103,8 @@ fn seconds_since(earlier: Millis, now: Millis) -> f64 {
 struct Progress {
     position: u32,
     hold_left: TokenCount,
+    /// In frames that were not delivered.
+    unsent: TokenCount,
     end: TurnEnd,
     /// Ids delivered, kept only where the turn belongs to a conversation.
     spoken: Vec<u32>,
@@ -129,6 +131,7 @@ impl PaidTurn {
         let progress = Progress {
             position: 0,
             hold_left: hold,
+            unsent: TokenCount::ZERO,
             // A turn that nobody ends was cut off: its client is gone.
             end: TurnEnd::Cancelled,
             spoken: Vec::new(),
@@ -150,6 +153,14 @@ impl TurnMeter {
         Arc::new(Self { paid: Some(turn) })
     }
 
+    /// Tokens went into a frame.
+    pub fn framed(&self, tokens: TokenCount) {
+        let Some(paid) = &self.paid else { return };
+        paid.books.tracker.framed(paid.job, tokens);
+        let mut progress = paid.progress();
+        progress.unsent = progress.unsent.saturating_add(tokens);
+    }
+
     /// Delivered ids: counted now, recorded as soon as the ledger can. The credit is given back
     /// when they are durable.
     pub fn record(&self, ids: Vec<u32>, credit: Option<OwnedSemaphorePermit>) {
@@ -161,6 +172,7 @@ impl TurnMeter {
         let delivered = Fact::Delivered { turn: paid.turn, position, ids: ids.clone() };
         paid.books.tracker.deliver(paid.job, count);
         progress.hold_left = progress.hold_left.saturating_sub(count);
+        progress.unsent = progress.unsent.saturating_sub(count);
         let queued = paid.books.submit(paid.job, vec![delivered], count, move || drop(credit));
         match queued {
             Ok(()) => {
@@ -195,7 +207,8 @@ impl Drop for TurnMeter {
         let Some(paid) = &self.paid else { return };
         let (end, unused, spoken) = {
             let mut progress = paid.progress();
-            (progress.end, progress.hold_left, std::mem::take(&mut progress.spoken))
+            let unused = (progress.hold_left, progress.unsent);
+            (progress.end, unused, std::mem::take(&mut progress.spoken))
         };
         let fact = Fact::TurnEnded { turn: paid.turn, end };
         if let Err(error) = paid.books.submit(paid.job, vec![fact], TokenCount::ZERO, || {}) {

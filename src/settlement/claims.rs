@@ -4,44 +4,89 @@
 //! nobody burnt it, its very bytes, so that a chain which refuses a proof it knows can count one of
 //! the two at most.
 
+use futures_util::stream::{self, StreamExt};
 use metrics::counter;
 
+use super::lifecycle::{Due, OPEN_TXS_MAX};
 use super::watch::Step;
-use super::{Settlement, StepError, View};
+use super::{CALLS_AT_ONCE, Settlement, SettlementError, StepError, View};
 use crate::billing::{Account, ClaimBody, Purpose};
-use crate::chain::{Call, PrepareError};
+use crate::chain::{Call, DryRun, PrepareError};
+use crate::claim::ClaimPlan;
 use crate::proof;
-use crate::units::{ClaimSeq, TokenCount};
+use crate::units::{ClaimSeq, JobId, TokenCount};
 
 /// Claims rejected in a row after which a human must look.
 const REJECTIONS_MAX: usize = 5;
 
 impl Settlement {
-    /// Claims `tokens` for a job.
-    pub(super) async fn submit_claim(
+    /// Claims what is due among jobs that are active on chain, in their order. The chain is asked
+    /// about all of them at once: many sessions come to a claim in the same second.
+    pub(super) async fn claim_all(
         &mut self,
-        account: &Account,
-        tokens: TokenCount,
-        is_final: bool,
+        active: &[Due],
+        view: &View,
+    ) -> Result<(), SettlementError> {
+        let mut proven = Vec::new();
+        let room = OPEN_TXS_MAX.saturating_sub(self.waiting);
+        for Due { account, plan, .. } in active {
+            let (job, ClaimPlan::Claim(tokens)) = (account.job(), *plan) else { continue };
+            let may_try = self.watch.may_try(job, Step::Claim, view.head.number);
+            if may_try && proven.len() < room {
+                let made = self.prove(account, tokens, view).await;
+                proven.extend(self.settled(job, made)?.flatten().map(|body| (job, body)));
+            }
+        }
+        let trials = proven.into_iter().map(async |(job, body)| {
+            let call = Call::Claim { job, tokens: body.tokens, proof: body.proof.clone() };
+            let trial = self.chain.dry_run(&call).await;
+            (job, (call, body), trial)
+        });
+        let tried: Vec<_> = stream::iter(trials).buffered(CALLS_AT_ONCE).collect().await;
+        for (job, claim, trial) in tried {
+            let submitted = match trial {
+                Ok(trial) => self.submit_claim(job, claim, trial, view).await,
+                Err(error) => Err(error.into()),
+            };
+            self.settled(job, submitted)?;
+        }
+        Ok(())
+    }
+
+    async fn submit_claim(
+        &mut self,
+        job: JobId,
+        (call, body): (Call, ClaimBody),
+        trial: DryRun,
         view: &View,
     ) -> Result<(), StepError> {
-        let job = account.job();
-        if account.rejections_in_a_row() >= REJECTIONS_MAX {
-            let why = format!("{REJECTIONS_MAX} claims in a row were rejected");
-            return self.halt(job, why).await;
-        }
-        let body = match self.build_claim(account, tokens, is_final).await? {
-            Ok(body) => body,
-            Err(why) => {
-                return self.halt(job, format!("no proof for {tokens} tokens: {why}")).await;
-            }
-        };
-        let call = Call::Claim { job, tokens, proof: body.proof.clone() };
-        if self.submit(job, call, Purpose::Claim(body), view).await? {
+        let tokens = body.tokens;
+        if self.submit(job, (call, Purpose::Claim(body)), trial, view).await? {
             counter!("tokens_claimed_total").increment(tokens.get());
             counter!("claims_total", "outcome" => "submitted").increment(1);
         }
         Ok(())
+    }
+
+    /// A claim of `tokens`; `None` where the job was halted instead.
+    async fn prove(
+        &self,
+        account: &Account,
+        tokens: TokenCount,
+        view: &View,
+    ) -> Result<Option<ClaimBody>, StepError> {
+        let job = account.job();
+        let is_final = self.is_closing(job, view.now);
+        let why = if account.rejections_in_a_row() >= REJECTIONS_MAX {
+            format!("{REJECTIONS_MAX} claims in a row were rejected")
+        } else {
+            match self.build_claim(account, tokens, is_final).await? {
+                Ok(body) => return Ok(Some(body)),
+                Err(why) => format!("no proof for {tokens} tokens: {why}"),
+            }
+        };
+        self.halt(job, why).await?;
+        Ok(None)
     }
 
     /// The claim's proof, from durable entries only.

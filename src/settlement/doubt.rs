@@ -83,7 +83,8 @@ impl Settlement {
         Ok(())
     }
 
-    /// The session is over on chain: once that is final, so is the account.
+    /// The session is over on chain: once that lies so deep that no reorg takes it back, so does
+    /// the account. A node that was cut off meanwhile would not look at a closed one again.
     pub(super) async fn close_when_final(
         &mut self,
         account: &Account,
@@ -94,7 +95,7 @@ impl Settlement {
         // Tokens that are on their way to the ledger, and answers that may still deliver some,
         // belong into the sum.
         let is_busy = account.txs_open().next().is_some() || self.books.tracker.is_busy(job);
-        if is_busy || ended_for < self.confirmations() {
+        if is_busy || ended_for < self.believed_at() {
             return Ok(());
         }
         let closing = account.closings();

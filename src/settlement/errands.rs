@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 use tokio::sync::oneshot;
 
 use super::{Settlement, StepError, View};
-use crate::billing::{Errand, ErrandKind, Purpose, RejectReason, Subject, Tx};
+use crate::billing::{Errand, ErrandKind, Purpose, RejectReason, Tx};
 use crate::chain::Call;
 use crate::units::{Address, Amount, TxHash, WalletNonce};
 
@@ -205,7 +205,7 @@ impl Settlement {
             return Ok(Err("only calls of other contracts can be ordered".into()));
         };
         let purpose = Purpose::Errand(Errand { kind, to, value, input });
-        self.sign(Subject::Wallet, None, (call, purpose), view).await
+        self.sign_own(None, (call, purpose), view).await
     }
 
     /// A transaction of the wallet reached its end: whoever waits for it is told, or for what

@@ -4,7 +4,7 @@
 //! the door for prompts before it signs.
 
 use super::watch::Step;
-use super::{Settlement, StepError, View};
+use super::{Settlement, SettlementError, StepError, View};
 use crate::billing::{Account, Purpose, TxState};
 use crate::chain::{Call, ChainJob};
 use crate::claim::{
@@ -24,7 +24,7 @@ const COMPLETE_GAS: Gas = Gas::new(250_000);
 const TRANSFER_GAS: Gas = Gas::new(65_000);
 
 /// Transactions of ours that may wait for blocks at once: geth guarantees an account 16 places.
-const OPEN_TXS_MAX: usize = 16;
+pub(super) const OPEN_TXS_MAX: usize = 16;
 
 /// A job that is active on chain, looked at and due for something.
 pub(super) struct Due {
@@ -52,31 +52,26 @@ pub(super) fn deadline_of(known: &ChainJob) -> ChainTime {
 }
 
 impl Settlement {
-    /// At most one transaction for a job that is active on chain.
-    pub(super) async fn claim_or_complete(
+    /// Completes what is due for it among jobs that are active on chain.
+    pub(super) async fn complete_all(
         &mut self,
-        due: &Due,
+        active: &[Due],
         view: &View,
-    ) -> Result<(), StepError> {
-        let Due { account, known, plan } = due;
-        let job = account.job();
-        if self.waiting >= OPEN_TXS_MAX {
-            tracing::debug!(%job, "as many transactions wait for blocks as an endpoint keeps");
-            return Ok(());
-        }
-        match *plan {
-            ClaimPlan::Claim(_) if !self.watch.may_try(job, Step::Claim, view.head.number) => {
-                Ok(())
-            }
-            ClaimPlan::Claim(tokens) => {
-                let is_closing = self.is_closing(job, view.now);
-                self.submit_claim(account, tokens, is_closing, view).await
-            }
-            ClaimPlan::Wait(wait) => {
+    ) -> Result<(), SettlementError> {
+        for Due { account, known, plan } in active {
+            let (job, ClaimPlan::Wait(wait)) = (account.job(), plan) else { continue };
+            if self.has_room() {
                 tracing::trace!(%job, ?wait, "no claim");
-                self.complete_when_due(account, known, view, wait).await
+                let completed = self.complete_when_due(account, known, view, *wait).await;
+                self.settled(job, completed)?;
             }
         }
+        Ok(())
+    }
+
+    /// Whether an endpoint keeps one more transaction of ours.
+    pub(super) fn has_room(&self) -> bool {
+        self.waiting < OPEN_TXS_MAX
     }
 
     /// What is due for a job.
@@ -201,7 +196,9 @@ impl Settlement {
     }
 
     async fn sign_completion(&mut self, job: JobId, view: &View) -> Result<bool, StepError> {
-        self.submit(job, Call::Complete { job }, Purpose::Complete, view).await
+        let call = Call::Complete { job };
+        let trial = self.chain.dry_run(&call).await?;
+        self.submit(job, (call, Purpose::Complete), trial, view).await
     }
 
     /// What a claim, a completion and a transfer may cost at today's fees.

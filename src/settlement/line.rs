@@ -104,7 +104,7 @@ impl Settlement {
             return Ok(());
         }
         tracing::warn!(%nonce, "a hole in the wallet's nonces is filled");
-        let signed = self.sign(Subject::Wallet, Some(nonce), (Call::Nothing, Purpose::Fill), view);
+        let signed = self.sign_own(Some(nonce), (Call::Nothing, Purpose::Fill), view);
         signed.await.map(drop)
     }
 

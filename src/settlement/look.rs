@@ -23,13 +23,12 @@ const JUMP_LOOKS: u32 = 3;
 
 impl Settlement {
     pub(super) async fn look(&mut self) -> Result<View, ChainError> {
-        let head = self.chain.head().await?;
+        let (head, wallet) = tokio::try_join!(self.chain.head(), self.chain.wallet())?;
         if self.watch.leaps(head.number) {
             // What is final or believed is counted from the head: one wrong answer must not.
             let why = format!("the head leaps to block {}: asked again", head.number);
             return Err(ChainError::Unreachable(why));
         }
-        let wallet = self.chain.wallet().await?;
         let is_nonce_sure = self.is_nonce_sure(wallet.nonce_mined);
         gauge!("chain_head_block").set(precise(head.number.get()));
         self.watch.saw_head(head.number);
@@ -49,17 +48,15 @@ impl Settlement {
         true
     }
 
-    /// Jobs to look at: those with something to do, those the chain spoke of, and all of them
-    /// every so often.
-    pub(super) async fn jobs_due(&mut self, view: &View) -> Vec<JobId> {
+    /// Jobs to look at: those with something to do, and all of them every so often.
+    pub(super) fn jobs_due(&mut self, view: &View) -> Vec<JobId> {
         let since = |at| view.now.saturating_sub(at);
         self.is_sweep = self.swept_at.is_none_or(|at| since(at) >= self.rules.sweep_every);
         if self.is_sweep {
             self.swept_at = Some(view.now);
         }
-        let spoken_of = self.new_events(view).await;
         let tracker = &self.books.tracker;
-        tracker.jobs_where(view.now, self.rules.grace, |account, is_quiet| {
+        let due = tracker.jobs_where(view.now, self.rules.grace, |account, is_quiet| {
             let has_open_tx = account.txs_open().next().is_some();
             if has_open_tx {
                 return true;
@@ -74,8 +71,12 @@ impl Settlement {
                 || is_quiet
                 || self.watch.has_ended(account.job())
                 || account.unclaimed() >= self.limits.claim_min
-                || spoken_of.contains(&account.job())
-        })
+        });
+        if self.is_sweep {
+            // A sweep leaves out only what is over or halted: nothing is waited for there.
+            self.watch.keep(&due);
+        }
+        due
     }
 
     /// Compares what the marketplace holds with the deposits of our open sessions: before v5 a
@@ -99,32 +100,61 @@ impl Settlement {
         Ok(())
     }
 
-    async fn new_events(&mut self, view: &View) -> BTreeSet<JobId> {
+    /// What the chain says happened in the blocks that were not read yet, and up to which.
+    pub(super) async fn read_events(&self, view: &View) -> Result<News, ChainError> {
         let head = view.head.number;
         let from = self.events_from.unwrap_or(head).min(head);
         let to = from.saturating_add(BlockNumber::new(LOG_BLOCKS_MAX)).min(head);
-        let events = match self.chain.events(from, to).await {
-            Ok(events) => events,
+        let events = self.chain.events(from, to).await?;
+        let job_of = |event: &ChainEvent| match event {
+            ChainEvent::Created(job) | ChainEvent::TimedOut(job) => *job,
+            ChainEvent::Proven { job, .. } | ChainEvent::Completed { job, .. } => *job,
+        };
+        Ok(News { from, to, spoken_of: events.iter().map(job_of).collect() })
+    }
+
+    /// The jobs that the chain spoke of; what was known of them is not relied on any more.
+    pub(super) fn take_events(
+        &mut self,
+        news: Result<News, ChainError>,
+        view: &View,
+    ) -> BTreeSet<JobId> {
+        let News { from, to, spoken_of } = match news {
+            Ok(news) => news,
             Err(error) => {
                 chain_failed(&error, "events not read");
                 return BTreeSet::new();
             }
         };
         // Blocks that may still be reorganised are read again.
+        let head = view.head.number;
         let reach = self.rules.reorg_depth.max(self.rules.confirmations);
         let settled = head.saturating_sub(BlockNumber::new(reach));
         self.events_from = Some(to.min(settled).max(from));
         if to == head {
             self.books.tracker.chain_seen(view.now);
         }
-        let job_of = |event: &ChainEvent| match event {
-            ChainEvent::Created(job) | ChainEvent::TimedOut(job) => *job,
-            ChainEvent::Proven { job, .. } | ChainEvent::Completed { job, .. } => *job,
-        };
-        let spoken_of: BTreeSet<JobId> = events.iter().map(job_of).collect();
         spoken_of.iter().for_each(|job| self.books.tracker.outdate(*job));
         spoken_of
     }
+
+    /// Those among the jobs that the chain spoke of which run and are not looked at anyway.
+    pub(super) fn jobs_spoken_of(&self, spoken_of: &BTreeSet<JobId>, due: &[JobId]) -> Vec<JobId> {
+        let runs = |account: Account| {
+            account.halted().is_none() && account.terms().is_some() && !account.is_closed()
+        };
+        let tracker = &self.books.tracker;
+        let is_news = |job: &JobId| due.binary_search(job).is_err();
+        let is_wanted = |job: &JobId| is_news(job) && tracker.account(*job).is_some_and(runs);
+        spoken_of.iter().copied().filter(is_wanted).collect()
+    }
+}
+
+/// What a reading of the log brought.
+pub(super) struct News {
+    from: BlockNumber,
+    to: BlockNumber,
+    spoken_of: BTreeSet<JobId>,
 }
 
 /// The nonce line, and the block from which logs may be missing: a little before the newest block

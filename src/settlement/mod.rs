@@ -23,7 +23,7 @@ use metrics::{counter, gauge};
 
 use crate::billing::{Account, Lost, Subject, Tx, TxState};
 use crate::chain::{
-    Chain, ChainError, ChainJob, Fees, Head, JobStatus, Limits, Wallet, WalletState,
+    Chain, ChainError, ChainJob, Fees, Head, JobStatus, Limits, SignedTx, Wallet, WalletState,
 };
 use crate::ledger::LedgerError;
 use crate::session::{Books, BooksParts, Grace, Phase, Snapshot};
@@ -35,11 +35,11 @@ use errands::Desk;
 pub use errands::{Order, OrderOutcome};
 use lifecycle::Due;
 use line::Line;
-use reconcile::Standing;
+use reconcile::{Seen, Standing};
 use watch::Watch;
 
-/// Jobs read from the chain at once.
-const READS_AT_ONCE: usize = 16;
+/// Calls of the chain that wait at once, for different jobs or transactions.
+const CALLS_AT_ONCE: usize = 16;
 
 /// The operator's wishes for settlement.
 #[derive(Debug, Clone, PartialEq)]
@@ -124,6 +124,12 @@ struct View {
     now: Millis,
 }
 
+/// What a pass read of a job.
+struct Reading {
+    known: Result<Option<ChainJob>, ChainError>,
+    txs: Vec<Seen>,
+}
+
 /// The service; driven by [`Settlement::tick`].
 pub struct Settlement {
     chain: Arc<dyn Chain>,
@@ -144,6 +150,8 @@ pub struct Settlement {
     mined_before: Option<WalletNonce>,
     /// Transactions of ours that waited for a block when this pass began, or were signed in it.
     waiting: usize,
+    /// Durable and not yet sent for the first time.
+    signed: Vec<(Subject, WalletNonce, SignedTx)>,
     swept_at: Option<Millis>,
     is_sweep: bool,
 }
@@ -172,6 +180,7 @@ impl Settlement {
             events_from,
             mined_before: None,
             waiting: 0,
+            signed: Vec::new(),
             swept_at: None,
             is_sweep: false,
         }
@@ -196,10 +205,10 @@ impl Settlement {
                 return Ok(());
             }
         };
-        let due = self.jobs_due(&view).await;
+        let due = self.jobs_due(&view);
         let mended = self.mend_line(&view).await;
         self.settled("the wallet's nonces", mended)?;
-        let readings = self.read_jobs(due).await;
+        let readings = self.read(due, &view).await;
         let mut active = Vec::new();
         for (job, reading) in readings {
             let stepped = self.step(job, reading, &view).await;
@@ -207,12 +216,14 @@ impl Settlement {
         }
         active.sort_by_key(Due::order);
         self.waiting = self.count_waiting(&view);
-        for due in active.iter().filter(|_| view.is_nonce_sure) {
-            let stepped = self.claim_or_complete(due, &view).await;
-            self.settled(due.account.job(), stepped)?;
+        if view.is_nonce_sure {
+            self.claim_all(&active, &view).await?;
+            self.complete_all(&active, &view).await?;
         }
+        self.send_signed().await;
         let stepped = self.step_wallet(&view).await;
         self.settled("the wallet", stepped)?;
+        self.send_signed().await;
         gauge!("sessions_active").set(precise(self.books.tracker.count_open()));
         Ok(())
     }
@@ -240,19 +251,36 @@ impl Settlement {
         }
     }
 
-    async fn read_jobs(
-        &self,
-        jobs: Vec<JobId>,
-    ) -> Vec<(JobId, Result<Option<ChainJob>, ChainError>)> {
-        let reads = jobs.into_iter().map(async |job| (job, self.chain.job(job).await));
-        stream::iter(reads).buffered(READS_AT_ONCE).collect().await
+    /// Reads the jobs that are due and those the chain spoke of. What does not wait for each other
+    /// is asked at once: a claim is as late as the calls in front of it are.
+    async fn read(&mut self, due: Vec<JobId>, view: &View) -> Vec<(JobId, Reading)> {
+        let (events, fees, mut readings) = futures_util::join!(
+            self.read_events(view),
+            self.read_fees(&due, view),
+            self.read_jobs(due.clone()),
+        );
+        self.market = fees.map(|fees| (view.head.number, fees)).or(self.market);
+        let spoken_of = self.take_events(events, view);
+        let more = self.jobs_spoken_of(&spoken_of, &due);
+        readings.extend(self.read_jobs(more).await);
+        readings
+    }
+
+    async fn read_jobs(&self, jobs: Vec<JobId>) -> Vec<(JobId, Reading)> {
+        let reads = jobs.into_iter().map(async |job| {
+            let known = self.chain.job(job).await;
+            // After the session: what is mined in between is no difference between the two.
+            let txs = self.see(job.into()).await;
+            (job, Reading { known, txs })
+        });
+        stream::iter(reads).buffered(CALLS_AT_ONCE).collect().await
     }
 
     /// One job: reconcile what is out, then close it, or say what is due. `None` where nothing is.
     async fn step(
         &mut self,
         job: JobId,
-        reading: Result<Option<ChainJob>, ChainError>,
+        Reading { known, txs }: Reading,
         view: &View,
     ) -> Result<Option<Due>, StepError> {
         let Some(account) = self.books.tracker.account(job) else { return Ok(None) };
@@ -260,10 +288,10 @@ impl Settlement {
             // Nothing new is signed for it, but a nonce of its that is never mined would hold up
             // every later claim of the wallet.
             let standing = Standing { is_over: false };
-            self.reconcile(job.into(), standing, view).await?;
+            self.reconcile(job.into(), txs, standing, view).await?;
             return Ok(None);
         }
-        let Some(known) = reading? else {
+        let Some(known) = known? else {
             let why = "the chain no longer knows this job".to_owned();
             self.suspect(&account, view, why).await?;
             return Ok(None);
@@ -278,7 +306,7 @@ impl Settlement {
             self.reopen(&account).await?;
         }
         let standing = Standing { is_over: !is_active };
-        self.reconcile(job.into(), standing, view).await?;
+        self.reconcile(job.into(), txs, standing, view).await?;
         let before = account;
         let Some(account) = self.books.tracker.account(job) else { return Ok(None) };
         if account.included() != before.included() || account.claimed() != before.claimed() {
@@ -305,7 +333,8 @@ impl Settlement {
     /// The wallet's own transactions, then what it was asked to do.
     async fn step_wallet(&mut self, view: &View) -> Result<(), StepError> {
         let standing = Standing { is_over: false };
-        self.reconcile(Subject::Wallet, standing, view).await?;
+        let txs = self.see(Subject::Wallet).await;
+        self.reconcile(Subject::Wallet, txs, standing, view).await?;
         if self.is_sweep {
             self.read_earnings().await?;
             self.watch_funds().await?;
@@ -335,11 +364,26 @@ impl Settlement {
             || self.books.tracker.is_quiet(job, now, self.rules.grace)
     }
 
+    /// Fees for the claims that `due` may come to; `None` where none of them does, where they are
+    /// known, and where the chain does not answer.
+    async fn read_fees(&self, due: &[JobId], view: &View) -> Option<Fees> {
+        let tracker = &self.books.tracker;
+        let may_claim = |job: &JobId| {
+            tracker.unclaimed(*job).is_some_and(|unclaimed| unclaimed >= self.limits.claim_min)
+        };
+        if self.market_known(view).is_some() || !due.iter().any(may_claim) {
+            return None;
+        }
+        self.chain.fees().await.ok()
+    }
+
+    fn market_known(&self, view: &View) -> Option<Fees> {
+        self.market.filter(|(at, _)| *at == view.head.number).map(|(_, fees)| fees)
+    }
+
     /// Fees of the market, read once a block.
     async fn market(&mut self, view: &View) -> Result<Fees, ChainError> {
-        if let Some((at, fees)) = self.market
-            && at == view.head.number
-        {
+        if let Some(fees) = self.market_known(view) {
             return Ok(fees);
         }
         let fees = self.chain.fees().await?;

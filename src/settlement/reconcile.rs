@@ -9,11 +9,11 @@ use metrics::counter;
 
 use super::{Settlement, StepError, View};
 use crate::billing::{Fact, Purpose, RejectReason, Subject, Tx, TxState};
-use crate::chain::{Broadcast, Inclusion, SignedTx};
+use crate::chain::{Broadcast, ChainError, Inclusion, SignedTx};
 use crate::units::{Amount, BlockHash, BlockNumber, TokenCount, TxHash};
 
 /// Where a mined attempt was found.
-struct Mined {
+pub(super) struct Mined {
     hash: TxHash,
     block: BlockNumber,
     block_hash: BlockHash,
@@ -23,11 +23,14 @@ struct Mined {
 }
 
 /// What the chain says about all attempts of a transaction together.
-enum Sight {
+pub(super) enum Sight {
     Mined(Mined),
     Pending,
     Absent,
 }
+
+/// A transaction, and what was seen of it.
+pub(super) type Seen = (Tx, Result<Sight, ChainError>);
 
 /// How a subject's transactions are looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,16 +40,16 @@ pub(super) struct Standing {
 }
 
 impl Settlement {
-    /// Moves every open transaction of a subject as far as the chain allows.
+    /// Moves every open transaction of a subject as far as what was seen of it allows.
     pub(super) async fn reconcile(
         &mut self,
         subject: Subject,
+        seen: Vec<Seen>,
         standing: Standing,
         view: &View,
     ) -> Result<(), StepError> {
-        for tx in self.open_txs(subject) {
-            let sight = self.sight(&tx).await?;
-            match (&tx.state, sight) {
+        for (tx, sight) in seen {
+            match (&tx.state, sight?) {
                 (TxState::Included { block_hash, .. }, Sight::Mined(mined))
                     if mined.block_hash == *block_hash =>
                 {
@@ -66,6 +69,16 @@ impl Settlement {
         Ok(())
     }
 
+    /// Looks for every open transaction of a subject.
+    pub(super) async fn see(&self, subject: Subject) -> Vec<Seen> {
+        let mut seen = Vec::new();
+        for tx in self.open_txs(subject) {
+            let sight = self.sight(&tx).await;
+            seen.push((tx, sight));
+        }
+        seen
+    }
+
     fn open_txs(&self, subject: Subject) -> Vec<Tx> {
         match subject {
             Subject::Wallet => self.books.tracker.wallet().txs().open().cloned().collect(),
@@ -76,7 +89,7 @@ impl Settlement {
         }
     }
 
-    async fn sight(&self, tx: &Tx) -> Result<Sight, StepError> {
+    async fn sight(&self, tx: &Tx) -> Result<Sight, ChainError> {
         let mut is_pending = false;
         for attempt in tx.attempts.iter().rev() {
             match self.chain.inclusion(attempt.hash).await? {
@@ -164,8 +177,8 @@ impl Settlement {
         self.reject(subject, tx, (reason, mined.fee)).await
     }
 
-    /// How deep a block must lie so that what it rejects is free again.
-    fn believed_at(&self) -> u64 {
+    /// How deep a block must lie so that what it rejects is free again, and what it ends is over.
+    pub(super) fn believed_at(&self) -> u64 {
         self.confirmations().max(self.rules.reorg_depth)
     }
 
@@ -177,6 +190,7 @@ impl Settlement {
     ) -> Result<(), StepError> {
         let rejected = Fact::TxRejected { nonce: tx.nonce, first: tx.first(), reason, fee };
         self.books.append(subject, vec![rejected]).await?;
+        self.watch.moved(tx.nonce);
         self.errand_over(tx.nonce, Err(reason));
         match subject {
             Subject::Job(_) if tx.claim().is_some() => {

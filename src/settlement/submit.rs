@@ -4,8 +4,10 @@
 //! the first may still count. A crash between any two lines here loses nothing: the entry is
 //! either there, and the same bytes go out again, or it is not, and nothing was sent.
 
+use futures_util::stream::{self, StreamExt};
+
 use super::watch::Step;
-use super::{Settlement, StepError, View};
+use super::{CALLS_AT_ONCE, Settlement, StepError, View};
 use crate::billing::{Attempt, Errand, Fact, Purpose, Subject, Tx};
 use crate::chain::{Broadcast, Call, DryRun, Fees, PrepareError, SignedTx, TxSpec};
 use crate::units::{Amount, Gas, JobId, WalletNonce};
@@ -21,21 +23,27 @@ const REPRICE_PERCENT: u128 = 113;
 const REPRICE_MARKET_MULTIPLE: u128 = 4;
 
 impl Settlement {
-    /// Dry run, sign, write down, send, for a job. False where the dry run was refused; the next
-    /// one then waits.
+    /// Signs and writes down, for a job, what a dry run let pass. False where it did not; the
+    /// next one then waits.
     pub(super) async fn submit(
         &mut self,
         job: JobId,
-        call: Call,
-        purpose: Purpose,
+        (call, purpose): (Call, Purpose),
+        trial: DryRun,
         view: &View,
     ) -> Result<bool, StepError> {
         let step = match purpose {
             Purpose::Claim(_) => Step::Claim,
             Purpose::Complete | Purpose::Fill | Purpose::Errand(_) => Step::Complete,
         };
-        match self.sign(Subject::Job(job), None, (call, purpose), view).await? {
-            Ok(_) => {
+        let signed = match trial {
+            DryRun::Succeeds(gas) => {
+                self.sign(job.into(), None, (call, purpose, gas), view).await?.map(drop)
+            }
+            DryRun::Reverts(words) => Err(words),
+        };
+        match signed {
+            Ok(()) => {
                 self.watch.accept(job, step);
                 Ok(true)
             }
@@ -47,19 +55,30 @@ impl Settlement {
         }
     }
 
-    /// Dry run, sign, write down, send. `nonce`: a hole to fill, else the line's next. The words
-    /// of a refusal: nothing was signed then.
-    pub(super) async fn sign(
+    /// Dry run, then as [`Settlement::sign`], for the wallet's own business.
+    pub(super) async fn sign_own(
         &mut self,
-        subject: Subject,
         nonce: Option<WalletNonce>,
         (call, purpose): (Call, Purpose),
         view: &View,
     ) -> Result<Result<WalletNonce, String>, StepError> {
-        let gas = match self.chain.dry_run(&call).await? {
-            DryRun::Succeeds(gas) => gas,
-            DryRun::Reverts(words) => return Ok(Err(words)),
-        };
+        match self.chain.dry_run(&call).await? {
+            DryRun::Succeeds(gas) => {
+                self.sign(Subject::Wallet, nonce, (call, purpose, gas), view).await
+            }
+            DryRun::Reverts(words) => Ok(Err(words)),
+        }
+    }
+
+    /// Signs and writes down; [`Settlement::send_signed`] sends. `nonce`: a hole to fill, else the
+    /// line's next. The words of a refusal: nothing was signed then.
+    async fn sign(
+        &mut self,
+        subject: Subject,
+        nonce: Option<WalletNonce>,
+        (call, purpose, gas): (Call, Purpose, Gas),
+        view: &View,
+    ) -> Result<Result<WalletNonce, String>, StepError> {
         let market = self.market(view).await?;
         // A nonce that an earlier fill held: these bytes must differ from its own.
         let earlier = nonce.and_then(|nonce| self.tx(subject, nonce));
@@ -88,8 +107,18 @@ impl Settlement {
         self.line.take(spec.nonce, subject);
         self.waiting = self.waiting.saturating_add(1);
         self.books.append(subject, vec![prepared]).await?;
-        self.send(subject, spec.nonce, &signed).await;
+        self.signed.push((subject, spec.nonce, signed));
         Ok(Ok(spec.nonce))
+    }
+
+    /// Sends what was signed and is durable, all of it at once: a slow endpoint must not make the
+    /// last of many claims wait for the answers to all others.
+    pub(super) async fn send_signed(&mut self) {
+        let signed = std::mem::take(&mut self.signed);
+        let sends = signed.into_iter().map(async |(subject, nonce, signed)| {
+            self.send(subject, nonce, &signed).await;
+        });
+        stream::iter(sends).buffered(CALLS_AT_ONCE).collect::<()>().await;
     }
 
     /// Sends signed bytes that the ledger holds, and logs what the endpoint said.

@@ -148,6 +148,15 @@ impl Watch {
         self.gap_since.remove(&nonce);
     }
 
+    /// Forgets all jobs but these, which are in order.
+    pub fn keep(&mut self, jobs: &[JobId]) {
+        let is_kept = |job: &JobId| jobs.binary_search(job).is_ok();
+        self.differs_since.retain(|job, _| is_kept(job));
+        self.ended_since.retain(|job, _| is_kept(job));
+        self.alarmed.retain(is_kept);
+        self.refused.retain(|(job, _), _| is_kept(job));
+    }
+
     /// Dry runs refused in a row.
     pub fn refusals(&self, job: JobId, step: Step) -> u32 {
         self.refused.get(&(job, step)).map_or(0, |(count, _)| *count)

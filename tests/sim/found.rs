@@ -7,7 +7,7 @@
 use crate::runs::guarded;
 
 /// The seed, and what it found.
-const FOUND: [(u64, &str); 12] = [
+const FOUND: [(u64, &str); 13] = [
     (
         15_604_907_480_423_707_800,
         "a rejection was believed above the depth of a reorg, and both claims counted",
@@ -41,6 +41,10 @@ const FOUND: [(u64, &str); 12] = [
         "an older claim that a reorg made fail kept a claim whose nonce was taken waiting for ever",
     ),
     (8_390_067_360_434_163_183, "the same after another course of events"),
+    (
+        17_395_806_399_278_445_445,
+        "an ending was believed, a reorg took it during an outage, and the session was forgotten",
+    ),
 ];
 
 #[test]

@@ -45,6 +45,11 @@ pub(super) struct Models {
     rates: Mutex<BTreeMap<(String, Hash32), Known>>,
 }
 
+/// A rate as the registry tells it. What is larger than any real rate stands for "no limit".
+pub(super) fn rate(told: U256) -> u64 {
+    u64::try_from(told).unwrap_or(u64::MAX)
+}
+
 /// Why a reading at one block came to nothing.
 enum Missed {
     /// The endpoint does not know the block (any more).
@@ -101,6 +106,11 @@ impl Models {
     /// Those of `marketplace`, whose rates stand in `registry`.
     pub(super) fn new(dialect: Dialect, marketplace: Address, registry: Address) -> Self {
         Self { dialect, marketplace, registry, rates: Mutex::default() }
+    }
+
+    /// Where their rates stand.
+    pub(super) fn registry(&self) -> Address {
+        self.registry
     }
 
     /// The session with its model and rate, all at one block, or `None` where the contract knows no
@@ -174,8 +184,7 @@ impl Models {
             let words = format!("getModelRateLimit of {}: {error}", self.registry);
             Missed::Failed(ChainError::Unexpected(words))
         })?;
-        // What is larger than any real rate stands for "no limit".
-        let tokens_per_second = u64::try_from(rate).unwrap_or(u64::MAX);
+        let tokens_per_second = self::rate(rate);
         self.rates().insert(key, Known { tokens_per_second, read_at: now });
         Ok(tokens_per_second)
     }

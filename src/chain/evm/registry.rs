@@ -3,16 +3,21 @@
 //! Never writes: registering is the operator's act (`registrar`). Relies on reads that are the
 //! same in every version (docs/spec/contract.md section 4).
 
+use std::collections::BTreeMap;
+
 use alloy::primitives::B256;
 use async_trait::async_trait;
 
-use super::EvmChain;
 use super::bindings::registries::{
     getModelHashCall, getNodeApiUrlCall, isActiveNodeCall, isModelApprovedCall,
     nodeSupportsModelCall,
 };
+use super::bindings::v7::getModelRateLimitCall;
 use super::wire::{evm, hash_of, u128_of};
-use crate::chain::registry::{HostStanding, ModelId, ModelStanding, Registry, RegistryError};
+use super::{EvmChain, models};
+use crate::chain::registry::{
+    HostStanding, ModelId, ModelStanding, ModelTerms, Registrar, Registry, RegistryError,
+};
 use crate::chain::{ChainError, Wallet};
 use crate::units::{Address, Amount};
 
@@ -52,6 +57,26 @@ impl Registry for EvmChain {
         let hash = self.rpc.read(models, &getModelHashCall { modelId: id }).await?;
         let weights_sha256 = (!hash.is_zero()).then(|| hash_of(hash));
         Ok(ModelStanding { approved, weights_sha256 })
+    }
+
+    fn binds_models(&self) -> bool {
+        self.models.is_some()
+    }
+
+    async fn model_terms(
+        &self,
+        model: ModelId,
+        tokens: &[Address],
+    ) -> Result<ModelTerms, RegistryError> {
+        let missing = RegistryError::NotConfigured("model registry");
+        let models = self.models.as_ref().ok_or(missing)?;
+        let call = getModelRateLimitCall { modelId: word(model) };
+        let rate = self.rpc.read(models.registry(), &call).await?;
+        let mut prices = BTreeMap::new();
+        for token in tokens {
+            prices.insert(*token, self.model_price(model, *token).await?);
+        }
+        Ok(ModelTerms { rate_per_second: models::rate(rate), prices })
     }
 
     async fn gas_balance(&self) -> Result<Amount, ChainError> {

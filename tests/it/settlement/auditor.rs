@@ -3,14 +3,23 @@
 
 use std::collections::BTreeMap;
 
+use alloy::primitives::keccak256;
 use serde_json::json;
 use tally::billing::{Entry, Fact};
 use tally::units::JobId;
 
 use crate::support::anvil::Devnet;
+use crate::support::variant::Variant;
 
-/// `ProofSubmitted` of v3 (docs/spec/contract.md section 1).
-const PROOF_SUBMITTED: &str = "0xb4c5c92500782d044d3f3d15b5bdc795913a997874aa9ba898f5b24754d4b7f8";
+/// `ProofSubmitted` of a version (docs/spec/contract.md section 1), as it is declared there.
+fn proof_submitted(variant: Variant) -> String {
+    let more = match variant {
+        Variant::V3a | Variant::V3 => "",
+        Variant::V4 | Variant::V4Late | Variant::V5 => ",string",
+        Variant::V6 | Variant::V7 => ",string,string",
+    };
+    keccak256(format!("ProofSubmitted(uint256,address,uint256,bytes32{more})")).to_string()
+}
 
 /// What the contract accepted for a job: tokens of each claim, oldest first.
 pub async fn claims_on_chain(devnet: &Devnet, job: JobId) -> Vec<u64> {
@@ -18,7 +27,7 @@ pub async fn claims_on_chain(devnet: &Devnet, job: JobId) -> Vec<u64> {
         "fromBlock": "0x0",
         "toBlock": "latest",
         "address": devnet.contracts.marketplace.to_string(),
-        "topics": [PROOF_SUBMITTED, format!("0x{:064x}", job.get())],
+        "topics": [proof_submitted(devnet.variant), format!("0x{:064x}", job.get())],
     }]);
     let logs = devnet.rpc("eth_getLogs", filter).await;
     let tokens = |log: &serde_json::Value| {

@@ -32,7 +32,7 @@ struct Desk {
 }
 
 impl Desk {
-    /// Job 1 buys 1000 tokens, job 2 buys 10.
+    /// Job 1 buys 1000 tokens, job 2 buys 10, and of job 3 nothing can be claimed.
     async fn new() -> Self {
         Self::on(MemoryLedger::new(), LegacyAccess::On { cap: None }).await
     }
@@ -41,6 +41,8 @@ impl Desk {
         let chain = FixedChain::new(31_337);
         chain.open(job(1), 1000);
         chain.open(job(2), 10);
+        chain.open(job(3), 1000);
+        chain.change(job(3), |job| job.rate_per_second = 0);
         let clock = Arc::<ManualClock>::default();
         let engine = ScriptedEngine::new(tokens(100));
         let ledger = Arc::new(ledger);
@@ -455,4 +457,11 @@ fn turns_started(ledger: &MemoryLedger, job: JobId) -> Vec<u32> {
         _ => None,
     });
     turns.collect()
+}
+
+#[tokio::test]
+async fn what_cannot_be_claimed_is_not_served_also_where_no_model_is_named() {
+    let desk = Desk::new().await;
+    assert_eq!(desk.refusal(3).await, Refusal::RateUnset(job(3)));
+    assert!(desk.tracker.account(job(3)).is_none(), "it leaves nothing in the ledger");
 }

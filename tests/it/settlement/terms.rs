@@ -2,12 +2,13 @@
 
 use tally::session::{LegacyAccess, PauseReason, Phase, Refusal, SessionRules, TurnEnd};
 use tally::settlement::SettlementRules;
-use tally::units::{Address, JobId};
+use tally::units::{Address, JobId, Millis};
 
 use super::calls::{balance, bring_deposit, open_with_token, set_balance, take_deposit_back};
 use super::harness::{GRACE, World, opening, request, rules, tokens};
 use crate::support::anvil::{CLIENT, HOST, OpenSession};
 use crate::support::node::session_rules;
+use crate::support::variant::{MODEL_RATE, Variant};
 
 const NATIVE: u128 = 10_000_000;
 
@@ -198,4 +199,52 @@ async fn a_completion_that_pays_out_less_than_its_fee_is_left_to_the_client() {
     lavish.passes(6).await;
     assert_eq!(lavish.phase(job), Phase::Completed, "unless the operator wants it done");
     assert_ne!(lavish.devnet.contracts.token, Address::ZERO);
+}
+
+#[tokio::test]
+async fn a_session_whose_model_has_no_claim_rate_is_refused_until_it_has_one() {
+    let mut world = World::on_variant(Variant::V7).await;
+    world.devnet.set_model_rate(0).await;
+    let job = world.open(1000).await;
+    let refusal = world.refusal(job).await;
+    assert_eq!((refusal.code(), &refusal), ("rate_unset", &Refusal::RateUnset(job)));
+    world.devnet.set_model_rate(MODEL_RATE).await;
+    // A rate is kept for a minute of the chain's time, a reading of a session for two seconds.
+    world.devnet.increase_time(60).await;
+    world.advance(Millis::new(2_001));
+    world.deliver(job, 150).await;
+    world.settle().await;
+    assert_eq!(world.claims(job).await, vec![150]);
+}
+
+#[tokio::test]
+async fn a_session_for_another_model_is_refused_whatever_its_rate() {
+    let mut world = World::on_variant(Variant::V7).await;
+    let job = world.open(1000).await;
+    world.session_rules.model_ids.clear();
+    world.restart().await;
+    for rate in [MODEL_RATE, 0] {
+        world.devnet.set_model_rate(rate).await;
+        world.devnet.increase_time(60).await;
+        world.advance(Millis::new(2_001));
+        let refusal = world.refusal(job).await;
+        let expected = ("model_not_found", &Refusal::OtherModel(job));
+        assert_eq!((refusal.code(), &refusal), expected, "{rate}");
+    }
+}
+
+#[tokio::test]
+async fn late_v4_is_claimed_at_the_rate_of_v4_as_it_began() {
+    // Its contract takes 2000 tokens a second, and nothing in it says so.
+    let mut world = World::on_variant(Variant::V4Late).await;
+    let job = world.open(3000).await;
+    world.deliver(job, 150).await;
+    world.passes(1).await;
+    assert_eq!(world.claims(job).await, vec![150]);
+    world.deliver(job, 1500).await;
+    world.passes(3).await;
+    assert_eq!(world.claims(job).await, vec![150], "1500 tokens take 75 s");
+    world.devnet.increase_time(75).await;
+    world.passes(3).await;
+    assert_eq!(world.claims(job).await, vec![150, 1500]);
 }

@@ -75,8 +75,11 @@ impl Dialect {
         Layout::of(self.version).read(job, self.rate(), returned)
     }
 
-    /// How much may be claimed. v4 was raised from 20 to 2000 in its time and has no getter that
-    /// tells which: the smaller one is safe, the larger one loses whole claims.
+    /// How much may be claimed. v4 was raised from 20 to 2000 in its time, and nothing in the chain
+    /// tells when: there is no getter, and the page does not say that `PRICE_PRECISION`, which came
+    /// in v4's time too, came together with it. The smaller rate is safe on both; it costs time,
+    /// and what a client leaves unclaimed when it ends a fast session. The larger one loses whole
+    /// claims where it is wrong.
     pub(super) const fn rate(self) -> Rate {
         use ContractVersion as V;
         match self.version {
