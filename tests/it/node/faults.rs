@@ -165,10 +165,10 @@ async fn a_ledger_that_may_not_be_written_starts_no_node_and_stays_as_it_is() {
         assert!(said.contains("ledger.sqlite3"), "{said}");
         let is_clear = ["ermission denied", "may not be written"].iter().any(|w| said.contains(w));
         assert!(is_clear, "{said}");
+        set_mode(&folder, 0o700);
+        set_mode(&file, 0o600);
         assert_eq!(contents(&site), before);
     }
-    set_mode(&file, 0o600);
-    set_mode(&folder, 0o700);
 
     let node = site.start(30);
     let more = claimed(&site, &node, seen).await;
