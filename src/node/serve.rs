@@ -17,21 +17,20 @@ use tokio_util::sync::CancellationToken;
 
 use super::access::{self, WalletError};
 use super::doctor;
-use super::ledger_care::RestoredError;
 use super::lock::{self, LockError, WalletLock};
 use super::metrics::{Metrics, MetricsError};
 use super::operator::Operator;
 use super::preflight::Findings;
 use super::settings::{Cors, Settings};
 use super::settle_loop::{self, PlacedOrder, Pulse};
-use super::start::{self, Parts, log_finding};
+use super::start::{self, Parts, StartError, log_finding};
 use super::tasks::{Task, Tasks};
 use super::wiring::{self, Paid, WiringError};
 use crate::api::{self, ApiSettings, AppState, Hooks, HostSignature, Stops, VersionInfo};
 use crate::billing::Lost;
-use crate::chain::evm::{ConnectError, EvmChain, EvmWallet};
+use crate::chain::evm::{EvmChain, EvmWallet};
 use crate::chain::registry::Registry;
-use crate::chain::{Chain, ChainError, Wallet};
+use crate::chain::{Chain, Wallet};
 use crate::clock::{Clock, SystemClock, within};
 use crate::engine::Engine;
 use crate::engine::local::LocalEngine;
@@ -61,15 +60,9 @@ pub enum ServeError {
     /// The host's key cannot be read.
     #[error(transparent)]
     Wallet(#[from] WalletError),
-    /// The chain, the registry or the wallet does not allow a paid node; the log says the remedy.
-    #[error("the node cannot be paid like this: {0}; `tally doctor` says more")]
-    Unfit(String),
-    /// The ledger came out of a backup and may not be worked on yet.
+    /// The node cannot be paid.
     #[error(transparent)]
-    Restored(#[from] RestoredError),
-    /// The chain does not answer.
-    #[error("the chain does not answer: {0}")]
-    Silent(String),
+    Start(#[from] StartError),
     /// The metrics.
     #[error(transparent)]
     Metrics(#[from] MetricsError),
@@ -84,26 +77,6 @@ pub enum ServeError {
     /// A part that must not fail has failed.
     #[error("the node stopped: {0}")]
     Task(String),
-}
-
-impl ServeError {
-    /// Whether waiting may cure it.
-    pub(super) fn may_pass(&self) -> bool {
-        match self {
-            Self::Silent(_) => true,
-            Self::Wiring(WiringError::Connect(ConnectError::Chain(error))) => {
-                matches!(error, ChainError::Unreachable(_))
-            }
-            Self::Wiring(_)
-            | Self::Lock(_)
-            | Self::Wallet(_)
-            | Self::Unfit(_)
-            | Self::Restored(_)
-            | Self::Metrics(_)
-            | Self::Listen { .. }
-            | Self::Task(_) => false,
-        }
-    }
 }
 
 /// Serves until a stop signal, or until a part fails.

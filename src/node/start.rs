@@ -6,13 +6,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::ledger_care::RestoredError;
 use super::preflight::{self, Finding, Findings, Grade, Subject};
-use super::serve::ServeError;
 use super::settings::{ChainSettings, Settings};
 use super::wiring::{self, Paid, WiringError};
 use super::{access, ledger_care, model_names};
-use crate::chain::Chain;
-use crate::chain::evm::{EvmChain, EvmWallet};
+use crate::chain::evm::{ConnectError, EvmChain, EvmWallet};
+use crate::chain::{Chain, ChainError};
 use crate::clock::Clock;
 use crate::engine::Engine;
 use crate::engine::local::LocalEngine;
@@ -30,6 +30,36 @@ pub(super) struct Parts<'a> {
     pub clock: &'a Arc<dyn Clock>,
 }
 
+/// A paid node cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A part could not be made.
+    #[error(transparent)]
+    Wiring(#[from] WiringError),
+    /// The chain, the registry or the wallet does not allow a paid node; the log says the remedy.
+    #[error("the node cannot be paid like this: {0}; `tally doctor` says more")]
+    Unfit(String),
+    /// The ledger came out of a backup and may not be worked on yet.
+    #[error(transparent)]
+    Restored(#[from] RestoredError),
+    /// The chain does not answer.
+    #[error("the chain does not answer: {0}")]
+    Silent(String),
+}
+
+impl StartError {
+    /// Whether waiting may cure it.
+    fn may_pass(&self) -> bool {
+        match self {
+            Self::Silent(_) => true,
+            Self::Wiring(WiringError::Connect(ConnectError::Chain(error))) => {
+                matches!(error, ChainError::Unreachable(_))
+            }
+            Self::Wiring(_) | Self::Unfit(_) | Self::Restored(_) => false,
+        }
+    }
+}
+
 pub(super) fn log_finding(finding: &Finding) {
     let Finding { check, found, remedy, grade } = finding;
     match grade {
@@ -45,7 +75,7 @@ async fn check(
     settings: &Settings,
     chain: &EvmChain,
     weights_sha256: Hash32,
-) -> Result<(), ServeError> {
+) -> Result<(), StartError> {
     let subject = Subject { chain, registry: chain, settings, weights_sha256 };
     let mut findings = Findings::default();
     preflight::endpoints(&chain.endpoints().await, &mut findings);
@@ -54,9 +84,9 @@ async fn check(
     let of = |grade| findings.0.iter().find(|finding| finding.grade == grade);
     let words = |finding: &Finding| format!("{}: {}", finding.check, finding.found);
     if let Some(failed) = of(Grade::Failure) {
-        return Err(ServeError::Unfit(words(failed)));
+        return Err(StartError::Unfit(words(failed)));
     }
-    of(Grade::Unanswered).map_or(Ok(()), |silent| Err(ServeError::Silent(words(silent))))
+    of(Grade::Unanswered).map_or(Ok(()), |silent| Err(StartError::Silent(words(silent))))
 }
 
 /// Connects and checks; tries again for a while where the chain does not answer. A node that comes
@@ -65,7 +95,7 @@ async fn connect(
     parts: &Parts<'_>,
     chain: &ChainSettings,
     wallet: &Arc<EvmWallet>,
-) -> Result<Arc<EvmChain>, ServeError> {
+) -> Result<Arc<EvmChain>, StartError> {
     let Parts { settings, engine, clock } = parts;
     let weights_sha256 = engine.catalog().first().map_or(Hash32::ZERO, |card| card.weights_sha256);
     let mut tries = 1;
@@ -91,7 +121,7 @@ async fn connect(
 pub(super) async fn paid(
     parts: Parts<'_>,
     wallet: Option<Arc<EvmWallet>>,
-) -> Result<Option<Arc<Paid>>, ServeError> {
+) -> Result<Option<Arc<Paid>>, StartError> {
     match (&parts.settings.chain, wallet) {
         (Some(chain), Some(wallet)) => prepare(parts, chain, wallet).await.map(Some),
         (Some(_) | None, _) => Ok(None),
@@ -102,7 +132,7 @@ async fn prepare(
     parts: Parts<'_>,
     chain: &ChainSettings,
     wallet: Arc<EvmWallet>,
-) -> Result<Arc<Paid>, ServeError> {
+) -> Result<Arc<Paid>, StartError> {
     let chain = connect(&parts, chain, &wallet).await?;
     let Parts { settings, engine, clock } = parts;
     let limits = chain.limits().await.map_err(WiringError::from)?;

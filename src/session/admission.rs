@@ -8,9 +8,10 @@ use std::sync::{Arc, PoisonError};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use super::live::{CREDIT_TOKENS, Snapshot};
 use super::pace::{Beyond, Pace};
 use super::reply::{Reply, ReplyInfo, ReplyParts, Usage};
-use super::tracker::{CREDIT_TOKENS, Hold, Reservation, ReserveError, ReserveLimits, Snapshot};
+use super::tracker::{Hold, Reservation, ReserveError, ReserveLimits};
 use super::turn::{PaidTurn, TurnMeter};
 use super::{
     Credential, LegacyAccess, PaidBy, PromptInput, PromptRequest, Refusal, SamplingInput, Sessions,

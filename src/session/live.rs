@@ -8,9 +8,48 @@ use std::sync::Arc;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::tracker::{CREDIT_TOKENS, Grace, Phase, Snapshot};
 use crate::billing::Account;
+use crate::chain::ChainJob;
 use crate::units::{Millis, TokenCount};
+
+/// Tokens of a job that may be delivered but not yet durable
+/// (docs/spec/marketplace-api.md, "What is billed"). Also the most ids a frame may hold.
+pub const CREDIT_TOKENS: usize = 8;
+
+/// Where a session stands in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Work is accepted.
+    Active,
+    /// The last connection closed; completion follows after the grace period.
+    Draining,
+    /// The completion is signed: no more work.
+    Settling,
+    /// Over on chain.
+    Completed,
+    /// Stopped until a human looked.
+    Halted,
+}
+
+/// How long a session may be quiet before it is completed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Grace {
+    /// After the last WebSocket connection dropped.
+    pub dropped: Millis,
+    /// After it closed with code 1000.
+    pub closed: Millis,
+    /// Where the job never had a WebSocket connection.
+    pub idle: Millis,
+}
+
+/// A session's state on chain, and when it was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// As read.
+    pub job: ChainJob,
+    /// Monotonic time of the reading.
+    pub read_at: Millis,
+}
 
 /// What the last WebSocket connection's end was like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -22,13 +22,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use auth::{Challenge, IssuedToken};
+pub use live::{CREDIT_TOKENS, Grace, Phase, Snapshot};
 pub use notice::Notice;
 pub use pace::{Beyond, ExposureRule};
 pub use refusal::Refusal;
 pub use reply::{Frame, Reply, ReplyEnd, ReplyEvent, ReplyInfo, Usage};
 pub use report::{ClaimReport, SessionReport};
 pub use request::{Credential, PromptInput, PromptRequest, SamplingInput};
-pub use tracker::{CREDIT_TOKENS, Grace, Phase, Snapshot, Tracker};
+pub use tracker::Tracker;
 pub(crate) use turn::Books;
 
 pub use crate::billing::{TurnEnd, TxState};

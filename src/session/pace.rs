@@ -4,6 +4,7 @@
 //! 5), and an engine makes many times that: without a bound, a client that ends its session takes
 //! the difference for free. Never waits for the chain: only the clock is asked.
 
+use super::tracker::Turn;
 use super::turn::Books;
 use crate::units::{JobId, Millis, TokenCount};
 use std::time::Duration;
@@ -24,15 +25,6 @@ pub struct ExposureRule {
     pub tokens_max: TokenCount,
     /// What happens beyond it.
     pub beyond: Beyond,
-}
-
-/// When the next token of a job may go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Turn {
-    /// So many at once, at least 1.
-    Now(TokenCount),
-    /// One, at this monotonic time.
-    At(Millis),
 }
 
 /// One answer's place in its job's pace.

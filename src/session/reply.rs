@@ -10,8 +10,9 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use super::live::CREDIT_TOKENS;
 use super::pace::Pace;
-use super::tracker::{CREDIT_TOKENS, Hold};
+use super::tracker::Hold;
 use super::turn::TurnMeter;
 use crate::billing::TurnEnd;
 use crate::engine::{EngineEvent, EngineFinish, Generation};

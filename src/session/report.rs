@@ -1,6 +1,7 @@
 //! What the owner of a session may see of it.
 
-use super::tracker::{Phase, Tracker};
+use super::live::Phase;
+use super::tracker::Tracker;
 use crate::billing::{Account, TxState};
 use crate::chain::{ChainJob, JobStatus, Limits};
 use crate::claim::deadline;

@@ -12,49 +12,18 @@ use dashmap::DashMap;
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 
-use super::live::{LastClose, Live};
-use super::pace::Turn;
+use super::live::{Grace, LastClose, Live, Phase, Snapshot};
 use crate::billing::{Account, AccountFault, Entry, Subject, WalletAccount};
-use crate::chain::{ChainJob, JobStatus};
+use crate::chain::JobStatus;
 use crate::units::{Address, Amount, JobId, Millis, TokenCount, TurnNo};
 
-/// Tokens of a job that may be delivered but not yet durable
-/// (docs/spec/marketplace-api.md, "What is billed"). Also the most ids a frame may hold.
-pub const CREDIT_TOKENS: usize = 8;
-
-/// Where a session stands in its life.
+/// When the next token of a job may go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
-    /// Work is accepted.
-    Active,
-    /// The last connection closed; completion follows after the grace period.
-    Draining,
-    /// The completion is signed: no more work.
-    Settling,
-    /// Over on chain.
-    Completed,
-    /// Stopped until a human looked.
-    Halted,
-}
-
-/// How long a session may be quiet before it is completed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Grace {
-    /// After the last WebSocket connection dropped.
-    pub dropped: Millis,
-    /// After it closed with code 1000.
-    pub closed: Millis,
-    /// Where the job never had a WebSocket connection.
-    pub idle: Millis,
-}
-
-/// A session's state on chain, and when it was read.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Snapshot {
-    /// As read.
-    pub job: ChainJob,
-    /// Monotonic time of the reading.
-    pub read_at: Millis,
+pub(super) enum Turn {
+    /// So many at once, at least 1.
+    Now(TokenCount),
+    /// One, at this monotonic time.
+    At(Millis),
 }
 
 /// Tokens a request may make, and whether that is fewer than asked.

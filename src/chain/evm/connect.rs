@@ -100,7 +100,7 @@ async fn find_dialect(rpc: &Rpc, settings: &EvmSettings) -> Result<Dialect, Conn
     let by_selector = versions_in_code(rpc, settings).await?;
     // Job 0 never exists, so this is a session of zeros, whose width is certain.
     let zeros = rpc.eth_call(address, &sessionJobsCall { jobId: U256::ZERO }, "latest").await?;
-    let fitting = |version: &ContractVersion| version.fits_session(&zeros);
+    let fitting = |version: &ContractVersion| dialect::fits_session(*version, &zeros);
     let fitting: Vec<_> = by_selector.iter().copied().filter(fitting).collect();
     let chosen = match settings.contract_version {
         Some(pinned) if fitting.contains(&pinned) => pinned,

@@ -8,7 +8,6 @@ use std::collections::BTreeSet;
 use alloy::sol_types::SolCall;
 
 use super::bindings::{completeSessionJobCall, proof_system, sessionJobsCall};
-use super::dialect::Layout;
 
 /// A shape of the marketplace's interface (docs/spec/contract.md section 1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -62,14 +61,6 @@ impl ContractVersion {
             Self::V6 => [0x33, 0x38, 0xf1, 0xe5],
             Self::V7 => [0x7c, 0x5c, 0xb5, 0x61],
         }
-    }
-
-    /// Whether `returned` by `sessionJobs` is as wide as this version's: its first text starts
-    /// right behind the outputs, so the offset written there is their width in bytes.
-    ///
-    /// Only sure for a session of zeros (job 0), where no other output can look like an offset.
-    pub(super) fn fits_session(self, returned: &[u8]) -> bool {
-        Layout::of(self).is_as_wide_as(returned)
     }
 }
 
@@ -166,30 +157,5 @@ mod tests {
         let verify = proof_system::verifyAndMarkCompleteCall::SELECTOR;
         assert_eq!(look(&code(&[verify])), Look::ProofSystem);
         assert!(matches!(look(&[]), Look::Other(missing) if missing.len() == 3));
-    }
-
-    #[test]
-    fn a_session_of_zeros_tells_the_version_by_its_width() {
-        use ContractVersion as V;
-        let zeros = |outputs: usize, texts: &[usize]| {
-            let mut words = vec![[0u8; 32]; outputs + texts.len()];
-            for (nth, at) in texts.iter().enumerate() {
-                let offset = u16::try_from((outputs + nth) * 32).unwrap();
-                words[*at][30..].copy_from_slice(&offset.to_be_bytes());
-            }
-            words.concat()
-        };
-        let table = [
-            (zeros(15, &[14]), vec![V::V3a]),
-            (zeros(16, &[15]), vec![V::V3]),
-            (zeros(18, &[15, 17]), vec![V::V4, V::V7]),
-            (zeros(17, &[14, 16]), vec![V::V5, V::V6]),
-            (vec![], vec![]),
-            (vec![0; 16 * 32], vec![]),
-        ];
-        for (returned, fitting) in table {
-            let fits = V::ALL.into_iter().filter(|v| v.fits_session(&returned));
-            assert_eq!(fits.collect::<Vec<_>>(), fitting);
-        }
     }
 }

@@ -6,8 +6,9 @@
 
 use std::path::{Path, PathBuf};
 
+use super::file::{self, free_name, with_ending};
 use super::inspect::inspect;
-use super::schema::{self, Opening};
+use super::open::{self, Opening};
 use super::{LedgerBinding, LedgerSums, SqliteReader};
 use crate::billing::{Accounts, Subject};
 use crate::ledger::LedgerError;
@@ -86,7 +87,7 @@ pub struct Restored {
 /// # Errors
 /// [`LedgerError::Store`] where it is none.
 pub fn binding_of(path: &Path) -> Result<LedgerBinding, LedgerError> {
-    schema::binding_of(path)
+    open::binding_of(path)
 }
 
 /// Copies one moment of the ledger `from` into the new file `to` (mode 0600), reads it back and
@@ -130,7 +131,7 @@ fn same_as(source: &SqliteReader, copy: &Path) -> Result<LedgerSums, CareError> 
 /// # Errors
 /// [`CareError`]; the ledger in place is as it was.
 pub fn restore(from: &Path, to: &Path, may_replace: bool) -> Result<Restored, CareError> {
-    let binding = schema::binding_of(from)?;
+    let binding = open::binding_of(from)?;
     let partial = with_ending(to, ".restoring");
     new_private(&partial)?;
     let prepared = prepare(from, &partial, binding);
@@ -143,9 +144,9 @@ pub fn restore(from: &Path, to: &Path, may_replace: bool) -> Result<Restored, Ca
 
 /// A sound copy of the backup, in the present version.
 fn prepare(from: &Path, partial: &Path, ours: LedgerBinding) -> Result<LedgerSums, CareError> {
-    schema::copy_any(from, partial)?;
+    open::copy_any(from, partial)?;
     let opening = Opening { ours, check_bytes_max: u64::MAX, keeps_older: false };
-    drop(schema::open_writer(partial, opening)?);
+    drop(open::open_writer(partial, opening)?);
     let found = inspect(partial)?;
     if found.faults.is_empty() {
         return Ok(found.sums);
@@ -161,7 +162,7 @@ fn place(
     let is_there = to.try_exists().map_err(|error| disk(to, error))?;
     let is_behind = !is_there || !is_contained(to, partial, (sums, may_replace))?;
     if is_behind {
-        schema::mark_restored(partial, true)?;
+        open::mark_restored(partial, true)?;
     }
     let moved_to = if is_there { Some(keep_aside(to, ".replaced")?) } else { None };
     finish(partial, to)?;
@@ -174,7 +175,7 @@ fn is_contained(
     copy: &Path,
     (sums, may_replace): (LedgerSums, bool),
 ) -> Result<bool, CareError> {
-    let (theirs, copy) = (schema::binding_of(present), SqliteReader::open(copy)?);
+    let (theirs, copy) = (open::binding_of(present), SqliteReader::open(copy)?);
     if let Ok(ours) = theirs
         && ours != copy.binding()
     {
@@ -228,18 +229,11 @@ fn open_matters(accounts: &Accounts) -> impl Iterator<Item = String> + '_ {
     jobs.chain(txs.map(|(of, nonce)| format!("transaction {nonce} ({of}) is not final")))
 }
 
-/// `path`, or `path.2`, `path.3` …: the first that is free.
-pub(super) fn free_name(path: &Path) -> PathBuf {
-    let numbered = (2_u32..).map(|number| with_ending(path, &format!(".{number}")));
-    let mut names = std::iter::once(path.to_owned()).chain(numbered);
-    names.find(|name| !name.exists()).unwrap_or_else(|| path.to_owned())
-}
-
 /// Moves a ledger out of its place with all that belongs to it.
 fn move_aside(path: &Path, ending: &str) -> Result<PathBuf, CareError> {
     let target = keep_aside(path, ending)?;
     std::fs::remove_file(path).map_err(|error| disk(path, error))?;
-    schema::sync_folder(path).map_err(|error| disk(path, error))?;
+    file::sync_folder(path).map_err(|error| disk(path, error))?;
     Ok(target)
 }
 
@@ -247,7 +241,7 @@ fn move_aside(path: &Path, ending: &str) -> Result<PathBuf, CareError> {
 /// is there none, which a starting node would take for a new beginning.
 fn keep_aside(path: &Path, ending: &str) -> Result<PathBuf, CareError> {
     // What is in the log goes into the file first; a damaged file keeps its log beside it.
-    drop(schema::empty_log(path));
+    drop(open::empty_log(path));
     let target = free_name(&with_ending(path, ending));
     std::fs::hard_link(path, &target).map_err(|error| disk(&target, error))?;
     for ending in ["-wal", "-shm"] {
@@ -258,7 +252,7 @@ fn keep_aside(path: &Path, ending: &str) -> Result<PathBuf, CareError> {
             Err(error) => return Err(disk(&from, error)),
         }
     }
-    schema::sync_folder(path).map_err(|error| disk(path, error))?;
+    file::sync_folder(path).map_err(|error| disk(path, error))?;
     Ok(target)
 }
 
@@ -271,7 +265,7 @@ fn finish(partial: &Path, to: &Path) -> Result<(), CareError> {
         drop(std::fs::remove_file(with_ending(partial, ending)));
     }
     std::fs::rename(partial, to).map_err(|error| disk(to, error))?;
-    schema::sync_folder(to).map_err(|error| disk(to, error))
+    file::sync_folder(to).map_err(|error| disk(to, error))
 }
 
 fn refuse_existing(path: &Path) -> Result<(), CareError> {
@@ -285,19 +279,13 @@ fn refuse_existing(path: &Path) -> Result<(), CareError> {
 /// A private empty file, in the place of what an interrupted attempt left.
 fn new_private(path: &Path) -> Result<(), CareError> {
     remove_all(path);
-    schema::create_private(path).map_err(|error| disk(path, error))
+    file::create_private(path).map_err(|error| disk(path, error))
 }
 
 fn remove_all(path: &Path) {
     for ending in ["", "-wal", "-shm"] {
         drop(std::fs::remove_file(with_ending(path, ending)));
     }
-}
-
-fn with_ending(path: &Path, ending: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(ending);
-    PathBuf::from(name)
 }
 
 fn disk(path: &Path, error: std::io::Error) -> CareError {

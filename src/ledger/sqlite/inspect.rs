@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use rusqlite::InterruptHandle;
 
 use super::writer::Shared;
-use super::{LedgerSums, SqliteReader, schema};
+use super::{LedgerSums, SqliteReader, file, open};
 use crate::billing::Accounts;
 use crate::ledger::LedgerError;
 use crate::units::TokenCount;
@@ -82,16 +82,16 @@ impl Inspector {
         check_bytes_max: u64,
         shared: &Arc<Shared>,
     ) -> Result<Option<Self>, LedgerError> {
-        let disk = |error| schema::refuse(path, &format!("{error}"));
+        let disk = |error| file::refuse(path, &format!("{error}"));
         if std::fs::metadata(path).map_err(disk)?.len() <= check_bytes_max {
             return Ok(None);
         }
-        let (connection, _) = schema::open_reader(path)?;
+        let (connection, _) = open::open_reader(path)?;
         let interrupt = connection.get_interrupt_handle();
         let is_over = Arc::new(AtomicBool::new(false));
         let (shared, path, over) = (Arc::clone(shared), path.to_owned(), Arc::clone(&is_over));
         let check = move || {
-            if let Err(error) = schema::check_pages(&path, &connection)
+            if let Err(error) = open::check_pages(&path, &connection)
                 && !over.load(Ordering::Acquire)
                 && shared.fail(&error.to_string())
             {

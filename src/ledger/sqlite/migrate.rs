@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
+use super::file::{self, at, refuse};
 use super::rows;
-use super::schema::{self, SCHEMA_VERSION, TABLES, at, refuse};
+use super::schema::{self, SCHEMA_VERSION, TABLES};
 use super::stored::{self, Delivery};
 use crate::ledger::LedgerError;
 
@@ -46,17 +47,17 @@ fn keep_copy(path: &Path, connection: &Connection, version: u64) -> Result<PathB
     let disk = |error: std::io::Error| refuse(path, &format!("no copy before migrating: {error}"));
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".schema-{version}"));
-    let kept = super::care::free_name(Path::new(&name));
+    let kept = file::free_name(Path::new(&name));
     let mut partial = kept.as_os_str().to_owned();
     partial.push(".partial");
     let partial = PathBuf::from(partial);
     // Left by an attempt that a crash cut short.
     drop(std::fs::remove_file(&partial));
-    schema::create_private(&partial).map_err(disk)?;
+    file::create_private(&partial).map_err(disk)?;
     at(path, connection.execute("VACUUM INTO ?1", [&*partial.to_string_lossy()]))?;
     std::fs::File::open(&partial).and_then(|file| file.sync_all()).map_err(disk)?;
     std::fs::rename(&partial, &kept).map_err(disk)?;
-    schema::sync_folder(&kept).map_err(disk)?;
+    file::sync_folder(&kept).map_err(disk)?;
     Ok(kept)
 }
 

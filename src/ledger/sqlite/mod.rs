@@ -6,8 +6,10 @@
 //! keeps a second node off the same wallet.
 
 mod care;
+mod file;
 mod inspect;
 mod migrate;
+mod open;
 mod reader;
 mod rows;
 mod schema;
@@ -23,8 +25,8 @@ use async_trait::async_trait;
 
 pub use care::{CareError, Restored, back_up, binding_of, restore, retire};
 pub use inspect::{Inspection, inspect};
+use open::Opening;
 pub use reader::SqliteReader;
-use schema::Opening;
 use writer::{Group, Shared, Writer};
 
 use super::{Ledger, LedgerError, OnDurable, stored};
@@ -137,7 +139,7 @@ impl SqliteLedger {
     pub fn open(path: &Path, options: SqliteOptions) -> Result<Self, LedgerError> {
         let SqliteOptions { binding: ours, check_bytes_max, .. } = options;
         let opening = Opening { ours, check_bytes_max, keeps_older: true };
-        let connection = schema::open_writer(path, opening)?;
+        let connection = open::open_writer(path, opening)?;
         let shared = Arc::new(Shared::new());
         let state = Writer::new(options.groups_per_commit_max, Arc::clone(&shared));
         let (queue, groups) = sync_channel(options.queue_capacity.max(1));
@@ -164,7 +166,7 @@ impl SqliteLedger {
     /// # Errors
     /// [`LedgerError::Store`].
     pub fn forget_restored(&self) -> Result<(), LedgerError> {
-        schema::mark_restored(&self.path, false)
+        open::mark_restored(&self.path, false)
     }
 
     /// Writes and acknowledges everything queued and ends the writer. Blocks.

@@ -7,10 +7,12 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, Params, Rows};
 
+use super::file::{self, is_damage};
+use super::open::open_reader;
 use super::rows::{
     Read, delivery_columns, delivery_entry, text_columns, text_entry, text_entry_anew,
 };
-use super::schema::{self, is_damage, open_reader};
+use super::schema;
 use super::writer::Shared;
 use super::{LedgerBinding, LedgerSums};
 use crate::billing::Entry;
@@ -149,7 +151,7 @@ impl SqliteReader {
                 (None, Some(_)) => false,
                 (Some((id, _)), Some((other, _))) if id == other => {
                     let why = format!("entry {id} is there twice");
-                    return Err(schema::refuse(&self.path, &why));
+                    return Err(file::refuse(&self.path, &why));
                 }
                 (Some((id, _)), Some((other, _))) => id < other,
             };
@@ -177,10 +179,10 @@ impl SqliteReader {
     fn at<T>(&self, result: rusqlite::Result<T>) -> Result<T, LedgerError> {
         if let (Err(error), Some(alarm)) = (&result, &self.alarm)
             && is_damage(error)
-            && alarm.fail(&schema::in_words(error))
+            && alarm.fail(&file::in_words(error))
         {
             tracing::error!(%error, ledger = %self.path.display(), "the ledger is damaged");
         }
-        schema::at(&self.path, result)
+        file::at(&self.path, result)
     }
 }

@@ -10,8 +10,8 @@ use std::sync::{Arc, OnceLock};
 use rusqlite::{Connection, OptionalExtension, Statement, Transaction, TransactionBehavior};
 
 use super::LedgerCounts;
+use super::file::in_words;
 use super::rows::{self, delivery_columns, text_columns};
-use super::schema::in_words;
 use super::stored::{self, Delivery};
 use super::turns::{DELIVERED_IN_TURN, Span, TurnEnds};
 use crate::billing::{Entry, Fact};

@@ -16,7 +16,7 @@ use crate::chain::{ChainError, ChainJob, PrepareError, Wallet};
 use crate::units::{ChainSeconds, JobId};
 
 pub(super) use claims::Claim;
-pub(super) use layout::Layout;
+use layout::Layout;
 pub(super) use proofs::Proven;
 
 /// Tokens per second that may be claimed (rule 5).
@@ -117,6 +117,14 @@ pub(super) fn spoken() -> String {
     ContractVersion::ALL.map(ContractVersion::name).join(", ")
 }
 
+/// Whether `returned` by `sessionJobs` is as wide as this version's: its first text starts right
+/// behind the outputs, so the offset written there is their width in bytes.
+///
+/// Only sure for a session of zeros (job 0), where no other output can look like an offset.
+pub(super) fn fits_session(version: ContractVersion, returned: &[u8]) -> bool {
+    Layout::of(version).is_as_wide_as(returned)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -134,6 +142,31 @@ mod tests {
         ];
         for (version, rate) in table {
             assert_eq!(Dialect::of(version).rate(), rate, "{version}");
+        }
+    }
+
+    #[test]
+    fn a_session_of_zeros_tells_the_version_by_its_width() {
+        use ContractVersion as V;
+        let zeros = |outputs: usize, texts: &[usize]| {
+            let mut words = vec![[0u8; 32]; outputs + texts.len()];
+            for (nth, at) in texts.iter().enumerate() {
+                let offset = u16::try_from((outputs + nth) * 32).unwrap();
+                words[*at][30..].copy_from_slice(&offset.to_be_bytes());
+            }
+            words.concat()
+        };
+        let table = [
+            (zeros(15, &[14]), vec![V::V3a]),
+            (zeros(16, &[15]), vec![V::V3]),
+            (zeros(18, &[15, 17]), vec![V::V4, V::V7]),
+            (zeros(17, &[14, 16]), vec![V::V5, V::V6]),
+            (vec![], vec![]),
+            (vec![0; 16 * 32], vec![]),
+        ];
+        for (returned, fitting) in table {
+            let fits = V::ALL.into_iter().filter(|v| fits_session(*v, &returned));
+            assert_eq!(fits.collect::<Vec<_>>(), fitting);
         }
     }
 }
