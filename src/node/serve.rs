@@ -346,7 +346,12 @@ impl Observer for News {
     }
 
     fn gas_suffices(&self, suffices: bool) {
-        self.sessions.set_paused(PauseReason::Gas, !suffices);
+        let is_news = self.sessions.set_paused(PauseReason::Gas, !suffices);
+        if is_news && suffices {
+            tracing::info!("the wallet can pay its gas again: new paid work is taken");
+        } else if is_news {
+            tracing::warn!(why = PauseReason::Gas.words(), "no new paid work until it can");
+        }
     }
 }
 

@@ -206,14 +206,10 @@ impl Sessions {
         issues
     }
 
-    /// Takes no new work for this reason, or takes it again.
-    pub fn set_paused(&self, reason: PauseReason, is_paused: bool) {
+    /// Takes no new work for this reason, or takes it again. Whether that changes anything.
+    pub fn set_paused(&self, reason: PauseReason, is_paused: bool) -> bool {
         let mut pauses = self.lock_pauses();
-        if is_paused {
-            pauses.insert(reason);
-        } else {
-            pauses.remove(&reason);
-        }
+        if is_paused { pauses.insert(reason) } else { pauses.remove(&reason) }
     }
 
     /// Why no new work is taken; empty where it is.

@@ -15,6 +15,10 @@ use crate::ledger::LedgerError;
 /// Transcripts and keys of claims are the owner's alone.
 const FILE_MODE: u32 = 0o600;
 
+/// What an operator does about a file that makes no sense (docs/ledger.md).
+pub(super) const DAMAGED: &str = "the file is damaged: `tally ledger check` looks at all of it, \
+                                  `tally ledger restore` puts a backup in its place";
+
 /// Names the file in an error of SQLite.
 pub(super) fn at<T>(path: &Path, result: rusqlite::Result<T>) -> Result<T, LedgerError> {
     result.map_err(|error| refuse(path, &in_words(&error)))
@@ -36,7 +40,7 @@ pub(super) fn in_words(error: &rusqlite::Error) -> String {
         Some(ErrorCode::DiskFull) => "the disk is full: make room, then start again",
         Some(ErrorCode::ReadOnly) => "the file or its folder may not be written",
         Some(ErrorCode::CannotOpen) => "the file or its folder is missing or may not be written",
-        Some(ErrorCode::DatabaseCorrupt) => "the file is damaged: see `tally ledger check`",
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => DAMAGED,
         Some(ErrorCode::SystemIoFailure) => "the disk refused: is it full, or broken?",
         _ => return error.to_string(),
     };

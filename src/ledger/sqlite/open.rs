@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags};
 
-use super::file::{at, create_private, holds_data, refuse};
+use super::file::{DAMAGED, at, create_private, holds_data, refuse};
 use super::schema::{RESTORED, SCHEMA_VERSION, create, is_empty, read_binding};
 use super::{LedgerBinding, migrate};
 use crate::ledger::LedgerError;
@@ -125,7 +125,7 @@ pub(super) fn check_pages(path: &Path, connection: &Connection) -> Result<(), Le
     if verdict == "ok" {
         return Ok(());
     }
-    Err(refuse(path, &format!("it is damaged: {verdict}")))
+    Err(refuse(path, &format!("{}; {DAMAGED}", verdict.replace('\n', " "))))
 }
 
 fn set_pragmas(connection: &Connection) -> rusqlite::Result<()> {

@@ -158,7 +158,10 @@ fn a_page_damaged_while_the_node_runs_stops_the_writer_that_meets_it() {
     // A repeat of an old entry must be looked up, on pages that the writer has not seen yet.
     let stopped = kept.iter().find_map(|entry| append(&ledger, std::slice::from_ref(entry)).err());
     let Some(LedgerError::Store(why)) = stopped else { panic!("{stopped:?}") };
-    assert!(why.contains("`tally ledger check`"), "{why}");
+    assert!(
+        why.contains("`tally ledger check`") && why.contains("`tally ledger restore`"),
+        "{why}"
+    );
     assert!(!ledger.is_healthy());
     assert!(ledger.submit(vec![nth(1)], Box::new(|_| panic!("was taken"))).is_err());
     // Nothing of it reached the pages that were sound: the file before the damage opens.

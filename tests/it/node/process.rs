@@ -2,10 +2,12 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 
 use serde_json::{Value, json};
 use tally::ledger::sqlite::SqliteReader;
@@ -16,6 +18,12 @@ use crate::settlement::auditor;
 use crate::support::anvil::{Devnet, HOST, OpenSession};
 use crate::support::http::{Client, post, text};
 use crate::support::proxy::Proxy;
+
+/// Somebody who owns nothing here.
+const NOBODY: u32 = 65_534;
+
+/// A shell line that only becomes the program.
+const AS_IT_IS: &str = r#"exec "$0" "$@""#;
 
 /// A word that no log may hold.
 pub const SECRET_WORD: &str = "zanzibarberry";
@@ -32,9 +40,31 @@ pub struct Site {
     /// Between the node and the chain; does nothing until it is told to.
     pub proxy: Proxy,
     home: TempDir,
+    program: PathBuf,
+    model: PathBuf,
+    /// Who the node is, where it is not who the test is.
+    uid: Option<u32>,
 }
 
 impl Site {
+    /// As [`Site::new`], for a node that may not write wherever it likes. Root may, so the node is
+    /// somebody else then, with a program and a model of its own.
+    pub async fn of_no_root() -> Self {
+        let mut site = Self::new().await;
+        if std::fs::metadata("/proc/self").unwrap().uid() != 0 {
+            return site;
+        }
+        site.uid = Some(NOBODY);
+        for (place, name) in [(&mut site.program, "tally"), (&mut site.model, "model.gguf")] {
+            let copy = site.home.path().join(name);
+            std::fs::copy(&*place, &copy).unwrap();
+            set_mode(&copy, 0o755);
+            *place = copy;
+        }
+        chown(site.home.path(), site.uid, site.uid).unwrap();
+        site
+    }
+
     pub async fn new() -> Self {
         let devnet = Devnet::start().await;
         // A claim is worth more than its fee, and silence ends nothing here.
@@ -51,17 +81,40 @@ impl Site {
         // Allowance for every claim of the test (docs/spec/contract.md section 2, rule 5).
         devnet.increase_time(1000).await;
         let proxy = Proxy::start(devnet.port);
-        Self { devnet, job, proxy, home: tempfile::tempdir().unwrap() }
+        Self {
+            devnet,
+            job,
+            proxy,
+            home: tempfile::tempdir().unwrap(),
+            program: env!("CARGO_BIN_EXE_tally").into(),
+            model: model().into(),
+            uid: None,
+        }
+    }
+
+    /// Where a test may put files of its own.
+    pub fn home(&self) -> &Path {
+        self.home.path()
     }
 
     fn data_dir(&self) -> PathBuf {
         self.home.path().join("data")
     }
 
+    /// The ledger's file.
+    pub fn ledger(&self) -> PathBuf {
+        ledger_in(&self.data_dir())
+    }
+
     /// Starts the node; returns when it listens.
     pub fn start(&self, grace_seconds: u64) -> Node {
+        self.start_in(AS_IT_IS, grace_seconds)
+    }
+
+    /// As [`Site::start`], by a shell line that ends in `exec "$0" "$@"`.
+    pub fn start_in(&self, shell: &str, grace_seconds: u64) -> Node {
         let child = self
-            .command(&["serve"])
+            .command_in(shell, &["serve"])
             .env("TALLY_SHUTDOWN_GRACE_SECONDS", grace_seconds.to_string())
             .env("TALLY_LAUNCHER_COMPAT", "1")
             .stdout(Stdio::piped())
@@ -71,9 +124,26 @@ impl Site {
         Node::listening(child)
     }
 
+    /// Starts a node that must not come up, by a shell line as in [`Site::start_in`]; all that it
+    /// said.
+    pub async fn refused_in(&self, shell: &str) -> String {
+        let mut command = self.command_in(shell, &["serve"]);
+        let ended = tokio::task::spawn_blocking(move || command.output()).await;
+        let output = ended.unwrap().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(!said.contains("\"listening\""), "{said}");
+        said
+    }
+
+    /// Starts a node that must not come up; all that it said.
+    pub async fn refused(&self) -> String {
+        self.refused_in(AS_IT_IS).await
+    }
+
     /// A command of the operator beside the node: whether it succeeded, and all that it said.
     pub async fn tally(&self, arguments: &[&str]) -> (bool, String) {
-        let mut command = self.command(arguments);
+        let mut command = self.command_in(AS_IT_IS, arguments);
         let ended = tokio::task::spawn_blocking(move || command.output()).await;
         let output = ended.unwrap().unwrap();
         let (out, err) = (output.stdout, output.stderr);
@@ -81,15 +151,20 @@ impl Site {
         (output.status.success(), said)
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tally"));
+    fn command_in(&self, shell: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new("sh");
+        if let Some(uid) = self.uid {
+            command.uid(uid).gid(uid);
+        }
         command
+            .args(["-c", shell])
+            .arg(&self.program)
             .args(arguments)
             .env_clear()
             .env("HOME", self.home.path())
             .env("TALLY_DATA_DIR", self.data_dir())
             .env("TALLY_LISTEN", "127.0.0.1:0")
-            .env("TALLY_MODEL_PATH", model())
+            .env("TALLY_MODEL_PATH", &self.model)
             .env("TALLY_MODEL_NAME", "smol")
             .env("TALLY_CHAIN_RPC_URLS", &self.proxy.url)
             .env("TALLY_CHAIN_ID", "31337")
@@ -106,7 +181,7 @@ impl Site {
 
     /// Tokens in the ledger's file, by the auditor's arithmetic.
     pub fn recorded(&self) -> u64 {
-        let reader = SqliteReader::open(&ledger_in(&self.data_dir())).unwrap();
+        let reader = SqliteReader::open(&self.ledger()).unwrap();
         let sums = auditor::recorded(&mut |each| reader.replay(each).unwrap());
         sums.get(&self.job).copied().unwrap_or(0)
     }
@@ -166,6 +241,10 @@ impl Site {
     }
 }
 
+pub fn set_mode(of: &Path, mode: u32) {
+    std::fs::set_permissions(of, std::fs::Permissions::from_mode(mode)).unwrap();
+}
+
 fn ledger_in(folder: &Path) -> PathBuf {
     let mut found = Vec::new();
     let mut folders = vec![folder.to_owned()];
@@ -190,11 +269,18 @@ pub fn tokens_in(events: &[String]) -> u64 {
     frames.map(|event| event["tokens"].as_u64().unwrap()).sum()
 }
 
+/// What a node logged so far.
+#[derive(Default)]
+struct Log {
+    lines: Mutex<Vec<String>>,
+    grows: Condvar,
+}
+
 /// A running node. Dropping it kills the process.
 pub struct Node {
     child: Child,
     pub address: SocketAddr,
-    log: Arc<Mutex<Vec<String>>>,
+    log: Arc<Log>,
     ended: Receiver<()>,
 }
 
@@ -208,7 +294,7 @@ impl Drop for Node {
 impl Node {
     fn listening(mut child: Child) -> Self {
         let lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let log = Arc::new(Mutex::new(Vec::new()));
+        let log = Arc::<Log>::default();
         let shared = log.clone();
         let (found, address) = channel();
         let (end, ended) = channel();
@@ -219,12 +305,14 @@ impl Node {
                     let address: SocketAddr = event["address"].as_str().unwrap().parse().unwrap();
                     let _ = found.send(address);
                 }
-                shared.lock().unwrap().push(line);
+                shared.lines.lock().unwrap().push(line);
+                shared.grows.notify_all();
             }
             drop((found, end));
         });
         let address = address.recv();
-        let address = address.unwrap_or_else(|_| panic!("{}", log.lock().unwrap().join("\n")));
+        let address =
+            address.unwrap_or_else(|_| panic!("{}", log.lines.lock().unwrap().join("\n")));
         Self { child, address, log, ended }
     }
 
@@ -237,9 +325,9 @@ impl Node {
 
     /// Waits until a line with this in it was logged.
     pub fn wait_for_log(&self, part: &str) {
-        while !self.log.lock().unwrap().iter().any(|line| line.contains(part)) {
-            std::thread::yield_now();
-        }
+        let lines = self.log.lines.lock().unwrap();
+        let is_missing = |lines: &mut Vec<String>| !lines.iter().any(|line| line.contains(part));
+        drop(self.log.grows.wait_while(lines, is_missing).unwrap());
     }
 
     /// `kill -9`.
@@ -265,6 +353,6 @@ impl Node {
     fn log(&self) -> Vec<String> {
         // The channel closes when the last line was read.
         let _ = self.ended.recv();
-        self.log.lock().unwrap().clone()
+        self.log.lines.lock().unwrap().clone()
     }
 }
