@@ -334,7 +334,9 @@ async fn gas(subject: &Subject<'_>, findings: &mut Findings) -> Option<Fees> {
     let found = format!("{balance} wei; a claim and a completion cost up to {needed}");
     if balance < needed {
         let missing = needed.saturating_sub(balance);
-        findings.fail(CHECK, found, format!("send {missing} wei or more to {host}"));
+        // No reason not to start: claims that are out already may wait for this node.
+        let remedy = format!("send {missing} wei or more to {host}: no new paid work until then");
+        findings.warn(CHECK, found, remedy);
     } else {
         findings.ok(CHECK, found);
     }
@@ -522,7 +524,7 @@ mod tests {
     async fn what_makes_pay_impossible_fails_and_the_rest_warns() {
         let fine = Registered::default;
         let cases = [
-            ("gas", Grade::Failure, Registered { balance: 539_999, ..fine() }),
+            ("gas", Grade::Warning, Registered { balance: 539_999, ..fine() }),
             ("model", Grade::Failure, Registered { weights: Some(Hash32::ZERO), ..fine() }),
             ("model", Grade::Warning, Registered { approved: false, ..fine() }),
             ("model", Grade::Warning, Registered { supported: false, ..fine() }),

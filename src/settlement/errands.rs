@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use tokio::sync::oneshot;
 
+use super::lifecycle::gas_reserve;
 use super::{Settlement, StepError, View};
 use crate::billing::{Errand, ErrandKind, Purpose, RejectReason, Tx};
 use crate::chain::Call;
@@ -148,7 +149,7 @@ impl Settlement {
         if due.is_empty() {
             return Ok(());
         }
-        let mut left = view.wallet.balance.saturating_sub(self.gas_reserve(view).await?);
+        let mut left = view.wallet.balance.saturating_sub(gas_reserve(self.market(view).await?));
         for ((token, cold), amount) in due {
             if token == Address::ZERO {
                 let Some(rest) = left.checked_sub(amount) else {

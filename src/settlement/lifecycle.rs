@@ -6,7 +6,7 @@
 use super::watch::Step;
 use super::{Settlement, SettlementError, StepError, View};
 use crate::billing::{Account, Purpose, TxState};
-use crate::chain::ChainJob;
+use crate::chain::{ChainJob, Fees};
 use crate::claim::{
     ClaimPlan, ClaimRules, CompletionInput, CompletionPlan, FeeEstimate, PlanInput, Wait, deadline,
     plan_claim, plan_completion,
@@ -203,14 +203,13 @@ impl Settlement {
         let trial = self.try_out(job.into(), &Purpose::Complete).await?;
         self.submit(job, Purpose::Complete, trial, view).await
     }
+}
 
-    /// What a claim, a completion and a transfer may cost at today's fees.
-    pub(super) async fn gas_reserve(&mut self, view: &View) -> Result<Amount, StepError> {
-        let fees = self.market(view).await?;
-        let gas = [CLAIM_GAS, COMPLETE_GAS, TRANSFER_GAS].into_iter();
-        let gas = gas.fold(Gas::ZERO, Gas::saturating_add);
-        Ok(Amount::new(fees.fee_max.get().saturating_mul(u128::from(gas.get()))))
-    }
+/// What a claim, a completion and a transfer may cost at these fees.
+pub(super) fn gas_reserve(fees: Fees) -> Amount {
+    let gas = [CLAIM_GAS, COMPLETE_GAS, TRANSFER_GAS].into_iter();
+    let gas = gas.fold(Gas::ZERO, Gas::saturating_add);
+    Amount::new(fees.fee_max.get().saturating_mul(u128::from(gas.get())))
 }
 
 /// A rule of thumb on purpose: no amount that is paid or claimed is derived from it.

@@ -341,8 +341,10 @@ impl Settlement {
         if self.is_sweep {
             self.read_earnings().await?;
             self.watch_funds().await?;
-            let reserve = self.gas_reserve(view).await?;
-            self.observer.gas_suffices(view.wallet.balance >= reserve);
+            self.market(view).await?;
+        }
+        if let Some((_, fees)) = self.market {
+            self.observer.gas_suffices(view.wallet.balance >= lifecycle::gas_reserve(fees));
         }
         if view.is_nonce_sure { self.run_errands(view).await } else { Ok(()) }
     }

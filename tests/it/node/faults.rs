@@ -258,6 +258,11 @@ async fn a_wallet_without_gas_takes_no_work_and_claims_what_it_can_pay_until_gas
     node.wait_for_log("no new paid work until it can");
     assert_out_of_gas(&site, &node).await;
     assert_eq!(site.claims().await, Vec::<u64>::new(), "nothing can be paid");
+    // A claim that is signed waits for a node: one that starts now takes no work, and sends it.
+    node.kill();
+    let node = site.start(30);
+    node.wait_for_log("no new paid work until it can");
+    assert_out_of_gas(&site, &node).await;
 
     let fees = site.devnet.connect().await.fees().await.unwrap();
     set_balance(&site, fees.fee_max.get() * GAS_OF_A_CLAIM).await;
