@@ -19,6 +19,8 @@ const BUSY_WAIT: Duration = Duration::from_secs(5);
 /// Pages in the write-ahead log before they are moved into the file: 16 MB, which a start after a
 /// crash reads in some ten milliseconds.
 const LOG_PAGES_MAX: u32 = 4_000;
+/// Pages of the file kept in memory, KiB at most: the ends of the indices of all open jobs.
+const CACHE_KIB_MAX: i32 = 32 * 1024;
 
 /// How to open for writing.
 #[derive(Debug, Clone, Copy)]
@@ -137,6 +139,7 @@ fn set_pragmas(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "synchronous", "FULL")?;
     // A page that many commits change is moved into the file once for all of them.
     connection.pragma_update(None, "wal_autocheckpoint", LOG_PAGES_MAX)?;
+    connection.pragma_update(None, "cache_size", -CACHE_KIB_MAX)?;
     connection.pragma_update(None, "foreign_keys", true)?;
     connection.pragma_update(None, "trusted_schema", false)
 }
