@@ -154,11 +154,16 @@ class Bench:
         return self.net.latencies
 
     async def streams(self):
-        """{state: (first tokens, pauses)}: the same session under a well and a silent chain."""
-        job = await self.chain.open_session(SESSION_TOKENS)
-        await self.stream(job, 20)
+        """{state: (first tokens, pauses)}: the same session under a well and a silent chain.
+
+        A session for each round: what is not claimed must stay below the exposure limit, or the
+        node slows the stream down to what can be claimed.
+        """
         measured = {state: ([], []) for state in ("healthy", "dead", "hung")}
         for _ in range(self.options.rounds):
+            self.net.state = "healthy"
+            job = await self.chain.open_session(SESSION_TOKENS)
+            await self.stream(job, 20)
             for state, (firsts, pauses) in measured.items():
                 self.net.state = state
                 await asyncio.sleep(QUIET_SECONDS)
