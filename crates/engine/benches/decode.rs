@@ -8,52 +8,18 @@
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
+mod kit;
+
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use candle_core::quantized::gguf_file;
 use candle_core::{Device, Tensor};
 use candle_transformers::models::quantized_llama::ModelWeights;
-use tally_engine::kv::{BlockTable, KvPool};
-use tally_engine::model::{Batch, Logits, Model, Segment};
+use kit::{Ours, tokens};
+use tally_engine::kv::BlockTable;
 
 const PROMPT: usize = 512;
-
-struct Ours {
-    model: Model,
-    kv: KvPool,
-}
-
-impl Ours {
-    fn load(path: &Path, threads: usize) -> Ours {
-        let model = Model::load(path, threads, None).unwrap();
-        let kv = KvPool::new(model.config(), 512 << 20);
-        Ours { model, kv }
-    }
-
-    /// Seconds to read `tokens` after `start` in chunks of `chunk`.
-    fn prefill(&mut self, table: &BlockTable, tokens: &[u32], chunk: usize) -> f64 {
-        let begin = Instant::now();
-        for (i, part) in tokens.chunks(chunk).enumerate() {
-            let is_last = (i + 1) * chunk >= tokens.len();
-            let logits = if is_last { Logits::Last } else { Logits::None };
-            let segment = Segment { tokens: part, start: i * chunk, table, logits };
-            self.model.forward(&Batch { segments: vec![segment] }, &mut self.kv).unwrap();
-        }
-        begin.elapsed().as_secs_f64()
-    }
-
-    /// Seconds for `steps` steps of one token for each table, from position `start`.
-    fn decode(&mut self, tables: &[BlockTable], start: usize, steps: usize) -> f64 {
-        let begin = Instant::now();
-        for start in start..start + steps {
-            let segment = |table| Segment { tokens: &[338], start, table, logits: Logits::Last };
-            let batch = Batch { segments: tables.iter().map(segment).collect() };
-            self.model.forward(&batch, &mut self.kv).unwrap().unwrap();
-        }
-        begin.elapsed().as_secs_f64()
-    }
-}
 
 struct Theirs(ModelWeights);
 
@@ -106,8 +72,8 @@ fn main() {
     let path: PathBuf = std::env::var_os("TALLY_TEST_MODEL")
         .expect("TALLY_TEST_MODEL must name the model file")
         .into();
-    let tokens: Vec<u32> = (0..PROMPT as u32).map(|i| 300 + i * 7).collect();
-    let mut ours = Ours::load(&path, threads);
+    let tokens = tokens(PROMPT);
+    let mut ours = Ours::load(&path, threads, None);
     let mut theirs = Theirs::load(&path);
     println!("{:?}, {threads} threads, {rounds} rounds, medians", ours.model.isa());
     let tables: Vec<BlockTable> = (0..8).map(|_| ours.kv.allocate(PROMPT * 2).unwrap()).collect();

@@ -13,7 +13,8 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device};
 
 use crate::error::LoadError;
-use crate::kernels::pack::{Format, PackedMatrix};
+use crate::kernels::blocks::Format;
+use crate::kernels::pack::PackedMatrix;
 
 /// An open GGUF file.
 pub(crate) struct Gguf {
@@ -146,6 +147,9 @@ impl Gguf {
             GgmlDType::Q5_0 => Format::Q5_0,
             GgmlDType::Q5_1 => Format::Q5_1,
             GgmlDType::Q8_0 => Format::Q8_0,
+            GgmlDType::Q4K => Format::Q4K,
+            GgmlDType::Q5K => Format::Q5K,
+            GgmlDType::Q6K => Format::Q6K,
             other => {
                 let found = format!("{other:?}");
                 return Err(LoadError::UnsupportedQuantisation { tensor: name.into(), found });

@@ -58,6 +58,8 @@ pub(crate) trait Lanes: Copy {
     fn dot_nibbles(weights: &Self::Weights, x: &[i8; 32], start: i32) -> Self;
     /// `Σ (w - 128)·x` over the 32 of a block, exact; `sum` = Σ x, `x` within ±127.
     fn dot_octets(weights: &Self::Weights, x: &[i8; 32], sum: i32) -> Self;
+    /// `Σ (w - 128)·x` over each half of a block, exact; `sums` = Σ x of the halves.
+    fn dot_octet_halves(weights: &Self::Weights, x: &[i8; 32], sums: [i32; 2]) -> [Self; 2];
 }
 
 /// The sum of sixteen lanes in the one order: i + (i+8), then +4, +2, +1.
@@ -205,5 +207,14 @@ impl Lanes for Scalar {
             let products = row.iter().zip(x).map(|(w, x)| (i32::from(*w) - 128) * i32::from(*x));
             products.sum::<i32>() as f32
         }))
+    }
+    fn dot_octet_halves(weights: &Self::Weights, x: &[i8; 32], _sums: [i32; 2]) -> [Self; 2] {
+        [0..16, 16..32].map(|half| {
+            Scalar(weights.map(|row| {
+                let pairs = row[half.clone()].iter().zip(&x[half.clone()]);
+                let products = pairs.map(|(w, x)| (i32::from(*w) - 128) * i32::from(*x));
+                products.sum::<i32>() as f32
+            }))
+        })
     }
 }

@@ -44,16 +44,16 @@ fn dot_nibbles_half(weights: &[__m256i], x: &[i8; 32], start: i32) -> __m256 {
     }
 }
 
-/// Σ w·x for eight rows of signed weights: |w| as u8 (128 for −128) times x with w's sign:
+/// Σ w·x for eight rows of signed weights, from group `first` of x on: |w| as u8 (128 for −128) times x with w's sign:
 /// a pair is at most 2·128·127 = 32 512, within an i16; pairs are widened before they are added.
 #[inline(always)]
-fn dot_octets_half(weights: &[__m256i], x: &[i8; 32]) -> __m256 {
+fn dot_octets_half(weights: &[__m256i], x: &[i8; 32], first: usize) -> __m256 {
     // SAFETY: `per_isa!` proved AVX2; all operands are registers.
     unsafe {
         let mut sums = _mm256_setzero_si256();
         let ones = _mm256_set1_epi16(1);
         for (j, w) in weights.iter().enumerate() {
-            let signed = _mm256_sign_epi8(group(x, j), *w);
+            let signed = _mm256_sign_epi8(group(x, first + j), *w);
             let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(*w), signed);
             sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, ones));
         }
@@ -196,6 +196,14 @@ impl Lanes for Avx2 {
     #[inline(always)]
     fn dot_octets(weights: &Self::Weights, x: &[i8; 32], _sum: i32) -> Self {
         let (low, high) = weights.split_at(8);
-        Avx2(dot_octets_half(low, x), dot_octets_half(high, x))
+        Avx2(dot_octets_half(low, x, 0), dot_octets_half(high, x, 0))
+    }
+    #[inline(always)]
+    fn dot_octet_halves(weights: &Self::Weights, x: &[i8; 32], _sums: [i32; 2]) -> [Self; 2] {
+        let half = |first: usize| {
+            let (low, high) = (&weights[first..first + 4], &weights[8 + first..12 + first]);
+            Avx2(dot_octets_half(low, x, first), dot_octets_half(high, x, first))
+        };
+        [half(0), half(4)]
     }
 }

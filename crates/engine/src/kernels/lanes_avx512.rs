@@ -156,4 +156,17 @@ impl Lanes for Avx512 {
     fn dot_octets(weights: &Self::Weights, x: &[i8; 32], sum: i32) -> Self {
         dot(weights, x, -128 * sum)
     }
+    #[inline(always)]
+    fn dot_octet_halves(weights: &Self::Weights, x: &[i8; 32], sums: [i32; 2]) -> [Self; 2] {
+        // SAFETY: see the impl.
+        unsafe {
+            let mut low = _mm512_set1_epi32(-128 * sums[0]);
+            let mut high = _mm512_set1_epi32(-128 * sums[1]);
+            for j in 0..4 {
+                low = _mm512_dpbusd_epi32(low, weights[j], group(x, j));
+                high = _mm512_dpbusd_epi32(high, weights[4 + j], group(x, 4 + j));
+            }
+            [Avx512(_mm512_cvtepi32_ps(low)), Avx512(_mm512_cvtepi32_ps(high))]
+        }
+    }
 }

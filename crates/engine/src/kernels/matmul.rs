@@ -3,14 +3,16 @@
 //! For: every linear layer, one row or many (a weight tile is read once for all rows).
 //! Must never: split or reorder a sum. One lane is one output; its blocks are added in ascending
 //! order: `acc = fma(f32(Σ₃₂ q·x), d·s, acc)`, then for formats with a minimum
-//! `acc = fma(m, s·Σx, acc)` (docs/spec/numerics.md, rule 1). Rows that are computed together
+//! `acc = fma(m, s·Σx, acc)`; where each 16 weights have a scale, two steps of 16
+//! (docs/spec/numerics.md, rule 1). Rows that are computed together
 //! don't touch each other.
 //! Relies on: exact block dots of [`Lanes`].
 
 use std::ops::Range;
 
+use super::blocks::Format;
 use super::lanes::{LANES, Lanes, Line};
-use super::pack::PackedMatrix;
+use super::pack::{PackedMatrix, TileParts};
 use super::quantise::Activations;
 use super::rows::swiglu;
 use super::threads::{Disjoint, Threads};
@@ -148,20 +150,53 @@ struct Tile<'a> {
     tile: usize,
 }
 
+/// How a format's blocks enter a sum; each combination that a format has is compiled by itself.
+trait Form {
+    /// Weights of eight bits.
+    const OCTET: bool;
+    /// With a minimum.
+    const MINIMUM: bool = false;
+    /// With f32 scales.
+    const WIDE: bool = false;
+    /// With a scale for each 16 weights.
+    const HALVES: bool = false;
+}
+
+macro_rules! forms {
+    ($($name:ident { $($option:ident = $value:literal),* })*) => {$(
+        struct $name;
+        impl Form for $name {
+            $(const $option: bool = $value;)*
+        }
+    )*};
+}
+forms! {
+    Nibbles { OCTET = false }
+    NibblesMinimum { OCTET = false, MINIMUM = true }
+    NibblesMinimumWide { OCTET = false, MINIMUM = true, WIDE = true }
+    Octets { OCTET = true }
+    OctetsMinimum { OCTET = true, MINIMUM = true }
+    OctetsMinimumWide { OCTET = true, MINIMUM = true, WIDE = true }
+    OctetHalves { OCTET = true, WIDE = true, HALVES = true }
+}
+
 /// `dots[i] = tile·x[rows.start + i]`, choosing the form by format and row count.
 #[inline(always)]
 fn dot_tile<V: Lanes>(tile: Tile<'_>, x: &Activations, rows: Range<usize>, dots: &mut [V; GROUP]) {
-    match (tile.weights.format.is_octet(), tile.weights.format.has_minimum()) {
-        (false, false) => dot_rows::<V, false, false>(tile, x, rows, dots),
-        (false, true) => dot_rows::<V, false, true>(tile, x, rows, dots),
-        (true, false) => dot_rows::<V, true, false>(tile, x, rows, dots),
-        (true, true) => dot_rows::<V, true, true>(tile, x, rows, dots),
+    match tile.weights.format {
+        Format::Q4_0 => dot_rows::<V, Nibbles>(tile, x, rows, dots),
+        Format::Q4_1 => dot_rows::<V, NibblesMinimum>(tile, x, rows, dots),
+        Format::Q5_0 | Format::Q8_0 => dot_rows::<V, Octets>(tile, x, rows, dots),
+        Format::Q5_1 => dot_rows::<V, OctetsMinimum>(tile, x, rows, dots),
+        Format::Q4K => dot_rows::<V, NibblesMinimumWide>(tile, x, rows, dots),
+        Format::Q5K => dot_rows::<V, OctetsMinimumWide>(tile, x, rows, dots),
+        Format::Q6K => dot_rows::<V, OctetHalves>(tile, x, rows, dots),
     }
 }
 
 /// Row counts are those of [`group`]; forms that `V` doesn't use aren't compiled.
 #[inline(always)]
-fn dot_rows<V: Lanes, const OCTET: bool, const MIN: bool>(
+fn dot_rows<V: Lanes, F: Form>(
     tile: Tile<'_>,
     x: &Activations,
     rows: Range<usize>,
@@ -169,63 +204,78 @@ fn dot_rows<V: Lanes, const OCTET: bool, const MIN: bool>(
 ) {
     let (first, count) = (rows.start, rows.len());
     if V::ROWS_TOGETHER >= 8 && count == 8 {
-        dot_group::<V, OCTET, MIN, 8>(tile, x, first, dots);
+        dot_group::<V, F, 8>(tile, x, first, dots);
     } else if V::ROWS_TOGETHER >= 4 && count == 4 {
-        dot_group::<V, OCTET, MIN, 4>(tile, x, first, dots);
+        dot_group::<V, F, 4>(tile, x, first, dots);
     } else if V::ROWS_TOGETHER >= 2 && count == 2 {
-        dot_group::<V, OCTET, MIN, 2>(tile, x, first, dots);
+        dot_group::<V, F, 2>(tile, x, first, dots);
     } else {
-        dot_group::<V, OCTET, MIN, 1>(tile, x, first, dots);
+        dot_group::<V, F, 1>(tile, x, first, dots);
     }
 }
 
 /// The definition of a product, for `M` rows at once.
 #[inline(always)]
-fn dot_group<V: Lanes, const OCTET: bool, const MIN: bool, const M: usize>(
+fn dot_group<V: Lanes, F: Form, const M: usize>(
     tile: Tile<'_>,
     x: &Activations,
     first_row: usize,
     dots: &mut [V; GROUP],
 ) {
-    let (lines, scales) = tile.weights.tile(tile.tile);
+    let parts = tile.weights.tile(tile.tile);
     let blocks = tile.weights.blocks();
     let (mut q, mut s) = ([&[][..]; M], [&[][..]; M]);
     for r in 0..M {
         let row = x.row(first_row + r);
         (q[r], s[r]) = (&row.0[..blocks], &row.1[..blocks]);
     }
-    let scales_of = if MIN { 2 * LANES } else { LANES };
     let mut acc = [V::splat(0.0); M];
     for b in 0..blocks {
-        let weights = unpack::<V, OCTET>(lines, b);
-        let d = V::load_f16(half_lanes(scales, b * scales_of));
-        let m = V::load_f16(half_lanes(scales, b * scales_of + if MIN { LANES } else { 0 }));
+        let weights = unpack::<V, F>(parts.lines, b);
+        let (d, second) = scales_of::<V, F>(parts, b);
         unrolled!(M, |R| {
             let (q, s) = (&q[R][b], s[R][b]);
-            let dot = if OCTET {
-                V::dot_octets(&weights, q, s.sum)
+            let scale = V::splat(s.scale);
+            if F::HALVES {
+                let [low, high] = V::dot_octet_halves(&weights, q, [s.low_sum, s.sum - s.low_sum]);
+                acc[R] = low.fma(d.mul(scale), acc[R]);
+                acc[R] = high.fma(second.mul(scale), acc[R]);
             } else {
-                V::dot_nibbles(&weights, q, if MIN { 0 } else { -8 * s.sum })
-            };
-            acc[R] = dot.fma(d.mul(V::splat(s.scale)), acc[R]);
-            if MIN {
-                acc[R] = m.fma(V::splat(s.scaled_sum), acc[R]);
+                let dot = if F::OCTET {
+                    V::dot_octets(&weights, q, s.sum)
+                } else {
+                    V::dot_nibbles(&weights, q, if F::MINIMUM { 0 } else { -8 * s.sum })
+                };
+                acc[R] = dot.fma(d.mul(scale), acc[R]);
+            }
+            if F::MINIMUM {
+                acc[R] = second.fma(V::splat(s.scaled_sum), acc[R]);
             }
         });
     }
     dots[..M].copy_from_slice(&acc);
 }
 
+/// The scales of a block, and its minima or the scales of its second halves: the scales again
+/// where a format has neither.
 #[inline(always)]
-fn unpack<V: Lanes, const OCTET: bool>(lines: &[Line], block: usize) -> V::Weights {
-    if OCTET {
-        V::unpack_octets(&lines.as_chunks::<8>().0[block])
+fn scales_of<V: Lanes, F: Form>(parts: TileParts<'_>, block: usize) -> (V, V) {
+    let (count, second) = if F::MINIMUM || F::HALVES { (2, 1) } else { (1, 0) };
+    let at = block * count;
+    if F::WIDE {
+        let scales = parts.full_scales.as_chunks::<LANES>().0;
+        (V::load(&scales[at]), V::load(&scales[at + second]))
     } else {
-        V::unpack_nibbles(&lines.as_chunks::<4>().0[block])
+        let scales = parts.half_scales.as_chunks::<LANES>().0;
+        (V::load_f16(&scales[at]), V::load_f16(&scales[at + second]))
     }
 }
 
 #[inline(always)]
-fn half_lanes(scales: &[u16], at: usize) -> &[u16; LANES] {
-    &scales.as_chunks::<LANES>().0[at / LANES]
+fn unpack<V: Lanes, F: Form>(lines: &[Line], block: usize) -> V::Weights {
+    if F::OCTET {
+        V::unpack_octets(&lines.as_chunks::<8>().0[block])
+    } else {
+        V::unpack_nibbles(&lines.as_chunks::<4>().0[block])
+    }
 }

@@ -5,8 +5,8 @@
 //! scale becomes NaN, and so does every result it enters).
 //! Relies on: nothing but IEEE arithmetic on one block at a time.
 
+use super::blocks::BLOCK;
 use super::lanes::{Lanes, ROUND_BIAS};
-use super::pack::BLOCK;
 use super::rows::rms_norm;
 use super::threads::{Disjoint, Threads};
 use super::{Cpu, per_isa};
@@ -28,6 +28,8 @@ pub(crate) struct BlockScale {
     pub(crate) scaled_sum: f32,
     /// Σ q, exact.
     pub(crate) sum: i32,
+    /// Σ q of the first 16.
+    pub(crate) low_sum: i32,
 }
 
 impl Activations {
@@ -106,21 +108,25 @@ fn quantise_block(x: &[f32; BLOCK]) -> ([i8; BLOCK], BlockScale) {
     let max = f32::from_bits(max_bits);
     if max_bits >= 0x7f80_0000 {
         let scale = f32::NAN;
-        return ([0; BLOCK], BlockScale { scale, scaled_sum: scale, sum: 0 });
+        return ([0; BLOCK], BlockScale { scale, scaled_sum: scale, sum: 0, low_sum: 0 });
     }
     if max < TINY {
         return ([0; BLOCK], BlockScale::default());
     }
     let inverse = 127.0 / max;
     let mut q = [0; BLOCK];
-    let mut sum = 0;
-    for (q, x) in q.iter_mut().zip(x) {
-        // Nearest, ties to even; |x·inverse| ≤ 127.0001, so the result is within ±127.
-        let biased = x * inverse + ROUND_BIAS;
-        let n = biased.to_bits() as i32 - ROUND_BIAS.to_bits() as i32;
-        *q = n as i8;
-        sum += n;
+    let mut sums = [0; 2];
+    for (half, sum) in sums.iter_mut().enumerate() {
+        let half = half * BLOCK / 2..(half + 1) * BLOCK / 2;
+        for (q, x) in q[half.clone()].iter_mut().zip(&x[half]) {
+            // Nearest, ties to even; |x·inverse| ≤ 127.0001, so the result is within ±127.
+            let biased = x * inverse + ROUND_BIAS;
+            let n = biased.to_bits() as i32 - ROUND_BIAS.to_bits() as i32;
+            *q = n as i8;
+            *sum += n;
+        }
     }
-    let scale = max / 127.0;
-    (q, BlockScale { scale, scaled_sum: scale * sum as f32, sum })
+    let [low_sum, high_sum] = sums;
+    let (scale, sum) = (max / 127.0, low_sum + high_sum);
+    (q, BlockScale { scale, scaled_sum: scale * sum as f32, sum, low_sum })
 }

@@ -5,15 +5,14 @@
 use proptest::prelude::*;
 
 use super::attention::{Heads, RowPlace, Rows, attend_rows, store_rows};
+use super::blocks::{BLOCK, Format};
 use super::lanes::{LANES, Lanes, Scalar, exp};
 use super::matmul::{Then, product};
-use super::pack::{BLOCK, Format, PackedMatrix};
+use super::pack::PackedMatrix;
 use super::quantise::Activations;
 use super::rows::rms_norm;
 use super::threads::Threads;
 use super::{Cpu, Isa};
-
-const FORMATS: [Format; 5] = [Format::Q4_0, Format::Q4_1, Format::Q5_0, Format::Q5_1, Format::Q8_0];
 
 /// No file of failures: a found seed becomes a named test.
 fn config() -> ProptestConfig {
@@ -51,57 +50,123 @@ impl Bytes {
         let mut raw: Vec<u8> =
             (0..count * format.block_bytes()).map(|_| self.next() as u8).collect();
         for block in raw.chunks_exact_mut(format.block_bytes()) {
-            let halves = if format.has_minimum() { 2 } else { 1 };
-            for i in 0..halves {
-                let half = half::f16::from_f32(self.float() * 0.1).to_bits();
-                block[2 * i..2 * i + 2].copy_from_slice(&half.to_le_bytes());
-            }
+            set_scales(format, block, self.float() * 0.1, self.float() * 0.1);
         }
         raw
     }
 }
 
-/// (d, m, q) of a GGUF block, from the format's description.
-fn block_parts(format: Format, raw: &[u8]) -> (f32, f32, [i32; BLOCK]) {
+/// Writes the halves of a GGUF block: its scale, and its minimum where it has one.
+fn set_scales(format: Format, block: &mut [u8], d: f32, m: f32) {
+    let at = if format == Format::Q6K { 208 } else { 0 };
+    block[at..at + 2].copy_from_slice(&half::f16::from_f32(d).to_le_bytes());
+    if format.has_minimum() {
+        block[2..4].copy_from_slice(&half::f16::from_f32(m).to_le_bytes());
+    }
+}
+
+/// One weight: value = d·q + m.
+#[derive(Clone, Copy, Default)]
+struct Weight {
+    d: f32,
+    m: f32,
+    q: i32,
+}
+
+/// The weights of a GGUF block, in the order in which ggml's reference writes them.
+fn weights(format: Format, raw: &[u8]) -> Vec<Weight> {
     let half = |at: usize| half::f16::from_le_bytes([raw[at], raw[at + 1]]).to_f32();
-    let (minimum, header) = match format {
-        Format::Q4_0 | Format::Q8_0 => (0.0, 2),
+    match format {
+        Format::Q4K | Format::Q5K => return weights_with_six_bits(format, raw),
+        Format::Q6K => return weights_q6k(raw),
+        _ => {}
+    }
+    let (m, header) = match format {
         Format::Q4_1 => (half(2), 4),
         Format::Q5_0 => (0.0, 6),
         Format::Q5_1 => (half(2), 8),
+        _ => (0.0, 2),
     };
     let nibble = |k: usize| i32::from(raw[header + k % 16] >> (4 * (k / 16))) & 15;
     let fifth = |k: usize| {
         let bits = &raw[header - 4..header];
         (u32::from_le_bytes(bits.try_into().unwrap()) >> k & 1) as i32 * 16
     };
-    let q = std::array::from_fn(|k| match format {
+    let q = |k: usize| match format {
         Format::Q4_0 => nibble(k) - 8,
         Format::Q4_1 => nibble(k),
         Format::Q5_0 => nibble(k) + fifth(k) - 16,
         Format::Q5_1 => nibble(k) + fifth(k),
-        Format::Q8_0 => i32::from(raw[2 + k] as i8),
-    });
-    (half(0), minimum, q)
+        _ => i32::from(raw[2 + k] as i8),
+    };
+    (0..BLOCK).map(|k| Weight { d: half(0), m, q: q(k) }).collect()
+}
+
+fn weights_with_six_bits(format: Format, raw: &[u8]) -> Vec<Weight> {
+    let half = |at: usize| half::f16::from_le_bytes([raw[at], raw[at + 1]]).to_f32();
+    // All sixteen six-bit numbers from the twelve bytes as one: ggml packs them this way.
+    let s: Vec<u32> = raw[4..16].iter().map(|b| u32::from(*b)).collect();
+    let scale = |j: usize| if j < 4 { s[j] & 63 } else { s[j + 4] & 15 | (s[j - 4] >> 6) << 4 };
+    let min = |j: usize| if j < 4 { s[j + 4] & 63 } else { s[j + 4] >> 4 | (s[j] >> 6) << 4 };
+    let (high, quants) = match format {
+        Format::Q5K => (&raw[16..48], &raw[48..]),
+        _ => (&[0; 32][..], &raw[16..]),
+    };
+    let mut out = Vec::new();
+    for pair in 0..4 {
+        for side in 0..2 {
+            let j = 2 * pair + side;
+            for l in 0..32 {
+                let low = i32::from(quants[32 * pair + l] >> (4 * side)) & 15;
+                let q = low + if high[l] & (1 << j) != 0 { 16 } else { 0 };
+                let (d, m) = (half(0) * scale(j) as f32, -(half(2) * min(j) as f32));
+                out.push(Weight { d, m, q });
+            }
+        }
+    }
+    out
+}
+
+fn weights_q6k(raw: &[u8]) -> Vec<Weight> {
+    let d = half::f16::from_le_bytes([raw[208], raw[209]]).to_f32();
+    let mut out = vec![Weight::default(); 256];
+    for n in 0..2 {
+        let (ql, qh) = (&raw[64 * n..], &raw[128 + 32 * n..]);
+        let scale = |i: usize| d * f32::from(raw[192 + 8 * n + i] as i8);
+        for l in 0..32 {
+            let bits = |low: u8, shift: u32| i32::from(low | (qh[l] >> shift & 3) << 4) - 32;
+            let at = 128 * n + l;
+            let of = |q, i: usize| Weight { d: scale(l / 16 + i), m: 0.0, q };
+            out[at] = of(bits(ql[l] & 15, 0), 0);
+            out[at + 32] = of(bits(ql[l + 32] & 15, 2), 2);
+            out[at + 64] = of(bits(ql[l] >> 4, 4), 4);
+            out[at + 96] = of(bits(ql[l + 32] >> 4, 6), 6);
+        }
+    }
+    out
 }
 
 /// docs/spec/numerics.md, rule 1, for one output.
 fn oracle_dot(format: Format, raw_row: &[u8], x: &[f32]) -> f32 {
+    let weights: Vec<Weight> =
+        raw_row.chunks_exact(format.block_bytes()).flat_map(|raw| weights(format, raw)).collect();
+    let step = if format == Format::Q6K { 16 } else { BLOCK };
     let mut acc = 0.0f32;
-    for (raw, x) in raw_row.chunks_exact(format.block_bytes()).zip(x.chunks_exact(BLOCK)) {
-        let (d, m, q) = block_parts(format, raw);
+    for (weights, x) in weights.chunks_exact(BLOCK).zip(x.chunks_exact(BLOCK)) {
         let max = x.iter().fold(0.0f32, |m, x| m.max(x.abs()));
         if max < 1e-30 {
             // All zero: nothing is added but +0.
-            acc = 0.0f32.mul_add(d * 0.0, acc);
+            acc = 0.0f32.mul_add(weights[0].d * 0.0, acc);
             continue;
         }
         let (s, inverse) = (max / 127.0, 127.0 / max);
         let xq: Vec<i32> = x.iter().map(|x| (x * inverse).round_ties_even() as i32).collect();
-        let dot: i32 = q.iter().zip(&xq).map(|(q, x)| q * x).sum();
-        acc = (dot as f32).mul_add(d * s, acc);
+        for (weights, xq) in weights.chunks_exact(step).zip(xq.chunks_exact(step)) {
+            let dot: i32 = weights.iter().zip(xq).map(|(w, x)| w.q * x).sum();
+            acc = (dot as f32).mul_add(weights[0].d * s, acc);
+        }
         if format.has_minimum() {
-            acc = m.mul_add(s * xq.iter().sum::<i32>() as f32, acc);
+            acc = weights[0].m.mul_add(s * xq.iter().sum::<i32>() as f32, acc);
         }
     }
     acc
@@ -109,12 +174,12 @@ fn oracle_dot(format: Format, raw_row: &[u8], x: &[f32]) -> f32 {
 
 fn check_product(format: Format, (rows, outputs, cols): (usize, usize, usize), seed: u64) {
     let mut bytes = Bytes(seed);
-    let raw = bytes.blocks(format, outputs * cols / BLOCK);
+    let raw = bytes.blocks(format, outputs * cols / format.block_weights());
     let mut x = bytes.floats(rows * cols, 3.0);
     x[..BLOCK].fill(0.0);
     let matrix = [PackedMatrix::pack(format, outputs, cols, &raw).unwrap()];
     let residual = bytes.floats(rows * outputs, 1.0);
-    let row_bytes = cols / BLOCK * format.block_bytes();
+    let row_bytes = cols / format.block_weights() * format.block_bytes();
     let mut expected = residual.clone();
     for (at, out) in expected.iter_mut().enumerate() {
         let (row, output) = (at / outputs, at % outputs);
@@ -137,10 +202,12 @@ proptest! {
 
     #[test]
     fn products_have_the_defined_bits_on_every_instruction_set(
-        seed: u64, format in 0..5usize, rows in 1..20usize, outputs in 1..50usize,
+        seed: u64, format in 0..Format::ALL.len(), rows in 1..20usize, outputs in 1..50usize,
         blocks in 1..8usize,
     ) {
-        check_product(FORMATS[format], (rows, outputs, blocks * BLOCK), seed);
+        let format = Format::ALL[format];
+        let blocks = if format.block_weights() == BLOCK { blocks } else { blocks.div_ceil(3) };
+        check_product(format, (rows, outputs, blocks * format.block_weights()), seed);
     }
 
     #[test]
@@ -153,8 +220,10 @@ proptest! {
 
 #[test]
 fn products_have_the_defined_bits_at_the_models_own_sizes() {
-    for format in FORMATS {
-        check_product(format, (1, 64, 576), 1);
+    for format in Format::ALL {
+        // 576 is no whole number of super-blocks.
+        let cols = if format.block_weights() == BLOCK { 576 } else { 2048 };
+        check_product(format, (1, 64, cols), 1);
         check_product(format, (9, 32, 1536), 2);
     }
 }
@@ -162,26 +231,22 @@ fn products_have_the_defined_bits_at_the_models_own_sizes() {
 /// Weights and activations at their extremes: the products where narrower sums would overflow.
 #[test]
 fn block_dots_are_exact_at_the_extremes() {
-    for format in FORMATS {
-        for byte in [0x00, 0xff, 0x80, 0x7f] {
-            for x in [1.0, -1.0] {
-                let mut raw = vec![byte; 16 * format.block_bytes()];
-                for block in raw.chunks_exact_mut(format.block_bytes()) {
-                    block[..2].copy_from_slice(&half::f16::ONE.to_le_bytes());
-                    if format.has_minimum() {
-                        block[2..4].copy_from_slice(&half::f16::NEG_ONE.to_le_bytes());
-                    }
-                }
-                let matrix = [PackedMatrix::pack(format, 16, BLOCK, &raw).unwrap()];
-                let x = [x; BLOCK];
-                let expected = oracle_dot(format, &raw[..format.block_bytes()], &x);
-                for cpu in cpus() {
-                    let run = (cpu, &Threads::new(1).unwrap());
-                    let x = Activations::quantise(run, &x, BLOCK, None);
-                    let mut out = [0.0; 16];
-                    product(run, &matrix, &x, Then::Store, &mut out);
-                    assert_eq!(out, [expected; 16], "{format:?} {byte:#x} {cpu:?}");
-                }
+    for format in Format::ALL {
+        for (byte, x) in [0x00, 0xff, 0x80, 0x7f].into_iter().flat_map(|b| [(b, 1.0), (b, -1.0)]) {
+            let cols = format.block_weights();
+            let mut raw = vec![byte; 16 * format.block_bytes()];
+            for block in raw.chunks_exact_mut(format.block_bytes()) {
+                set_scales(format, block, 1.0, -1.0);
+            }
+            let matrix = [PackedMatrix::pack(format, 16, cols, &raw).unwrap()];
+            let x = vec![x; cols];
+            let expected = oracle_dot(format, &raw[..format.block_bytes()], &x);
+            for cpu in cpus() {
+                let run = (cpu, &Threads::new(1).unwrap());
+                let x = Activations::quantise(run, &x, cols, None);
+                let mut out = [0.0; 16];
+                product(run, &matrix, &x, Then::Store, &mut out);
+                assert_eq!(out, [expected; 16], "{format:?} {byte:#x} {cpu:?}");
             }
         }
     }
@@ -309,20 +374,53 @@ fn a_block_that_is_not_finite_stays_visible() {
 
 #[test]
 fn a_packed_row_reads_back_as_it_was() {
-    for format in FORMATS {
+    for format in Format::ALL {
+        let cols = 3 * format.block_weights();
         let raw = Bytes(5).blocks(format, 20 * 3);
-        let matrix = PackedMatrix::pack(format, 20, 96, &raw).unwrap();
-        for row in 0..20 {
-            let mut out = [0.0; 96];
+        let matrix = PackedMatrix::pack(format, 20, cols, &raw).unwrap();
+        for (row, raw) in raw.chunks_exact(3 * format.block_bytes()).enumerate() {
+            let mut out = vec![0.0; cols];
             matrix.row(row, &mut out);
-            let blocks = raw[row * 3 * format.block_bytes()..].chunks_exact(format.block_bytes());
-            for (out, raw) in out.chunks_exact(BLOCK).zip(blocks) {
-                let (d, m, q) = block_parts(format, raw);
-                assert_eq!(out, q.map(|q| d * q as f32 + m), "{format:?} row {row}");
+            let of_row = raw.chunks_exact(format.block_bytes());
+            let expected = of_row.flat_map(|raw| weights(format, raw));
+            let expected: Vec<f32> = expected.map(|w| w.d * w.q as f32 + w.m).collect();
+            assert_eq!(out, expected, "{format:?} row {row}");
+        }
+        assert!(PackedMatrix::pack(format, 20, cols, &raw[1..]).is_none());
+        assert!(PackedMatrix::pack(format, 20, cols - 1, &raw).is_none());
+    }
+}
+
+/// candle reads the same files by code of its own.
+#[test]
+fn packed_rows_are_what_candle_reads() {
+    use candle_core::quantized::{GgmlDType, QTensor};
+    use candle_core::{Device, Tensor};
+    let dtypes = [
+        GgmlDType::Q4_0,
+        GgmlDType::Q4_1,
+        GgmlDType::Q5_0,
+        GgmlDType::Q5_1,
+        GgmlDType::Q8_0,
+        GgmlDType::Q4K,
+        GgmlDType::Q5K,
+        GgmlDType::Q6K,
+    ];
+    let values = Bytes(9).floats(16 * 512, 1.0);
+    let tensor = Tensor::from_vec(values, (16, 512), &Device::Cpu).unwrap();
+    for (format, dtype) in Format::ALL.into_iter().zip(dtypes) {
+        let quantised = QTensor::quantize(&tensor, dtype).unwrap();
+        let matrix = PackedMatrix::pack(format, 16, 512, &quantised.data().unwrap()).unwrap();
+        let theirs = quantised.dequantize(&Device::Cpu).unwrap().to_vec2::<f32>().unwrap();
+        for (row, theirs) in theirs.iter().enumerate() {
+            let mut ours = vec![0.0; 512];
+            matrix.row(row, &mut ours);
+            for (k, (ours, theirs)) in ours.iter().zip(theirs).enumerate() {
+                // Who rounds where differs by a bit.
+                let is_close = (ours - theirs).abs() <= 2e-7 * theirs.abs().max(1e-2);
+                assert!(is_close, "{format:?} row {row} weight {k}: {ours}, theirs {theirs}");
             }
         }
-        assert!(PackedMatrix::pack(format, 20, 96, &raw[1..]).is_none());
-        assert!(PackedMatrix::pack(format, 20, 95, &raw).is_none());
     }
 }
 
