@@ -150,6 +150,9 @@ impl Gguf {
             GgmlDType::Q4K => Format::Q4K,
             GgmlDType::Q5K => Format::Q5K,
             GgmlDType::Q6K => Format::Q6K,
+            GgmlDType::F16 => Format::F16,
+            GgmlDType::BF16 => Format::Bf16,
+            GgmlDType::F32 => Format::F32,
             other => {
                 let found = format!("{other:?}");
                 return Err(LoadError::UnsupportedQuantisation { tensor: name.into(), found });

@@ -46,7 +46,7 @@ impl CustomOp1 for NormLinear<'_> {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (x, rows, cols) = contiguous(storage, layout)?;
-        let x = Activations::quantise(self.machine.parts(), x, cols, Some(self.norm));
+        let x = Activations::new(self.machine.parts(), x, cols, Some(self.norm), self.weights);
         let (then, cols) = match self.gated {
             true => (Then::SwiGlu, self.weights[0].rows),
             false => (Then::Store, self.weights.iter().map(|w| w.rows).sum()),
@@ -78,7 +78,7 @@ impl CustomOp2 for LinearAdd<'_> {
     ) -> Result<(CpuStorage, Shape)> {
         let (x, rows, inner) = contiguous(storage, layout)?;
         let (residual, _, width) = contiguous(residual, residual_layout)?;
-        let x = Activations::quantise(self.machine.parts(), x, inner, None);
+        let x = Activations::new(self.machine.parts(), x, inner, None, self.weights);
         let mut out = vec![0.0; rows * width];
         product(self.machine.parts(), self.weights, &x, Then::Add(residual), &mut out);
         Ok((CpuStorage::F32(out), (rows, width).into()))

@@ -1,4 +1,4 @@
-//! GGUF's quantised blocks, read weight by weight.
+//! GGUF's weight formats: quantised blocks, read weight by weight, and plain floats.
 //!
 //! For: the one place that knows how a file lays its weights out.
 //! Must never: round: a scale that a format makes of two factors is exact in f32.
@@ -30,12 +30,18 @@ pub(crate) enum Format {
     /// q in −32..32, six bits, kept as eight; d is the product of a half and eight bits, and each
     /// 16 weights have one of their own.
     Q6K,
+    /// IEEE half precision, not quantised.
+    F16,
+    /// The upper half of an f32.
+    Bf16,
+    /// IEEE single precision.
+    F32,
 }
 
 impl Format {
     /// All of them.
     #[cfg(test)]
-    pub(crate) const ALL: [Format; 8] = [
+    pub(crate) const ALL: [Format; 11] = [
         Format::Q4_0,
         Format::Q4_1,
         Format::Q5_0,
@@ -44,14 +50,23 @@ impl Format {
         Format::Q4K,
         Format::Q5K,
         Format::Q6K,
+        Format::F16,
+        Format::Bf16,
+        Format::F32,
     ];
 
-    /// Weights of one GGUF block; a row is a whole number of them.
+    /// Weights of one GGUF block; a row is a whole number of them. Floats have no blocks in the
+    /// file; ours are of 32.
     pub(crate) fn block_weights(self) -> usize {
         match self {
-            Format::Q4_0 | Format::Q4_1 | Format::Q5_0 | Format::Q5_1 | Format::Q8_0 => BLOCK,
             Format::Q4K | Format::Q5K | Format::Q6K => SUPER,
+            _ => BLOCK,
         }
+    }
+
+    /// Whether weights are not quantised.
+    pub(crate) fn is_float(self) -> bool {
+        matches!(self, Format::F16 | Format::Bf16 | Format::F32)
     }
 
     /// Bytes of one GGUF block.
@@ -65,6 +80,8 @@ impl Format {
             Format::Q4K => 144,
             Format::Q5K => 176,
             Format::Q6K => 210,
+            Format::F16 | Format::Bf16 => 2 * BLOCK,
+            Format::F32 => 4 * BLOCK,
         }
     }
 
@@ -73,9 +90,10 @@ impl Format {
         matches!(self, Format::Q4_1 | Format::Q5_1 | Format::Q4K | Format::Q5K)
     }
 
-    /// Whether weights are packed to eight bits (else to four).
+    /// Whether weights are packed to eight bits (else, where they are quantised, to four).
     pub(crate) fn is_octet(self) -> bool {
-        !matches!(self, Format::Q4_0 | Format::Q4_1 | Format::Q4K)
+        use Format::{Q5_0, Q5_1, Q5K, Q6K, Q8_0};
+        matches!(self, Q5_0 | Q5_1 | Q8_0 | Q5K | Q6K)
     }
 
     /// Whether each half of a block has a scale of its own.
@@ -83,9 +101,9 @@ impl Format {
         self == Format::Q6K
     }
 
-    /// Whether scales need more than half precision.
+    /// Whether scales (or the weights themselves, where they are floats) need more than 16 bits.
     pub(crate) fn is_wide(self) -> bool {
-        matches!(self, Format::Q4K | Format::Q5K | Format::Q6K)
+        matches!(self, Format::Q4K | Format::Q5K | Format::Q6K | Format::F32)
     }
 
     /// What is added to q in the packed form: 128 for octets, 8 for `Q4_0`, 0 for four bits with
@@ -93,8 +111,8 @@ impl Format {
     pub(crate) fn zero(self) -> i32 {
         match self {
             Format::Q4_0 => 8,
-            Format::Q4_1 | Format::Q4K => 0,
-            Format::Q5_0 | Format::Q5_1 | Format::Q8_0 | Format::Q5K | Format::Q6K => 128,
+            _ if self.is_octet() => 128,
+            _ => 0,
         }
     }
 }
@@ -110,14 +128,12 @@ pub(crate) struct Block {
     pub(crate) m: f32,
 }
 
-/// The `nth` 32 weights of a GGUF block.
+/// The `nth` 32 weights of a GGUF block of a quantised format.
 pub(crate) fn block(format: Format, raw: &[u8], nth: usize) -> Block {
     match format {
         Format::Q4K | Format::Q5K => minimum_k(format, raw, nth),
         Format::Q6K => halves_k(raw, nth),
-        Format::Q4_0 | Format::Q4_1 | Format::Q5_0 | Format::Q5_1 | Format::Q8_0 => {
-            plain(format, raw)
-        }
+        _ => plain(format, raw),
     }
 }
 

@@ -31,6 +31,8 @@ pub(crate) trait Lanes: Copy {
     fn store(self, to: &mut [f32; LANES]);
     /// Lanes from IEEE half precision bits; exact.
     fn load_f16(from: &[u16; LANES]) -> Self;
+    /// Lanes from the upper halves of f32; exact.
+    fn load_bf16(from: &[u16; LANES]) -> Self;
     /// `self + b`.
     fn add(self, b: Self) -> Self;
     /// `self - b`.
@@ -139,6 +141,10 @@ impl Lanes for Scalar {
     #[inline(always)]
     fn load_f16(from: &[u16; LANES]) -> Self {
         Scalar(from.map(|bits| half::f16::from_bits(bits).to_f32_const()))
+    }
+    #[inline(always)]
+    fn load_bf16(from: &[u16; LANES]) -> Self {
+        Scalar(from.map(|bits| f32::from_bits(u32::from(bits) << 16)))
     }
     #[inline(always)]
     fn add(self, b: Self) -> Self {

@@ -100,6 +100,18 @@ impl Lanes for Avx2 {
         }
     }
     #[inline(always)]
+    fn load_bf16(from: &[u16; LANES]) -> Self {
+        #[inline(always)]
+        fn half(from: &[u16]) -> __m256 {
+            // SAFETY: see the impl; eight values are read.
+            unsafe {
+                let bits = _mm_loadu_si128(from[..8].as_ptr().cast());
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(bits)))
+            }
+        }
+        Avx2(half(&from[..8]), half(&from[8..]))
+    }
+    #[inline(always)]
     fn add(self, b: Self) -> Self {
         // SAFETY: see the impl.
         unsafe { Avx2(_mm256_add_ps(self.0, b.0), _mm256_add_ps(self.1, b.1)) }

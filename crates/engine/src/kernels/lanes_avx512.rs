@@ -74,6 +74,14 @@ impl Lanes for Avx512 {
         Avx512(unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast())) })
     }
     #[inline(always)]
+    fn load_bf16(from: &[u16; LANES]) -> Self {
+        // SAFETY: see the impl.
+        unsafe {
+            let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.as_ptr().cast()));
+            Avx512(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits)))
+        }
+    }
+    #[inline(always)]
     fn add(self, b: Self) -> Self {
         // SAFETY: see the impl.
         Avx512(unsafe { _mm512_add_ps(self.0, b.0) })

@@ -4,7 +4,7 @@
 //! Must never: split or reorder a sum. One lane is one output; its blocks are added in ascending
 //! order: `acc = fma(f32(Σ₃₂ q·x), d·s, acc)`, then for formats with a minimum
 //! `acc = fma(m, s·Σx, acc)`; where each 16 weights have a scale, two steps of 16
-//! (docs/spec/numerics.md, rule 1). Rows that are computed together
+//! (docs/spec/numerics.md, rule 1). Float weights: `acc = fma(w, x, acc)`, k ascending. Rows that are computed together
 //! don't touch each other.
 //! Relies on: exact block dots of [`Lanes`].
 
@@ -191,6 +191,7 @@ fn dot_tile<V: Lanes>(tile: Tile<'_>, x: &Activations, rows: Range<usize>, dots:
         Format::Q4K => dot_rows::<V, NibblesMinimumWide>(tile, x, rows, dots),
         Format::Q5K => dot_rows::<V, OctetsMinimumWide>(tile, x, rows, dots),
         Format::Q6K => dot_rows::<V, OctetHalves>(tile, x, rows, dots),
+        Format::F16 | Format::Bf16 | Format::F32 => dot_float_rows(tile, x, rows, dots),
     }
 }
 
@@ -256,6 +257,55 @@ fn dot_group<V: Lanes, F: Form, const M: usize>(
     dots[..M].copy_from_slice(&acc);
 }
 
+/// As [`dot_rows`], for float weights.
+#[inline(always)]
+fn dot_float_rows<V: Lanes>(
+    tile: Tile<'_>,
+    x: &Activations,
+    rows: Range<usize>,
+    dots: &mut [V; GROUP],
+) {
+    let (first, count) = (rows.start, rows.len());
+    if V::ROWS_TOGETHER >= 8 && count == 8 {
+        dot_floats::<V, 8>(tile, x, first, dots);
+    } else if V::ROWS_TOGETHER >= 4 && count == 4 {
+        dot_floats::<V, 4>(tile, x, first, dots);
+    } else if V::ROWS_TOGETHER >= 2 && count == 2 {
+        dot_floats::<V, 2>(tile, x, first, dots);
+    } else {
+        dot_floats::<V, 1>(tile, x, first, dots);
+    }
+}
+
+/// The definition of a product with float weights: `acc = fma(w, x, acc)`, k ascending.
+#[inline(always)]
+fn dot_floats<V: Lanes, const M: usize>(
+    tile: Tile<'_>,
+    x: &Activations,
+    first_row: usize,
+    dots: &mut [V; GROUP],
+) {
+    let parts = tile.weights.tile(tile.tile);
+    let (halves, fulls) = (parts.halves.as_chunks::<LANES>().0, parts.fulls.as_chunks().0);
+    let format = tile.weights.format;
+    let mut rows = [&[][..]; M];
+    for (r, row) in rows.iter_mut().enumerate() {
+        *row = &x.floats(first_row + r)[..tile.weights.cols];
+    }
+    let mut acc = [V::splat(0.0); M];
+    for k in 0..tile.weights.cols {
+        let weights = match format {
+            Format::F32 => V::load(&fulls[k]),
+            Format::Bf16 => V::load_bf16(&halves[k]),
+            _ => V::load_f16(&halves[k]),
+        };
+        unrolled!(M, |R| {
+            acc[R] = weights.fma(V::splat(rows[R][k]), acc[R]);
+        });
+    }
+    dots[..M].copy_from_slice(&acc);
+}
+
 /// The scales of a block, and its minima or the scales of its second halves: the scales again
 /// where a format has neither.
 #[inline(always)]
@@ -263,10 +313,10 @@ fn scales_of<V: Lanes, F: Form>(parts: TileParts<'_>, block: usize) -> (V, V) {
     let (count, second) = if F::MINIMUM || F::HALVES { (2, 1) } else { (1, 0) };
     let at = block * count;
     if F::WIDE {
-        let scales = parts.full_scales.as_chunks::<LANES>().0;
+        let scales = parts.fulls.as_chunks::<LANES>().0;
         (V::load(&scales[at]), V::load(&scales[at + second]))
     } else {
-        let scales = parts.half_scales.as_chunks::<LANES>().0;
+        let scales = parts.halves.as_chunks::<LANES>().0;
         (V::load_f16(&scales[at]), V::load_f16(&scales[at + second]))
     }
 }

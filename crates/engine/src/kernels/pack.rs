@@ -1,4 +1,4 @@
-//! Quantised weight matrices, repacked for sixteen output rows at a time.
+//! Weight matrices, repacked for sixteen output rows at a time.
 //!
 //! For: reading each weight once, in order, whatever the number of activation rows.
 //! Must never: change a weight's value: packing permutes bits, and a scale that the file keeps in
@@ -14,34 +14,42 @@ pub(crate) struct PackedMatrix {
     pub(crate) cols: usize,
     pub(crate) format: Format,
     lines: Vec<Line>,
-    scales: Scales,
+    values: Values,
 }
 
 /// For each block 16 scales, then 16 minima or 16 scales of the blocks' second halves, where the
-/// format has such.
-enum Scales {
-    /// IEEE half precision.
+/// format has such. In float formats the weights themselves, 16 rows to each k.
+enum Values {
+    /// IEEE half precision, or the upper halves of f32 where the format is `Bf16`.
     Half(Vec<u16>),
     Full(Vec<f32>),
 }
 
-/// Packed weights of one tile, blocks in ascending order; of the two lists of scales the one that
+/// Packed weights of one tile, blocks in ascending order; of the two lists of values the one that
 /// the format uses.
 #[derive(Clone, Copy)]
 pub(crate) struct TileParts<'a> {
     pub(crate) lines: &'a [Line],
-    pub(crate) half_scales: &'a [u16],
-    pub(crate) full_scales: &'a [f32],
+    pub(crate) halves: &'a [u16],
+    pub(crate) fulls: &'a [f32],
 }
 
 impl Format {
     fn lines(self) -> usize {
-        if self.is_octet() { 8 } else { 4 }
+        match self.is_float() {
+            true => 0,
+            false if self.is_octet() => 8,
+            false => 4,
+        }
     }
 
-    /// Values a packed block carries beside its weights.
-    fn scales(self) -> usize {
-        if self.has_minimum() || self.has_halves() { 2 * LANES } else { LANES }
+    /// Values that a packed block carries.
+    fn values(self) -> usize {
+        match self.is_float() {
+            true => BLOCK * LANES,
+            false if self.has_minimum() || self.has_halves() => 2 * LANES,
+            false => LANES,
+        }
     }
 }
 
@@ -59,17 +67,21 @@ impl PackedMatrix {
         }
         // Rows that pad the last tile are all zero and are never read back.
         let blocks = rows.div_ceil(LANES) * (cols / BLOCK);
-        let scales = match format.is_wide() {
-            true => Scales::Full(vec![0.0; blocks * format.scales()]),
-            false => Scales::Half(vec![0; blocks * format.scales()]),
+        let values = match format.is_wide() {
+            true => Values::Full(vec![0.0; blocks * format.values()]),
+            false => Values::Half(vec![0; blocks * format.values()]),
         };
         let lines = vec![Line([0; 64]); blocks * format.lines()];
-        let mut matrix = PackedMatrix { rows, cols, format, lines, scales };
+        let mut matrix = PackedMatrix { rows, cols, format, lines, values };
         let parts = format.block_weights() / BLOCK;
         for (at, raw) in raw.chunks_exact(format.block_bytes()).enumerate() {
+            let row = at / file_blocks;
             for part in 0..parts {
                 let of_row = at % file_blocks * parts + part;
-                matrix.put(at / file_blocks, of_row, &block(format, raw, part));
+                match format.is_float() {
+                    true => matrix.put_floats(row, of_row, raw),
+                    false => matrix.put(row, of_row, &block(format, raw, part)),
+                }
             }
         }
         Some(matrix)
@@ -77,11 +89,11 @@ impl PackedMatrix {
 
     /// Bytes held.
     pub(crate) fn bytes(&self) -> u64 {
-        let scales = match &self.scales {
-            Scales::Half(scales) => scales.len() * 2,
-            Scales::Full(scales) => scales.len() * 4,
+        let values = match &self.values {
+            Values::Half(values) => values.len() * 2,
+            Values::Full(values) => values.len() * 4,
         };
-        (self.lines.len() * 64 + scales) as u64
+        (self.lines.len() * 64 + values) as u64
     }
 
     /// Tiles of 16 rows, the last one perhaps padded.
@@ -97,34 +109,35 @@ impl PackedMatrix {
     /// Packed weights and scales of one tile.
     #[inline(always)]
     pub(crate) fn tile(&self, tile: usize) -> TileParts<'_> {
-        let (lines, scales) = (self.format.lines(), self.format.scales());
+        let (lines, values) = (self.format.lines(), self.format.values());
         let blocks = tile * self.blocks()..(tile + 1) * self.blocks();
-        let of_scales = blocks.start * scales..blocks.end * scales;
+        let of_values = blocks.start * values..blocks.end * values;
         let lines = &self.lines[blocks.start * lines..blocks.end * lines];
-        match &self.scales {
-            Scales::Half(scales) => {
-                TileParts { lines, half_scales: &scales[of_scales], full_scales: &[] }
-            }
-            Scales::Full(scales) => {
-                TileParts { lines, half_scales: &[], full_scales: &scales[of_scales] }
-            }
+        match &self.values {
+            Values::Half(values) => TileParts { lines, halves: &values[of_values], fulls: &[] },
+            Values::Full(values) => TileParts { lines, halves: &[], fulls: &values[of_values] },
         }
     }
 
-    /// Row `row` as f32: d·q is rounded at most once (exact but in wide formats), adding the
-    /// minimum rounds once.
+    /// Row `row` as f32: floats as they are; d·q is rounded at most once (exact but in wide
+    /// formats), adding the minimum rounds once.
     pub(crate) fn row(&self, row: usize, out: &mut [f32]) {
-        let TileParts { lines, half_scales, full_scales } = self.tile(row / LANES);
+        let TileParts { lines, halves, fulls } = self.tile(row / LANES);
         let lane = row % LANES;
-        let scale = |at: usize| match half_scales {
-            [] => full_scales[at],
+        let value = |at: usize| match halves {
+            [] => fulls[at],
+            halves if self.format == Format::Bf16 => bf16(halves[at]),
             halves => half::f16::from_bits(halves[at]).to_f32_const(),
         };
         for (b, out) in out.chunks_exact_mut(BLOCK).enumerate() {
-            let at = b * self.format.scales() + lane;
-            let first = scale(at);
-            let second = if self.format.has_halves() { scale(at + LANES) } else { first };
-            let m = if self.format.has_minimum() { scale(at + LANES) } else { 0.0 };
+            let at = b * self.format.values() + lane;
+            if self.format.is_float() {
+                out.iter_mut().enumerate().for_each(|(k, out)| *out = value(at + k * LANES));
+                continue;
+            }
+            let first = value(at);
+            let second = if self.format.has_halves() { value(at + LANES) } else { first };
+            let m = if self.format.has_minimum() { value(at + LANES) } else { 0.0 };
             let lines = &lines[b * self.format.lines()..];
             for (k, out) in out.iter_mut().enumerate() {
                 let d = if k < BLOCK / 2 { first } else { second };
@@ -138,25 +151,42 @@ impl PackedMatrix {
         }
     }
 
+    fn put_floats(&mut self, row: usize, of_row: usize, raw: &[u8]) {
+        let at = row / LANES * self.blocks() + of_row;
+        let first = at * self.format.values() + row % LANES;
+        match &mut self.values {
+            Values::Half(values) => {
+                for (k, bytes) in raw.as_chunks::<2>().0.iter().enumerate() {
+                    values[first + k * LANES] = u16::from_le_bytes(*bytes);
+                }
+            }
+            Values::Full(values) => {
+                for (k, bytes) in raw.as_chunks::<4>().0.iter().enumerate() {
+                    values[first + k * LANES] = f32::from_le_bytes(*bytes);
+                }
+            }
+        }
+    }
+
     fn put(&mut self, row: usize, of_row: usize, block: &Block) {
         let at = row / LANES * self.blocks() + of_row;
         let lane = row % LANES;
-        let of_scales = at * self.format.scales() + lane;
+        let of_scales = at * self.format.values() + lane;
         let second = match self.format.has_minimum() {
             true => Some(block.m),
             false => self.format.has_halves().then_some(block.d[1]),
         };
-        match &mut self.scales {
-            Scales::Half(scales) => {
-                scales[of_scales] = half::f16::from_f32(block.d[0]).to_bits();
+        match &mut self.values {
+            Values::Half(values) => {
+                values[of_scales] = half::f16::from_f32(block.d[0]).to_bits();
                 if let Some(second) = second {
-                    scales[of_scales + LANES] = half::f16::from_f32(second).to_bits();
+                    values[of_scales + LANES] = half::f16::from_f32(second).to_bits();
                 }
             }
-            Scales::Full(scales) => {
-                scales[of_scales] = block.d[0];
+            Values::Full(values) => {
+                values[of_scales] = block.d[0];
                 if let Some(second) = second {
-                    scales[of_scales + LANES] = second;
+                    values[of_scales + LANES] = second;
                 }
             }
         }
@@ -169,4 +199,9 @@ impl PackedMatrix {
             }
         }
     }
+}
+
+/// The f32 whose upper half these bits are.
+fn bf16(bits: u16) -> f32 {
+    f32::from_bits(u32::from(bits) << 16)
 }

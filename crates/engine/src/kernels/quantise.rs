@@ -1,4 +1,4 @@
-//! Activations as int8 in blocks of 32.
+//! Activations as products read them: int8 in blocks of 32, or as they are.
 //!
 //! For: the right-hand side of every product (docs/spec/numerics.md, rule 1).
 //! Must never: have a second rounding rule; a block that isn't finite must stay visible (its
@@ -7,16 +7,20 @@
 
 use super::blocks::BLOCK;
 use super::lanes::{Lanes, ROUND_BIAS};
+use super::pack::PackedMatrix;
 use super::rows::rms_norm;
 use super::threads::{Disjoint, Threads};
 use super::{Cpu, per_isa};
 
-/// Quantised rows: x ≈ scale·q, one scale to a block of 32.
+/// Rows as products read them: x ≈ scale·q, one scale to a block of 32, for quantised weights; x
+/// itself for float weights.
 pub(crate) struct Activations {
     pub(crate) rows: usize,
     pub(crate) cols: usize,
     q: Vec<[i8; BLOCK]>,
     scales: Vec<BlockScale>,
+    /// Empty where no weights want them.
+    floats: Vec<f32>,
 }
 
 /// What a product needs of a block beside its int8 values.
@@ -33,45 +37,66 @@ pub(crate) struct BlockScale {
 }
 
 impl Activations {
-    /// Quantises `x`, rows of `cols` values (a multiple of 32), each row first normed if `norm`
-    /// (weight and epsilon) is given. Blocks; `threads` share the rows out.
-    pub(crate) fn quantise(
+    /// Prepares `x`, rows of `cols` values (a multiple of 32), for products with `weights`, each
+    /// row first normed if `norm` (weight and epsilon) is given. Blocks; `threads` share the rows
+    /// out.
+    pub(crate) fn new(
         (cpu, threads): (Cpu, &Threads),
         x: &[f32],
         cols: usize,
         norm: Option<(&[f32], f32)>,
+        weights: &[PackedMatrix],
     ) -> Self {
         let rows = x.len() / cols;
         let blocks = cols / BLOCK;
-        let mut out = Activations::new(rows, cols);
+        let mut out = Activations::empty(rows, cols, weights);
+        let has_q = !out.q.is_empty();
+        let has_floats = !out.floats.is_empty();
         let (q, scales) = (Disjoint::new(&mut out.q), Disjoint::new(&mut out.scales));
+        let floats = Disjoint::new(&mut out.floats);
         threads.run_ranges(rows, &|range| {
             let mut normed = vec![0.0; if norm.is_some() { cols } else { 0 }];
             for row in range {
-                // SAFETY: each row is in one range only.
-                let q = unsafe { q.part(row * blocks, blocks) };
-                // SAFETY: as above.
-                let scales = unsafe { scales.part(row * blocks, blocks) };
                 let mut x = &x[row * cols..(row + 1) * cols];
                 if let Some((weight, eps)) = norm {
                     rms_norm(cpu, x, weight, eps, &mut normed);
                     x = &normed;
                 }
-                quantise_row(cpu, x, q, scales);
+                if has_q {
+                    // SAFETY: each row is in one range only.
+                    let q = unsafe { q.part(row * blocks, blocks) };
+                    // SAFETY: as above.
+                    let scales = unsafe { scales.part(row * blocks, blocks) };
+                    quantise_row(cpu, x, q, scales);
+                }
+                if has_floats {
+                    // SAFETY: as above.
+                    unsafe { floats.part(row * cols, cols) }.copy_from_slice(x);
+                }
             }
         });
         out
     }
 
     /// Space for `rows` rows of `cols` values, `cols` a multiple of 32.
-    fn new(rows: usize, cols: usize) -> Self {
+    fn empty(rows: usize, cols: usize, weights: &[PackedMatrix]) -> Self {
         let blocks = rows * cols / BLOCK;
+        let count = |is_wanted: bool, count| if is_wanted { count } else { 0 };
+        let of_q = count(weights.iter().any(|w| !w.format.is_float()), blocks);
+        let of_floats = count(weights.iter().any(|w| w.format.is_float()), rows * cols);
         Activations {
             rows,
             cols,
-            q: vec![[0; BLOCK]; blocks],
-            scales: vec![BlockScale::default(); blocks],
+            q: vec![[0; BLOCK]; of_q],
+            scales: vec![BlockScale::default(); of_q],
+            floats: vec![0.0; of_floats],
         }
+    }
+
+    /// The values of one row, for float weights.
+    #[inline(always)]
+    pub(crate) fn floats(&self, row: usize) -> &[f32] {
+        &self.floats[row * self.cols..(row + 1) * self.cols]
     }
 
     /// Blocks of one row.

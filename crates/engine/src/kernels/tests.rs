@@ -56,8 +56,29 @@ impl Bytes {
     }
 }
 
-/// Writes the halves of a GGUF block: its scale, and its minimum where it has one.
+/// Writes the halves of a GGUF block: its scale, and its minimum where it has one. Floats have
+/// neither, and become multiples of `d`.
 fn set_scales(format: Format, block: &mut [u8], d: f32, m: f32) {
+    let value = |byte: u8| d * (f32::from(byte) / 128.0 - 1.0);
+    match format {
+        Format::F16 | Format::Bf16 => {
+            for pair in block.as_chunks_mut::<2>().0 {
+                let value = value(pair[0]);
+                *pair = match format {
+                    Format::F16 => half::f16::from_f32(value).to_le_bytes(),
+                    _ => half::bf16::from_f32(value).to_le_bytes(),
+                };
+            }
+            return;
+        }
+        Format::F32 => {
+            for four in block.as_chunks_mut::<4>().0 {
+                *four = value(four[0]).to_le_bytes();
+            }
+            return;
+        }
+        _ => {}
+    }
     let at = if format == Format::Q6K { 208 } else { 0 };
     block[at..at + 2].copy_from_slice(&half::f16::from_f32(d).to_le_bytes());
     if format.has_minimum() {
@@ -79,6 +100,18 @@ fn weights(format: Format, raw: &[u8]) -> Vec<Weight> {
     match format {
         Format::Q4K | Format::Q5K => return weights_with_six_bits(format, raw),
         Format::Q6K => return weights_q6k(raw),
+        Format::F16 | Format::Bf16 | Format::F32 => {
+            let floats: Vec<f32> = match format {
+                Format::F16 => {
+                    raw.as_chunks().0.iter().map(|b| half::f16::from_le_bytes(*b).into()).collect()
+                }
+                Format::Bf16 => {
+                    raw.as_chunks().0.iter().map(|b| half::bf16::from_le_bytes(*b).into()).collect()
+                }
+                _ => raw.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+            };
+            return floats.into_iter().map(|d| Weight { d, m: 0.0, q: 1 }).collect();
+        }
         _ => {}
     }
     let (m, header) = match format {
@@ -152,6 +185,9 @@ fn oracle_dot(format: Format, raw_row: &[u8], x: &[f32]) -> f32 {
         raw_row.chunks_exact(format.block_bytes()).flat_map(|raw| weights(format, raw)).collect();
     let step = if format == Format::Q6K { 16 } else { BLOCK };
     let mut acc = 0.0f32;
+    if format.is_float() {
+        return weights.iter().zip(x).fold(acc, |acc, (w, x)| w.d.mul_add(*x, acc));
+    }
     for (weights, x) in weights.chunks_exact(BLOCK).zip(x.chunks_exact(BLOCK)) {
         let max = x.iter().fold(0.0f32, |m, x| m.max(x.abs()));
         if max < 1e-30 {
@@ -189,7 +225,7 @@ fn check_product(format: Format, (rows, outputs, cols): (usize, usize, usize), s
     for cpu in cpus() {
         for threads in [1, 3] {
             let run = (cpu, &Threads::new(threads).unwrap());
-            let x = Activations::quantise(run, &x, cols, None);
+            let x = Activations::new(run, &x, cols, None, &matrix);
             let mut out = vec![0.0; rows * outputs];
             product(run, &matrix, &x, Then::Add(&residual), &mut out);
             assert_eq!(bits(&out), bits(&expected), "{format:?} {cpu:?} {threads} threads");
@@ -243,7 +279,7 @@ fn block_dots_are_exact_at_the_extremes() {
             let expected = oracle_dot(format, &raw[..format.block_bytes()], &x);
             for cpu in cpus() {
                 let run = (cpu, &Threads::new(1).unwrap());
-                let x = Activations::quantise(run, &x, cols, None);
+                let x = Activations::new(run, &x, cols, None, &matrix);
                 let mut out = [0.0; 16];
                 product(run, &matrix, &x, Then::Store, &mut out);
                 assert_eq!(out, [expected; 16], "{format:?} {byte:#x} {cpu:?}");
@@ -364,7 +400,7 @@ fn a_block_that_is_not_finite_stays_visible() {
         x[7] = bad;
         for cpu in cpus() {
             let run = (cpu, &Threads::new(1).unwrap());
-            let x = Activations::quantise(run, &x, BLOCK, None);
+            let x = Activations::new(run, &x, BLOCK, None, std::slice::from_ref(&matrix));
             let mut out = [0.0; 16];
             product(run, std::slice::from_ref(&matrix), &x, Then::Store, &mut out);
             assert!(out.iter().all(|y| y.is_nan()), "{bad} {cpu:?}");
@@ -405,6 +441,9 @@ fn packed_rows_are_what_candle_reads() {
         GgmlDType::Q4K,
         GgmlDType::Q5K,
         GgmlDType::Q6K,
+        GgmlDType::F16,
+        GgmlDType::BF16,
+        GgmlDType::F32,
     ];
     let values = Bytes(9).floats(16 * 512, 1.0);
     let tensor = Tensor::from_vec(values, (16, 512), &Device::Cpu).unwrap();
