@@ -39,7 +39,7 @@ while [ $# -gt 0 ]; do
         shift
         ;;
     --isa)
-        case "${2:-}" in scalar | avx2 | avx512) ;; *) die "--isa wants scalar, avx2 or avx512" ;; esac
+        [[ "${2:-}" =~ ^(scalar|avx2|avx512)$ ]] || die "--isa wants scalar, avx2 or avx512"
         rest+=("$1" "$2")
         shift
         ;;

@@ -44,8 +44,9 @@ fn dot_nibbles_half(weights: &[__m256i], x: &[i8; 32], start: i32) -> __m256 {
     }
 }
 
-/// Σ w·x for eight rows of signed weights, from group `first` of x on: |w| as u8 (128 for −128) times x with w's sign:
-/// a pair is at most 2·128·127 = 32 512, within an i16; pairs are widened before they are added.
+/// Σ w·x for eight rows of signed weights, from group `first` of x on: |w| as u8 (128 for −128)
+/// times x with w's sign: a pair is at most 2·128·127 = 32 512, within an i16; pairs are widened
+/// before they are added.
 #[inline(always)]
 fn dot_octets_half(weights: &[__m256i], x: &[i8; 32], first: usize) -> __m256 {
     // SAFETY: `per_isa!` proved AVX2; all operands are registers.

@@ -4,8 +4,8 @@
 //! Must never: split or reorder a sum. One lane is one output; its blocks are added in ascending
 //! order: `acc = fma(f32(Σ₃₂ q·x), d·s, acc)`, then for formats with a minimum
 //! `acc = fma(m, s·Σx, acc)`; where each 16 weights have a scale, two steps of 16
-//! (docs/spec/numerics.md, rule 1). Float weights: `acc = fma(w, x, acc)`, k ascending. Rows that are computed together
-//! don't touch each other.
+//! (docs/spec/numerics.md, rule 1). Float weights: `acc = fma(w, x, acc)`, k ascending. Rows that
+//! are computed together don't touch each other.
 //! Relies on: exact block dots of [`Lanes`].
 
 use std::ops::Range;
