@@ -1,6 +1,7 @@
 """The auditor of scripts/chaos finds what it is there to find, on books that were cooked here."""
 
 import asyncio
+import base64
 import json
 import sqlite3
 import sys
@@ -13,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts" / "chaos"
 
 from audit import Audit  # noqa: E402
 from clients import Account  # noqa: E402
+from shapes import Shape  # noqa: E402
 
 JOB = 7
 
@@ -21,6 +23,7 @@ class FakeChain:
     """Claims as (tokens, running total that the proof commits to)."""
 
     def __init__(self):
+        self.shape = Shape("v3")
         self.made = []
         self.status = 1
 
@@ -37,9 +40,7 @@ class FakeChain:
 
     async def session(self, job):
         assert job == JOB
-        words = [0] * 15
-        words[7], words[12] = sum(tokens for tokens, _ in self.made), self.status
-        return words
+        return sum(tokens for tokens, _ in self.made), self.status
 
 
 class Books(unittest.TestCase):
@@ -83,6 +84,15 @@ class Books(unittest.TestCase):
         self.after_kill()
         status["tokens_recorded"] = self.audit.ledger.recorded(JOB)
         return asyncio.run(self.audit.finish(status))
+
+    def test_the_running_total_is_read_out_of_a_content_id_too(self):
+        # Proof bytes behind their first word; words of the claim before the text's offset.
+        inline = bytes([1, 0x55, 0, 113]) + bytes(2) + (4321).to_bytes(8, "big") + bytes(103)
+        text = b"u" + base64.urlsafe_b64encode(inline).rstrip(b"=")
+        for version, argument in (("v4", 3), ("v5", 4), ("v6", 4), ("v7", 3)):
+            words = [0] * argument + [32 * (argument + 1), len(text)]
+            data = bytes(4) + b"".join(word.to_bytes(32, "big") for word in words) + text
+            self.assertEqual(Shape(version).cumulative(data), 4321, version)
 
     def test_honest_books_pass(self):
         self.deliver(0, 250)
