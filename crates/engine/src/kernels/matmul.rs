@@ -150,8 +150,19 @@ struct Tile<'a> {
     tile: usize,
 }
 
-/// How a format's blocks enter a sum; each combination that a format has is compiled by itself.
+/// How a format's weights enter a sum; each form is compiled by itself.
 trait Form {
+    /// `dots[i] = tile·x[first_row + i]` for `M` rows at once.
+    fn dot<V: Lanes, const M: usize>(
+        tile: Tile<'_>,
+        x: &Activations,
+        first_row: usize,
+        dots: &mut [V; GROUP],
+    );
+}
+
+/// A form of quantised blocks.
+trait Blocks {
     /// Weights of eight bits.
     const OCTET: bool;
     /// With a minimum.
@@ -165,7 +176,7 @@ trait Form {
 macro_rules! forms {
     ($($name:ident { $($option:ident = $value:literal),* })*) => {$(
         struct $name;
-        impl Form for $name {
+        impl Blocks for $name {
             $(const $option: bool = $value;)*
         }
     )*};
@@ -191,7 +202,7 @@ fn dot_tile<V: Lanes>(tile: Tile<'_>, x: &Activations, rows: Range<usize>, dots:
         Format::Q4K => dot_rows::<V, NibblesMinimumWide>(tile, x, rows, dots),
         Format::Q5K => dot_rows::<V, OctetsMinimumWide>(tile, x, rows, dots),
         Format::Q6K => dot_rows::<V, OctetHalves>(tile, x, rows, dots),
-        Format::F16 | Format::Bf16 | Format::F32 => dot_float_rows(tile, x, rows, dots),
+        Format::F16 | Format::Bf16 | Format::F32 => dot_rows::<V, Floats>(tile, x, rows, dots),
     }
 }
 
@@ -205,111 +216,99 @@ fn dot_rows<V: Lanes, F: Form>(
 ) {
     let (first, count) = (rows.start, rows.len());
     if V::ROWS_TOGETHER >= 8 && count == 8 {
-        dot_group::<V, F, 8>(tile, x, first, dots);
+        F::dot::<V, 8>(tile, x, first, dots);
     } else if V::ROWS_TOGETHER >= 4 && count == 4 {
-        dot_group::<V, F, 4>(tile, x, first, dots);
+        F::dot::<V, 4>(tile, x, first, dots);
     } else if V::ROWS_TOGETHER >= 2 && count == 2 {
-        dot_group::<V, F, 2>(tile, x, first, dots);
+        F::dot::<V, 2>(tile, x, first, dots);
     } else {
-        dot_group::<V, F, 1>(tile, x, first, dots);
+        F::dot::<V, 1>(tile, x, first, dots);
     }
 }
 
-/// The definition of a product, for `M` rows at once.
-#[inline(always)]
-fn dot_group<V: Lanes, F: Form, const M: usize>(
-    tile: Tile<'_>,
-    x: &Activations,
-    first_row: usize,
-    dots: &mut [V; GROUP],
-) {
-    let parts = tile.weights.tile(tile.tile);
-    let blocks = tile.weights.blocks();
-    let (mut q, mut s) = ([&[][..]; M], [&[][..]; M]);
-    for r in 0..M {
-        let row = x.row(first_row + r);
-        (q[r], s[r]) = (&row.0[..blocks], &row.1[..blocks]);
-    }
-    let mut acc = [V::splat(0.0); M];
-    for b in 0..blocks {
-        let weights = unpack::<V, F>(parts.lines, b);
-        let (d, second) = scales_of::<V, F>(parts, b);
-        unrolled!(M, |R| {
-            let (q, s) = (&q[R][b], s[R][b]);
-            let scale = V::splat(s.scale);
-            if F::HALVES {
-                let [low, high] = V::dot_octet_halves(&weights, q, [s.low_sum, s.sum - s.low_sum]);
-                acc[R] = low.fma(d.mul(scale), acc[R]);
-                acc[R] = high.fma(second.mul(scale), acc[R]);
-            } else {
-                let dot = if F::OCTET {
-                    V::dot_octets(&weights, q, s.sum)
+/// The definition of a product with quantised weights.
+impl<F: Blocks> Form for F {
+    #[inline(always)]
+    fn dot<V: Lanes, const M: usize>(
+        tile: Tile<'_>,
+        x: &Activations,
+        first_row: usize,
+        dots: &mut [V; GROUP],
+    ) {
+        let parts = tile.weights.tile(tile.tile);
+        let blocks = tile.weights.blocks();
+        let (mut q, mut s) = ([&[][..]; M], [&[][..]; M]);
+        for r in 0..M {
+            let row = x.row(first_row + r);
+            (q[r], s[r]) = (&row.0[..blocks], &row.1[..blocks]);
+        }
+        let mut acc = [V::splat(0.0); M];
+        for b in 0..blocks {
+            let weights = unpack::<V, F>(parts.lines, b);
+            let (d, second) = scales_of::<V, F>(parts, b);
+            unrolled!(M, |R| {
+                let (q, s) = (&q[R][b], s[R][b]);
+                let scale = V::splat(s.scale);
+                if F::HALVES {
+                    let [low, high] =
+                        V::dot_octet_halves(&weights, q, [s.low_sum, s.sum - s.low_sum]);
+                    acc[R] = low.fma(d.mul(scale), acc[R]);
+                    acc[R] = high.fma(second.mul(scale), acc[R]);
                 } else {
-                    V::dot_nibbles(&weights, q, if F::MINIMUM { 0 } else { -8 * s.sum })
-                };
-                acc[R] = dot.fma(d.mul(scale), acc[R]);
-            }
-            if F::MINIMUM {
-                acc[R] = second.fma(V::splat(s.scaled_sum), acc[R]);
-            }
-        });
+                    let dot = if F::OCTET {
+                        V::dot_octets(&weights, q, s.sum)
+                    } else {
+                        V::dot_nibbles(&weights, q, if F::MINIMUM { 0 } else { -8 * s.sum })
+                    };
+                    acc[R] = dot.fma(d.mul(scale), acc[R]);
+                }
+                if F::MINIMUM {
+                    acc[R] = second.fma(V::splat(s.scaled_sum), acc[R]);
+                }
+            });
+        }
+        dots[..M].copy_from_slice(&acc);
     }
-    dots[..M].copy_from_slice(&acc);
 }
 
-/// As [`dot_rows`], for float weights.
-#[inline(always)]
-fn dot_float_rows<V: Lanes>(
-    tile: Tile<'_>,
-    x: &Activations,
-    rows: Range<usize>,
-    dots: &mut [V; GROUP],
-) {
-    let (first, count) = (rows.start, rows.len());
-    if V::ROWS_TOGETHER >= 8 && count == 8 {
-        dot_floats::<V, 8>(tile, x, first, dots);
-    } else if V::ROWS_TOGETHER >= 4 && count == 4 {
-        dot_floats::<V, 4>(tile, x, first, dots);
-    } else if V::ROWS_TOGETHER >= 2 && count == 2 {
-        dot_floats::<V, 2>(tile, x, first, dots);
-    } else {
-        dot_floats::<V, 1>(tile, x, first, dots);
-    }
-}
+/// The form of weights that are not quantised.
+struct Floats;
 
 /// The definition of a product with float weights: `acc = fma(w, x, acc)`, k ascending.
-#[inline(always)]
-fn dot_floats<V: Lanes, const M: usize>(
-    tile: Tile<'_>,
-    x: &Activations,
-    first_row: usize,
-    dots: &mut [V; GROUP],
-) {
-    let parts = tile.weights.tile(tile.tile);
-    let (halves, fulls) = (parts.halves.as_chunks::<LANES>().0, parts.fulls.as_chunks().0);
-    let format = tile.weights.format;
-    let mut rows = [&[][..]; M];
-    for (r, row) in rows.iter_mut().enumerate() {
-        *row = &x.floats(first_row + r)[..tile.weights.cols];
+impl Form for Floats {
+    #[inline(always)]
+    fn dot<V: Lanes, const M: usize>(
+        tile: Tile<'_>,
+        x: &Activations,
+        first_row: usize,
+        dots: &mut [V; GROUP],
+    ) {
+        let parts = tile.weights.tile(tile.tile);
+        let (halves, fulls) = (parts.halves.as_chunks::<LANES>().0, parts.fulls.as_chunks().0);
+        let format = tile.weights.format;
+        let mut rows = [&[][..]; M];
+        for (r, row) in rows.iter_mut().enumerate() {
+            *row = &x.floats(first_row + r)[..tile.weights.cols];
+        }
+        let mut acc = [V::splat(0.0); M];
+        for k in 0..tile.weights.cols {
+            let weights = match format {
+                Format::F32 => V::load(&fulls[k]),
+                Format::Bf16 => V::load_bf16(&halves[k]),
+                _ => V::load_f16(&halves[k]),
+            };
+            unrolled!(M, |R| {
+                acc[R] = weights.fma(V::splat(rows[R][k]), acc[R]);
+            });
+        }
+        dots[..M].copy_from_slice(&acc);
     }
-    let mut acc = [V::splat(0.0); M];
-    for k in 0..tile.weights.cols {
-        let weights = match format {
-            Format::F32 => V::load(&fulls[k]),
-            Format::Bf16 => V::load_bf16(&halves[k]),
-            _ => V::load_f16(&halves[k]),
-        };
-        unrolled!(M, |R| {
-            acc[R] = weights.fma(V::splat(rows[R][k]), acc[R]);
-        });
-    }
-    dots[..M].copy_from_slice(&acc);
 }
 
 /// The scales of a block, and its minima or the scales of its second halves: the scales again
 /// where a format has neither.
 #[inline(always)]
-fn scales_of<V: Lanes, F: Form>(parts: TileParts<'_>, block: usize) -> (V, V) {
+fn scales_of<V: Lanes, F: Blocks>(parts: TileParts<'_>, block: usize) -> (V, V) {
     let (count, second) = if F::MINIMUM || F::HALVES { (2, 1) } else { (1, 0) };
     let at = block * count;
     if F::WIDE {
@@ -322,7 +321,7 @@ fn scales_of<V: Lanes, F: Form>(parts: TileParts<'_>, block: usize) -> (V, V) {
 }
 
 #[inline(always)]
-fn unpack<V: Lanes, F: Form>(lines: &[Line], block: usize) -> V::Weights {
+fn unpack<V: Lanes, F: Blocks>(lines: &[Line], block: usize) -> V::Weights {
     if F::OCTET {
         V::unpack_octets(&lines.as_chunks::<8>().0[block])
     } else {
