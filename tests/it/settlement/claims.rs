@@ -263,12 +263,7 @@ async fn a_ledger_whose_queue_is_full_is_no_reason_to_stop() {
 async fn claims_of_many_jobs_go_out_in_one_pass_and_a_death_in_it_loses_none() {
     for death in [None, Some(Death::BeforeBroadcast), Some(Death::AfterBroadcast)] {
         let mut world = World::start().await;
-        let mut jobs = Vec::new();
-        for _ in 0..3 {
-            let job = world.open(1000).await;
-            world.deliver(job, 150).await;
-            jobs.push(job);
-        }
+        let jobs = world.owing(3).await;
         if let Some(death) = death {
             world.tap.die(death);
             world.tick_until_death().await;
@@ -290,27 +285,21 @@ async fn claims_of_many_jobs_go_out_in_one_pass_and_a_death_in_it_loses_none() {
 #[tokio::test]
 async fn what_is_durable_goes_out_although_the_ledger_broke_behind_it() {
     let mut world = World::in_memory().await;
-    let (first, second) = (world.open(1000).await, world.open(1000).await);
-    world.deliver(first, 150).await;
-    world.deliver(second, 150).await;
+    let jobs = world.owing(2).await;
     world.memory().fail_after(1);
     assert!(world.try_tick().await.is_err());
     assert_eq!(world.tap.sent().len(), 1, "the next start may be after the deadline");
     world.restart().await;
     world.settle().await;
-    assert_eq!(world.claims(first).await, vec![150]);
-    assert_eq!(world.claims(second).await, vec![150]);
+    for job in jobs {
+        assert_eq!(world.claims(job).await, vec![150]);
+    }
 }
 
 #[tokio::test]
 async fn a_claim_the_chain_says_nothing_about_takes_no_place_from_others() {
     let mut world = World::start().await;
-    let mut jobs = Vec::new();
-    for _ in 0..17 {
-        let job = world.open(1000).await;
-        world.deliver(job, 150).await;
-        jobs.push(job);
-    }
+    let jobs = world.owing(17).await;
     // All but the last, which is the least urgent: the most that are tried at once.
     let (last, silent) = jobs.split_last().unwrap();
     world.tap.say_nothing_of(silent);

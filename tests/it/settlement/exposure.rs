@@ -49,6 +49,22 @@ async fn read_now(world: &mut World, job: JobId, reply: &mut Reply) -> u32 {
     }
 }
 
+/// Lets time pass until the work is done: what came of it, and how many slots it took.
+async fn slots_until<T>(world: &World, work: impl Future<Output = T>) -> (T, u32) {
+    let mut work = pin!(work);
+    let mut slots = 0;
+    loop {
+        tokio::select! {
+            biased;
+            done = &mut work => return (done, slots),
+            () = idle() => {}
+        }
+        world.advance(SLOT);
+        slots += 1;
+        assert!(slots < 500, "it never ends");
+    }
+}
+
 #[tokio::test]
 async fn beyond_the_limit_an_answer_goes_on_at_the_rate_that_can_be_claimed() {
     let mut world = world(100, Beyond::Slow).await;
@@ -116,18 +132,7 @@ async fn a_whole_body_is_made_at_that_rate_too() {
     let job = world.open(10_000).await;
     world.engine.set_script(tokens(141));
     let reply = world.sessions().begin(request(job, 141)).await.unwrap();
-    let mut whole = pin!(reply.whole());
-    let mut steps = 0;
-    let (frame, _) = loop {
-        tokio::select! {
-            biased;
-            done = &mut whole => break done,
-            () = idle() => {}
-        }
-        world.advance(SLOT);
-        steps += 1;
-        assert!(steps < 100, "it never ends");
-    };
+    let ((frame, _), steps) = slots_until(&world, reply.whole()).await;
     assert_eq!(frame.token_count(), 141);
     assert_eq!(steps, 40, "the limit's worth at once, then 20 a second");
     world.saw(job, 141);
@@ -146,18 +151,8 @@ async fn whole_bodies_made_side_by_side_share_the_limit() {
     for _ in 0..3 {
         begun.push(world.sessions().begin(request(job, 80)).await.unwrap());
     }
-    let mut bodies = pin!(futures_util::future::join_all(begun.into_iter().map(Reply::whole)));
-    let mut steps = 0;
-    let bodies = loop {
-        tokio::select! {
-            biased;
-            done = &mut bodies => break done,
-            () = idle() => {}
-        }
-        world.advance(SLOT);
-        steps += 1;
-        assert!(steps < 500, "they never end");
-    };
+    let all = futures_util::future::join_all(begun.into_iter().map(Reply::whole));
+    let (bodies, steps) = slots_until(&world, all).await;
     assert_eq!(steps, 139, "none was delivered, and yet 240 - 100 had to take turns, one at once");
     // What nobody took is no exposure: as much can be made at full speed again.
     drop(bodies);

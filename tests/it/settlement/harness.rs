@@ -364,6 +364,17 @@ impl World {
         end
     }
 
+    /// Sessions of 1000 tokens, with 150 delivered in each.
+    pub async fn owing(&mut self, count: usize) -> Vec<JobId> {
+        let mut jobs = Vec::new();
+        for _ in 0..count {
+            let job = self.open(1000).await;
+            self.deliver(job, 150).await;
+            jobs.push(job);
+        }
+        jobs
+    }
+
     /// The client reads an answer to its end.
     pub async fn read(&mut self, job: JobId, reply: Reply) -> TurnEnd {
         read_all(&mut self.seen.get_mut(&job).unwrap().0, reply).await
