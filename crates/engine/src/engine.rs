@@ -18,7 +18,7 @@ use crate::runner::{EngineLoad, Runner, Shared};
 use crate::scheduler::Scheduler;
 use crate::sequence::{EventSink, Lease, Sequence, SequenceRequest};
 use crate::template::{ChatTemplate, ChatTurn};
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{Place, Tokenizer};
 
 /// Settings of an engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -129,7 +129,7 @@ impl Engine {
         options.check()?;
         let mut gguf = Gguf::open(path)?;
         let tokenizer = Arc::new(Tokenizer::from_gguf(&gguf)?);
-        let template = ChatTemplate::from_gguf(&gguf)?;
+        let template = ChatTemplate::from_gguf(&gguf, &tokenizer)?;
         let model = Model::from_gguf(&mut gguf, options.threads, options.isa)?;
         let kv = KvPool::new(model.config(), options.kv_memory_bytes);
         if kv.total_blocks() == 0 {
@@ -186,8 +186,8 @@ impl Engine {
     /// [`EncodeError::Template`] if the template refuses the turns.
     pub fn encode_chat(&self, turns: &[ChatTurn]) -> Result<Vec<u32>, EncodeError> {
         let tokenizer = &self.inner.tokenizer;
-        let rendered = self.inner.template.render(turns, tokenizer.control_texts())?;
-        tokenizer.encode_marked(&rendered.text, rendered.mark)
+        let rendered = self.inner.template.render(turns, tokenizer.control())?;
+        tokenizer.encode_marked(&rendered.text, rendered.mark, Place::Beginning)
     }
 
     /// Ids that lead from the end of an answer, whose ids the caller kept, to the next one: what
@@ -200,9 +200,8 @@ impl Engine {
     /// [`EncodeError::Template`] if the template refuses the turns or hides the answer.
     pub fn encode_continuation(&self, content: &str) -> Result<Vec<u32>, EncodeError> {
         let tokenizer = &self.inner.tokenizer;
-        let rendered =
-            self.inner.template.render_continuation(content, tokenizer.control_texts())?;
-        tokenizer.encode_marked(&rendered.text, rendered.mark)
+        let rendered = self.inner.template.render_continuation(content, tokenizer.control())?;
+        tokenizer.encode_marked(&rendered.text, rendered.mark, Place::AfterText)
     }
 
     /// Ids of a text as it is; control tokens in it are letters like any others.

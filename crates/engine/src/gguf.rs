@@ -92,6 +92,18 @@ impl Gguf {
         }
     }
 
+    /// A list of single-precision numbers that need not be there.
+    pub(crate) fn numbers(&self, key: &str) -> Option<Vec<f32>> {
+        let number = |value: &Value| match value {
+            Value::F32(x) => Some(*x),
+            _ => None,
+        };
+        match self.value(key)? {
+            Value::Array(items) => items.iter().map(number).collect(),
+            _ => None,
+        }
+    }
+
     /// Whether the file has the tensor.
     pub(crate) fn has_tensor(&self, name: &str) -> bool {
         self.content.tensor_infos.contains_key(name)
