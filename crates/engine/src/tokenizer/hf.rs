@@ -303,11 +303,13 @@ fn texts(
     let mut texts = Texts::default();
     for (id, text) in (0u32..).zip(&tokens) {
         match (added.get(&id), &alphabet, byte_named(text).filter(|_| has_bytes)) {
-            (Some(_), _, _) if control.contains(&(*text, id)) => texts.push([]),
-            (Some(_), _, _) => texts.push(text.bytes()),
-            (None, Some(alphabet), _) => texts.push(super::bytes::bytes_of(text, alphabet)),
-            (None, None, Some(byte)) => texts.push([byte]),
-            (None, None, None) => texts.push(text.replace('\u{2581}', " ").bytes()),
+            (Some(_), _, _) if control.contains(&(*text, id)) => texts.push(b""),
+            (Some(_), _, _) => texts.push(text.as_bytes()),
+            (None, Some(alphabet), _) => texts.push_with(|bytes| {
+                alphabet.decode(text, bytes);
+            }),
+            (None, None, Some(byte)) => texts.push(&[byte]),
+            (None, None, None) => texts.push(text.replace('\u{2581}', " ").as_bytes()),
         }
     }
     Ok((texts, (0..count as u32).map(|id| added.contains_key(&id)).collect()))

@@ -116,7 +116,9 @@ mod tests {
     fn parts_of_tokens_at_the_ends_of_a_text_are_seen() {
         let set = set();
         #[rustfmt::skip]
-        let begins = [("x<", true), ("<a>", true), ("a", false), ("x<a", true), ("", false), ("é", true)];
+        let begins = [
+            ("x<", true), ("<a>", true), ("a", false), ("x<a", true), ("", false), ("é", true),
+        ];
         for (text, expected) in begins {
             assert_eq!(set.may_begin_in(text), expected, "{text:?}");
         }

@@ -178,6 +178,31 @@ fn sentencepiece_merges_as_the_reference_does() {
     check_kind("sentencepiece-no-prefix", 7);
 }
 
+#[test]
+fn unused_pieces_and_collapsed_spaces_are_as_sentencepiece_has_them() {
+    let made = committed("sentencepiece-cases");
+    let converted = Converted::new("sentencepiece", &committed("sentencepiece"));
+    let mut types = converted.types.clone();
+    for id in made["unused"].as_array().unwrap() {
+        types[id.as_u64().unwrap() as usize] = 5;
+    }
+    let collapsing = Fields { remove_extra_whitespaces: Some(true), ..converted.fields() };
+    let with_unused = Fields { types: Some(types), ..converted.fields() };
+    let variants = [
+        ("plain", converted.fields()),
+        ("remove_extra_whitespaces", collapsing),
+        ("with_unused", with_unused),
+    ];
+    for (name, fields) in variants {
+        let tokenizer = Tokenizer::new(&fields).unwrap();
+        for case in made[name].as_array().unwrap() {
+            let text = case[0].as_str().unwrap();
+            let ids: Vec<u32> = serde_json::from_value(case[1].clone()).unwrap();
+            assert_eq!(tokenizer.encode_plain(text).unwrap(), ids, "{name}: {text:?}");
+        }
+    }
+}
+
 /// Real vocabularies: far too large to commit.
 #[test]
 fn real_vocabularies_are_read_as_their_authors_read_them() {

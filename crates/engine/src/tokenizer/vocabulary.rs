@@ -111,6 +111,10 @@ impl<'a> Fields<'a> {
         if count == 0 || u32::try_from(count).is_err() {
             return bad(format!("tokenizer.ggml.tokens has {count} tokens"));
         }
+        let bytes: usize = self.tokens.iter().map(|text| text.len()).sum();
+        if u32::try_from(bytes).is_err() {
+            return bad(format!("tokenizer.ggml.tokens has {bytes} bytes"));
+        }
         let [eos, eot, eom] = self.ends;
         let named = [
             ("tokenizer.ggml.bos_token_id", self.bos),

@@ -69,7 +69,10 @@ fn first_and_end_tokens_are_those_of_the_configuration() {
     let mut adding = described.clone();
     adding["post_processor"] = json!({
         "type": "TemplateProcessing",
-        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "single": [
+            {"SpecialToken": {"id": "<s>", "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+        ],
         "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
         "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
     });
@@ -142,7 +145,8 @@ fn damaged_folders_are_refused_by_name() {
         (refused(&|d| *d = json!({})), "tokenizer.json: "),
         (refused(&|d| d["model"]["merges"] = json!([["q", "中"]])), "tokenizer.json: "),
         (refused(&|d| d["decoder"] = Value::Null), "decoder [] is unknown"),
-        (refused(&|d| d["decoder"] = json!({"type": "WordPiece", "prefix": "##", "cleanup": true})), "decoder [\"WordPiece\"]"),
+        (refused(&|d| d["decoder"] = json!({"type": "WordPiece", "prefix": "#", "cleanup": true})),
+            "decoder [\"WordPiece\"]"),
         (refused(&|d| d["model"]["vocab"]["zzz"] = json!(4_000_000_000u32)), "have ids up to"),
     ];
     for (why, expected) in table {
