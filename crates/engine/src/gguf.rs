@@ -97,6 +97,11 @@ impl Gguf {
         self.content.tensor_infos.contains_key(name)
     }
 
+    /// Names of all tensors, in no order.
+    pub(crate) fn tensor_names(&self) -> Vec<String> {
+        self.content.tensor_infos.keys().cloned().collect()
+    }
+
     /// Weights in all tensors.
     pub(crate) fn parameter_count(&self) -> u64 {
         let infos = self.content.tensor_infos.values();

@@ -24,8 +24,8 @@ use crate::kernels::attention::{RowPlace, Rows};
 use crate::kernels::threads::Threads;
 use crate::kernels::{Cpu, Isa};
 use crate::kv::{BLOCK_TOKENS, BlockTable, KvPool};
-use crate::math;
 use crate::ops::{Attention, LinearAdd, Machine, NormLinear};
+use crate::rope::Rope;
 use crate::weights::Weights;
 
 /// Which rows of a segment the output head is computed for.
@@ -65,8 +65,7 @@ pub struct Model {
     config: ModelConfig,
     weights: Weights,
     machine: Machine,
-    /// Angle of each pair of a head at position 1.
-    frequencies: Vec<f64>, // [dim / 2]
+    rope: Rope,
 }
 
 /// A batch was refused, or a tensor operation failed. Nothing useful is in the cache for its
@@ -99,11 +98,16 @@ impl Model {
         let cpu =
             Cpu::new(isa).ok_or_else(|| option("isa", format!("this processor has no {isa:?}")))?;
         let config = ModelConfig::from_gguf(gguf)?;
+        if config.has_qkv_bias || config.has_qk_norm || config.window.is_some() {
+            let what = format!("{} with a bias, a norm or a window", config.family.name());
+            return Err(LoadError::UnsupportedArchitecture(what));
+        }
         let weights = Weights::load(gguf, &config)?;
+        let rope_factors = weights.rope_factors.as_deref();
+        let rope = Rope::new(config.head_dim, config.rope_base, rope_factors, &config.rope_scaling);
         let threads = Threads::new(threads)
             .map_err(|e| option("threads", format!("cannot start {threads}: {e}")))?;
-        let frequencies = frequencies(&config, weights.rope_factors.as_deref());
-        Ok(Model { config, weights, machine: Machine { cpu, threads }, frequencies })
+        Ok(Model { config, weights, machine: Machine { cpu, threads }, rope })
     }
 
     /// Sizes and constants.
@@ -218,23 +222,8 @@ impl Model {
     /// Cosines and sines of every row's angles, each `[rows][dim / 2]`. Computed anew for each
     /// batch: it costs microseconds, a table for a long context costs megabytes.
     fn angles(&self, places: &[RowPlace]) -> (Vec<f32>, Vec<f32>) {
-        let angles = places.iter().flat_map(|place| {
-            let position = place.position as f64;
-            self.frequencies.iter().map(move |frequency| math::sin_cos(position * frequency))
-        });
-        angles.map(|(sin, cos)| (cos as f32, sin as f32)).unzip()
+        places.iter().flat_map(|place| self.rope.at(place.position)).unzip()
     }
-}
-
-/// base^(−2i / dim), divided by the file's factors if it has them.
-fn frequencies(config: &ModelConfig, factors: Option<&[f32]>) -> Vec<f64> {
-    let ln_base = math::ln(config.rope_base);
-    let frequency = |i: usize| {
-        let exponent = (2 * i) as f64 / config.head_dim as f64;
-        let factor = factors.map_or(1.0, |factors| f64::from(factors[i]));
-        math::exp(-exponent * ln_base) / factor
-    };
-    (0..config.head_dim / 2).map(frequency).collect()
 }
 
 fn places(batch: &Batch<'_>) -> Vec<RowPlace> {
