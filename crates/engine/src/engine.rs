@@ -127,10 +127,10 @@ impl Engine {
     /// [`LoadError`] says which file, key, tensor or option it was.
     pub fn load(path: &Path, options: EngineOptions) -> Result<Engine, LoadError> {
         options.check()?;
-        let mut gguf = Gguf::open(path)?;
+        let gguf = Gguf::open(path)?;
         let tokenizer = Arc::new(Tokenizer::from_gguf(&gguf)?);
         let template = ChatTemplate::from_gguf(&gguf)?;
-        let model = Model::from_gguf(&mut gguf, options.threads, options.isa)?;
+        let model = Model::from_gguf(&gguf, options.threads, options.isa)?;
         let kv = KvPool::new(model.config(), options.kv_memory_bytes);
         if kv.total_blocks() == 0 {
             let least = KvPool::block_bytes(model.config());

@@ -18,7 +18,7 @@ pub mod config;
 mod detokenizer;
 mod engine;
 mod error;
-mod gguf;
+mod files;
 mod kernels;
 pub mod kv;
 mod math;
@@ -33,6 +33,8 @@ mod stop;
 mod template;
 mod tokenizer;
 mod weights;
+
+use files::gguf;
 
 pub use engine::{Engine, EngineOptions, ModelInfo, SequenceHandle};
 pub use error::{EncodeError, LoadError, StartError};

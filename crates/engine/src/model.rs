@@ -86,11 +86,11 @@ impl Model {
     ///
     /// Blocks for as long as reading the file takes.
     pub fn load(path: &Path, threads: usize, isa: Option<Isa>) -> Result<Model, LoadError> {
-        Model::from_gguf(&mut Gguf::open(path)?, threads, isa)
+        Model::from_gguf(&Gguf::open(path)?, threads, isa)
     }
 
     pub(crate) fn from_gguf(
-        gguf: &mut Gguf,
+        gguf: &Gguf,
         threads: usize,
         isa: Option<Isa>,
     ) -> Result<Model, LoadError> {

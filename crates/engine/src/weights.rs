@@ -33,7 +33,7 @@ pub(crate) struct Weights {
 
 impl Weights {
     /// Reads and packs every tensor. Takes as long as reading the file.
-    pub(crate) fn load(gguf: &mut Gguf, config: &ModelConfig) -> Result<Weights, LoadError> {
+    pub(crate) fn load(gguf: &Gguf, config: &ModelConfig) -> Result<Weights, LoadError> {
         let (width, vocab) = (config.width, config.vocab_size);
         let head = match gguf.has_tensor("output.weight") {
             true => Some([gguf.matrix("output.weight", vocab, width)?]),
@@ -70,7 +70,7 @@ impl Weights {
 }
 
 impl Layer {
-    fn load(gguf: &mut Gguf, config: &ModelConfig, index: usize) -> Result<Layer, LoadError> {
+    fn load(gguf: &Gguf, config: &ModelConfig, index: usize) -> Result<Layer, LoadError> {
         let (width, ff) = (config.width, config.ff_width);
         let query = config.query_heads * config.head_dim;
         let kv = config.kv_heads * config.head_dim;
