@@ -15,8 +15,8 @@ pub enum LoadError {
         /// What the system said.
         source: std::io::Error,
     },
-    /// Not a GGUF file, or a damaged one.
-    #[error("{path} is not a readable GGUF file: {reason}")]
+    /// Not a model file, or a damaged one.
+    #[error("{path} is not a readable model file: {reason}")]
     Format {
         /// The file.
         path: String,

@@ -38,6 +38,7 @@ use files::gguf;
 
 pub use engine::{Engine, EngineOptions, ModelInfo, SequenceHandle};
 pub use error::{EncodeError, LoadError, StartError};
+pub use files::{LoadProgress, ModelFiles, WeightFile};
 pub use kernels::Isa;
 pub use runner::EngineLoad;
 pub use sampler::Sampling;

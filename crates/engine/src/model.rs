@@ -19,7 +19,7 @@ use candle_core::{Device, Tensor};
 
 use crate::config::ModelConfig;
 use crate::error::LoadError;
-use crate::gguf::Gguf;
+use crate::files::{ModelFiles, ModelKind};
 use crate::kernels::attention::{RowPlace, Rows};
 use crate::kernels::threads::Threads;
 use crate::kernels::{Cpu, Isa};
@@ -82,15 +82,15 @@ impl From<candle_core::Error> for ForwardError {
 }
 
 impl Model {
-    /// Loads a GGUF file for `threads` threads in all, on `isa` or the best instruction set.
+    /// Loads a GGUF file or a folder of safetensors for `threads` threads in all, on `isa` or the best instruction set.
     ///
     /// Blocks for as long as reading the file takes.
     pub fn load(path: &Path, threads: usize, isa: Option<Isa>) -> Result<Model, LoadError> {
-        Model::from_gguf(&Gguf::open(path)?, threads, isa)
+        Model::from_files(&ModelFiles::open(path)?, threads, isa)
     }
 
-    pub(crate) fn from_gguf(
-        gguf: &Gguf,
+    pub(crate) fn from_files(
+        files: &ModelFiles,
         threads: usize,
         isa: Option<Isa>,
     ) -> Result<Model, LoadError> {
@@ -98,8 +98,16 @@ impl Model {
         let option = |option, reason| LoadError::Options { option, reason };
         let cpu =
             Cpu::new(isa).ok_or_else(|| option("isa", format!("this processor has no {isa:?}")))?;
-        let config = ModelConfig::from_gguf(gguf)?;
-        let weights = Weights::load(gguf, &config)?;
+        let (config, weights) = match files.kind() {
+            ModelKind::Gguf(gguf) => {
+                let config = ModelConfig::from_gguf(gguf)?;
+                let weights = Weights::load(gguf, &config)?;
+                (config, weights)
+            }
+            ModelKind::Folder(_) => {
+                return Err(LoadError::UnsupportedArchitecture("safetensors".into()));
+            }
+        };
         let threads = Threads::new(threads)
             .map_err(|e| option("threads", format!("cannot start {threads}: {e}")))?;
         let frequencies = frequencies(&config, weights.rope_factors.as_deref());

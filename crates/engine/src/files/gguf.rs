@@ -5,13 +5,15 @@
 //! before anything is allocated by a number of the file.
 //! Relies on: the GGUF specification (ggml, `docs/gguf.md`).
 
-use super::map::Mapped;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::map::{Mapped, Progress};
 use super::reader::{Reader, Span, shown};
 use super::stored::Stored;
-use super::tensor::{DIMS_MAX, Tensor};
+use super::tensor::{DIMS_MAX, Tensor, missing, most_stored, span};
 use crate::error::LoadError;
 use crate::kernels::pack::PackedMatrix;
-use std::path::Path;
 
 /// Most keys and tensors of a file: some 50 and 100,000 are the most that models have.
 const KEYS_MAX: u64 = 1 << 16;
@@ -30,7 +32,12 @@ pub(crate) struct Gguf {
     /// In the order of their keys.
     fields: Vec<Field>,
     /// In the order of their names.
-    tensors: Vec<Tensor>,
+    tensors: Vec<Named>,
+}
+
+struct Named {
+    name: Span,
+    tensor: Tensor,
 }
 
 /// A key's value.
@@ -160,8 +167,8 @@ impl Kind {
 impl Gguf {
     /// Maps the file and checks its header: all keys, and that every tensor lies in the file, on
     /// its own bytes.
-    pub(crate) fn open(path: &Path) -> Result<Gguf, LoadError> {
-        let file = Mapped::open(path)?;
+    pub(crate) fn open(path: &Path, progress: &Arc<Progress>) -> Result<Gguf, LoadError> {
+        let file = Mapped::open(path, progress)?;
         let header = Header { file: &file, reader: Reader::new(file.bytes(), 0) };
         let (fields, tensors) = header.read()?;
         let gguf = Gguf { file, fields, tensors };
@@ -172,6 +179,11 @@ impl Gguf {
                 reason: format!("the file is one of {parts} parts; merge them into one file"),
             }),
         }
+    }
+
+    /// The file itself.
+    pub(super) fn file(&self) -> &Mapped {
+        &self.file
     }
 
     /// The value of a key.
@@ -251,14 +263,21 @@ impl Gguf {
         self.tensor(name).is_some()
     }
 
+    /// Names of all tensors, in ascending order.
+    pub(crate) fn tensor_names(&self) -> Vec<String> {
+        let bytes = self.file.bytes();
+        let of = |named: &Named| bytes.get(named.name.clone()).unwrap_or_default();
+        self.tensors.iter().map(|named| String::from_utf8_lossy(of(named)).into_owned()).collect()
+    }
+
     /// Weights in all tensors.
     pub(crate) fn parameter_count(&self) -> u64 {
-        self.tensors.iter().map(Tensor::weights).fold(0, u64::saturating_add)
+        self.stored().map(Tensor::weights).fold(0, u64::saturating_add)
     }
 
     /// The quantisation that most weights of the file have.
     pub(crate) fn quantisation(&self) -> String {
-        super::tensor::most_stored(&self.tensors).into()
+        most_stored(self.stored()).into()
     }
 
     /// An f32 vector of `len` values (norm weights, rotary factors).
@@ -295,14 +314,17 @@ impl Gguf {
 
     fn tensor(&self, name: &str) -> Option<&Tensor> {
         let bytes = self.file.bytes();
-        let of = |tensor: &Tensor| bytes.get(tensor.name.clone()).unwrap_or_default();
-        let found = self.tensors.binary_search_by(|tensor| of(tensor).cmp(name.as_bytes())).ok()?;
-        self.tensors.get(found)
+        let of = |named: &Named| bytes.get(named.name.clone()).unwrap_or_default();
+        let found = self.tensors.binary_search_by(|named| of(named).cmp(name.as_bytes())).ok()?;
+        self.tensors.get(found).map(|named| &named.tensor)
+    }
+
+    fn stored(&self) -> impl Iterator<Item = &Tensor> {
+        self.tensors.iter().map(|named| &named.tensor)
     }
 
     fn needed(&self, name: &str) -> Result<&Tensor, LoadError> {
-        let missing = || LoadError::Tensor { tensor: name.into(), reason: "is missing".into() };
-        self.tensor(name).ok_or_else(missing)
+        self.tensor(name).ok_or_else(|| missing(name))
     }
 }
 
@@ -313,7 +335,7 @@ struct Header<'a> {
 }
 
 impl Header<'_> {
-    fn read(mut self) -> Result<(Vec<Field>, Vec<Tensor>), LoadError> {
+    fn read(mut self) -> Result<(Vec<Field>, Vec<Named>), LoadError> {
         let file = self.file;
         let (tensor_count, key_count) = self.counts()?;
         // Lists grow as entries are found to be there, never by the count that a file states.
@@ -451,7 +473,7 @@ impl Header<'_> {
     }
 
     /// A tensor's type and shape; its span begins at its offset into the data.
-    fn tensor(&mut self, nth: u64, alignment: u64) -> Result<Tensor, LoadError> {
+    fn tensor(&mut self, nth: u64, alignment: u64) -> Result<Named, LoadError> {
         let file = self.file;
         let name = self
             .name(NAME_BYTES_MAX)
@@ -477,41 +499,26 @@ impl Header<'_> {
             return Err(bad(format!("offset {offset} is no multiple of {alignment}")));
         }
         let bytes = Tensor::check(stored, shape.get(..rank).unwrap_or_default()).map_err(bad)?;
-        let span = (|| {
-            let start = usize::try_from(offset).ok()?;
-            Some(start..start.checked_add(usize::try_from(bytes).ok()?)?)
-        })();
+        let span = span(offset, offset.checked_add(bytes));
         let span = span.ok_or_else(|| bad(format!("{bytes} bytes at {offset} end beyond 2^64")))?;
-        Ok(Tensor { name, stored, shape, rank, span })
+        Ok(Named { name, tensor: Tensor { stored, shape, rank, span } })
     }
 
     /// Moves the tensors to where they are in the file; sorts them by name.
-    fn place(&self, tensors: &mut [Tensor], alignment: u64) -> Result<(), LoadError> {
+    fn place(&self, tensors: &mut [Named], alignment: u64) -> Result<(), LoadError> {
         let bytes = self.file.bytes();
-        let name = |tensor: &Tensor| bytes.get(tensor.name.clone()).unwrap_or_default();
-        let bad = |tensor: &Tensor, reason| {
-            Err(LoadError::Tensor { tensor: shown(name(tensor)), reason })
-        };
+        let name = |named: &Named| bytes.get(named.name.clone()).unwrap_or_default();
+        let bad =
+            |named: &Named, reason| Err(LoadError::Tensor { tensor: shown(name(named)), reason });
         let data = self.reader.at().next_multiple_of(alignment as usize);
-        let length = bytes.len();
-        for tensor in tensors.iter_mut() {
-            let span = &tensor.span;
-            let placed = span.start.checked_add(data).zip(span.end.checked_add(data));
-            match placed.filter(|(_, end)| *end <= length) {
-                Some((start, end)) => tensor.span = start..end,
-                None => {
-                    let reason = format!(
-                        "{} bytes at {} of the data end beyond the file of {length} bytes, whose \
-                         data begins at {data}",
-                        span.len(),
-                        span.start
-                    );
-                    return bad(tensor, reason);
-                }
+        for named in tensors.iter_mut() {
+            if let Err(reason) = named.tensor.shift(data, bytes.len()) {
+                return bad(named, reason);
             }
         }
-        tensors.sort_unstable_by_key(|tensor| tensor.span.start);
-        if let Some(pair) = tensors.windows(2).find(|pair| pair[0].span.end > pair[1].span.start) {
+        tensors.sort_unstable_by_key(|named| named.tensor.span.start);
+        let overlap = |pair: &&[Named]| pair[0].tensor.span.end > pair[1].tensor.span.start;
+        if let Some(pair) = tensors.windows(2).find(overlap) {
             return bad(&pair[1], format!("lies on bytes of {}", shown(name(&pair[0]))));
         }
         tensors.sort_unstable_by(|a, b| name(a).cmp(name(b)));

@@ -63,14 +63,29 @@ impl Stored {
         Some(Stored { name, block_weights, block_bytes, format: format(number) })
     }
 
-    /// The float type of this name, as safetensors writes it.
-    pub(super) fn float(name: &str) -> Option<Stored> {
-        match name {
-            "F32" => Stored::numbered(0),
-            "F16" => Stored::numbered(1),
-            "BF16" => Stored::numbered(30),
-            _ => None,
-        }
+    /// The type that safetensors calls by this name.
+    pub(super) fn named(name: &str) -> Option<Stored> {
+        let (name, block_bytes) = match name {
+            "F32" => return Stored::numbered(0),
+            "F16" => return Stored::numbered(1),
+            "BF16" => return Stored::numbered(30),
+            "BOOL" => ("BOOL", 1),
+            "U8" => ("U8", 1),
+            "I8" => ("I8", 1),
+            "F8_E5M2" => ("F8_E5M2", 1),
+            "F8_E4M3" => ("F8_E4M3", 1),
+            "F8_E8M0" => ("F8_E8M0", 1),
+            "I16" => ("I16", 2),
+            "U16" => ("U16", 2),
+            "I32" => ("I32", 4),
+            "U32" => ("U32", 4),
+            "I64" => ("I64", 8),
+            "U64" => ("U64", 8),
+            "F64" => ("F64", 8),
+            "C64" => ("C64", 8),
+            _ => return None,
+        };
+        Some(Stored { name, block_weights: 1, block_bytes, format: None })
     }
 
     /// Bytes of `rows` rows of `cols` numbers; `None` if a row is no whole number of blocks or
@@ -141,7 +156,7 @@ mod tests {
 
     #[test]
     fn floats_are_read_exactly() {
-        let read = |name, raw: &[u8]| floats(Stored::float(name).unwrap(), raw).unwrap();
+        let read = |name, raw: &[u8]| floats(Stored::named(name).unwrap(), raw).unwrap();
         assert_eq!(read("F32", &1.25f32.to_le_bytes()), [1.25]);
         assert_eq!(read("F16", &half::f16::from_f32(-0.5).to_le_bytes()), [-0.5]);
         assert_eq!(read("BF16", &half::bf16::from_f32(3.0).to_le_bytes()), [3.0]);

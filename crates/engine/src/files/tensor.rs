@@ -16,8 +16,6 @@ pub(super) const DIMS_MAX: usize = 4;
 /// Where a tensor lies and how it is stored.
 #[derive(Debug, Clone)]
 pub(super) struct Tensor {
-    /// Its name's place in the file.
-    pub(super) name: Span,
     pub(super) stored: Stored,
     /// Outermost first: `[rows, cols]` of a matrix. The first `rank` count.
     pub(super) shape: [u64; DIMS_MAX],
@@ -50,6 +48,22 @@ impl Tensor {
         })
     }
 
+    /// Moves a span that counts from `data`, where the file's data begin, to its place in the
+    /// file; the reason, where it ends beyond `length`.
+    pub(super) fn shift(&mut self, data: usize, length: usize) -> Result<(), String> {
+        let Span { start, end } = self.span;
+        match start.checked_add(data).zip(end.checked_add(data)) {
+            Some((start, end)) if start <= end && end <= length => {
+                self.span = start..end;
+                Ok(())
+            }
+            _ => Err(format!(
+                "data from {start} to {end} end beyond the file of {length} bytes, whose data \
+                 begin at {data}"
+            )),
+        }
+    }
+
     pub(super) fn shape(&self) -> &[u64] {
         self.shape.get(..self.rank).unwrap_or(&self.shape)
     }
@@ -77,6 +91,7 @@ impl Tensor {
         };
         let raw = file.bytes().get(self.span.clone()).unwrap_or_default();
         let packed = PackedMatrix::pack(format, rows, cols, raw);
+        file.finish(self.span.clone());
         packed.ok_or_else(|| bad(format!("{} bytes are not {rows} x {cols}", raw.len())))
     }
 
@@ -92,7 +107,9 @@ impl Tensor {
             return Err(bad(format!("{len} values are needed, {} are there", self.weights())));
         }
         let raw = file.bytes().get(self.span.clone()).unwrap_or_default();
-        floats(self.stored, raw).ok_or_else(|| {
+        let values = floats(self.stored, raw);
+        file.finish(self.span.clone());
+        values.ok_or_else(|| {
             let found = self.stored.name.into();
             LoadError::UnsupportedQuantisation { tensor: name.into(), found }
         })
@@ -100,11 +117,21 @@ impl Tensor {
 }
 
 /// The type that most weights of the tensors have.
-pub(super) fn most_stored(tensors: &[Tensor]) -> &'static str {
+pub(super) fn most_stored<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> &'static str {
     let mut counts = std::collections::BTreeMap::new();
     for tensor in tensors {
         let count: &mut u64 = counts.entry(tensor.stored.name).or_default();
         *count = count.saturating_add(tensor.weights());
     }
     counts.into_iter().max_by_key(|(_, count)| *count).map_or("", |(name, _)| name)
+}
+
+/// A span of file offsets; `None` beyond what can be addressed.
+pub(super) fn span(start: u64, end: Option<u64>) -> Option<Span> {
+    Some(usize::try_from(start).ok()?..usize::try_from(end?).ok()?)
+}
+
+/// A tensor that is needed is not in the file.
+pub(super) fn missing(name: &str) -> LoadError {
+    LoadError::Tensor { tensor: name.into(), reason: "is missing".into() }
 }
