@@ -18,7 +18,7 @@ pub mod config;
 mod detokenizer;
 mod engine;
 mod error;
-mod gguf;
+mod files;
 mod kernels;
 pub mod kv;
 mod math;
@@ -35,8 +35,11 @@ mod template;
 mod tokenizer;
 mod weights;
 
+use files::gguf;
+
 pub use engine::{Engine, EngineOptions, ModelInfo, SequenceHandle};
 pub use error::{EncodeError, LoadError, StartError};
+pub use files::{LoadProgress, ModelFiles, WeightFile};
 pub use kernels::Isa;
 pub use runner::EngineLoad;
 pub use sampler::Sampling;

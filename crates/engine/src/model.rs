@@ -17,7 +17,7 @@ use std::path::Path;
 
 use crate::config::ModelConfig;
 use crate::error::LoadError;
-use crate::gguf::Gguf;
+use crate::files::{ModelFiles, ModelKind};
 use crate::kernels::attention::{HeadNorms, RowPlace, Rows};
 use crate::kernels::threads::Threads;
 use crate::kernels::{Cpu, Isa};
@@ -84,15 +84,16 @@ struct Buffers {
 pub struct ForwardError(String);
 
 impl Model {
-    /// Loads a GGUF file for `threads` threads in all, on `isa` or the best instruction set.
+    /// Loads a GGUF file or a folder of safetensors for `threads` threads in all, on `isa` or the
+    /// best instruction set.
     ///
     /// Blocks for as long as reading the file takes.
     pub fn load(path: &Path, threads: usize, isa: Option<Isa>) -> Result<Model, LoadError> {
-        Model::from_gguf(&mut Gguf::open(path)?, threads, isa)
+        Model::from_files(&ModelFiles::open(path)?, threads, isa)
     }
 
-    pub(crate) fn from_gguf(
-        gguf: &mut Gguf,
+    pub(crate) fn from_files(
+        files: &ModelFiles,
         threads: usize,
         isa: Option<Isa>,
     ) -> Result<Model, LoadError> {
@@ -100,8 +101,18 @@ impl Model {
         let option = |option, reason| LoadError::Options { option, reason };
         let cpu =
             Cpu::new(isa).ok_or_else(|| option("isa", format!("this processor has no {isa:?}")))?;
-        let config = ModelConfig::from_gguf(gguf)?;
-        let weights = Weights::load(gguf, &config)?;
+        let (config, weights) = match files.kind() {
+            ModelKind::Gguf(gguf) => {
+                let config = ModelConfig::from_gguf(gguf)?;
+                let weights = Weights::load(gguf, &config)?;
+                (config, weights)
+            }
+            ModelKind::Folder(folder) => {
+                let config = ModelConfig::from_hf(folder.config())?;
+                let weights = Weights::load(folder.tensors(), &config)?;
+                (config, weights)
+            }
+        };
         let rope_factors = weights.rope_factors.as_deref();
         let rope = Rope::new(config.head_dim, config.rope_base, rope_factors, &config.rope_scaling);
         let threads = Threads::new(threads)

@@ -9,7 +9,8 @@ use std::collections::HashSet;
 
 use crate::config::ModelConfig;
 use crate::error::LoadError;
-use crate::gguf::Gguf;
+use crate::files::gguf::Gguf;
+use crate::files::safetensors::Safetensors;
 use crate::kernels::pack::PackedMatrix;
 
 /// How a kind of file calls its tensors.
@@ -18,7 +19,6 @@ pub(crate) enum Naming {
     /// `blk.0.attn_q.weight` (GGUF specification).
     Gguf,
     /// `model.layers.0.self_attn.q_proj.weight` (HuggingFace's Llama, Mistral and Qwen classes).
-    #[allow(dead_code)] // Until safetensors folders are read.
     HuggingFace,
 }
 
@@ -31,27 +31,40 @@ pub(crate) trait Source {
     /// Whether the tensor is there.
     fn has(&self, name: &str) -> bool;
     /// A matrix of `rows` rows of `cols` weights, packed.
-    fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<PackedMatrix, LoadError>;
+    fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<PackedMatrix, LoadError>;
     /// A vector of `len` values as f32.
-    fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>, LoadError>;
+    fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, LoadError>;
 }
 
-impl Source for Gguf {
-    fn naming(&self) -> Naming {
-        Naming::Gguf
-    }
-    fn names(&self) -> Vec<String> {
-        self.tensor_names()
-    }
-    fn has(&self, name: &str) -> bool {
-        self.has_tensor(name)
-    }
-    fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<PackedMatrix, LoadError> {
-        Gguf::matrix(self, name, rows, cols)
-    }
-    fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {
-        Gguf::vector(self, name, len)
-    }
+macro_rules! sources {
+    ($($kind:ident, $naming:ident;)*) => {$(
+        impl Source for $kind {
+            fn naming(&self) -> Naming {
+                Naming::$naming
+            }
+            fn names(&self) -> Vec<String> {
+                self.tensor_names()
+            }
+            fn has(&self, name: &str) -> bool {
+                self.has_tensor(name)
+            }
+            fn matrix(
+                &self,
+                name: &str,
+                rows: usize,
+                cols: usize,
+            ) -> Result<PackedMatrix, LoadError> {
+                $kind::matrix(self, name, rows, cols)
+            }
+            fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {
+                $kind::vector(self, name, len)
+            }
+        }
+    )*};
+}
+sources! {
+    Gguf, Gguf;
+    Safetensors, HuggingFace;
 }
 
 /// One transformer layer.
@@ -86,10 +99,7 @@ impl Weights {
     /// # Errors
     /// [`LoadError::Tensor`] for one that is missing or of another shape, and for one that is
     /// there without being used.
-    pub(crate) fn load(
-        source: &mut impl Source,
-        config: &ModelConfig,
-    ) -> Result<Weights, LoadError> {
+    pub(crate) fn load(source: &impl Source, config: &ModelConfig) -> Result<Weights, LoadError> {
         let mut parts = Parts { source, used: HashSet::new() };
         let (width, vocab) = (config.width, config.vocab_size);
         let head = match config.is_tied {
@@ -219,7 +229,7 @@ impl Naming {
 
 /// A source, and what was taken from it.
 struct Parts<'a, S> {
-    source: &'a mut S,
+    source: &'a S,
     used: HashSet<String>,
 }
 
