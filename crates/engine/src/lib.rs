@@ -25,6 +25,7 @@ mod math;
 pub mod model;
 mod ops;
 mod philox;
+mod rope;
 mod runner;
 mod sampler;
 mod scheduler;

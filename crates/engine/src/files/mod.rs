@@ -26,6 +26,7 @@ pub(crate) use folder::Folder;
 use gguf::Gguf;
 pub use map::LoadProgress;
 use map::{Mapped, Progress};
+pub(crate) use safetensors::Safetensors;
 
 /// A model on disk, opened: its weight files are mapped and their headers were found sound.
 ///

@@ -2,8 +2,10 @@
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
+mod families;
 mod kit;
 mod lifecycle;
+mod models;
 mod reference;
 mod sameness;
 mod stream;
