@@ -104,12 +104,12 @@ impl Model {
         let (config, weights) = match files.kind() {
             ModelKind::Gguf(gguf) => {
                 let config = ModelConfig::from_gguf(gguf)?;
-                let weights = Weights::load(gguf, &config)?;
+                let weights = Weights::load(gguf, &config, threads)?;
                 (config, weights)
             }
             ModelKind::Folder(folder) => {
                 let config = ModelConfig::from_hf(folder.config())?;
-                let weights = Weights::load(folder.tensors(), &config)?;
+                let weights = Weights::load(folder.tensors(), &config, threads)?;
                 (config, weights)
             }
         };

@@ -6,11 +6,14 @@
 //! Relies on: a [`Source`] for checked reading, `kernels/pack.rs` for the packed form.
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard};
+use std::thread::ScopedJoinHandle;
 
 use crate::config::ModelConfig;
 use crate::error::LoadError;
-use crate::files::gguf::Gguf;
-use crate::files::safetensors::Safetensors;
+use crate::files::Safetensors;
+use crate::gguf::Gguf;
 use crate::kernels::pack::PackedMatrix;
 
 /// How a kind of file calls its tensors.
@@ -22,8 +25,8 @@ pub(crate) enum Naming {
     HuggingFace,
 }
 
-/// A file or folder of tensors.
-pub(crate) trait Source {
+/// A file or folder of tensors, which several threads read at once.
+pub(crate) trait Source: Sync {
     /// How its tensors are called.
     fn naming(&self) -> Naming;
     /// Names of all tensors.
@@ -36,35 +39,40 @@ pub(crate) trait Source {
     fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, LoadError>;
 }
 
-macro_rules! sources {
-    ($($kind:ident, $naming:ident;)*) => {$(
-        impl Source for $kind {
-            fn naming(&self) -> Naming {
-                Naming::$naming
-            }
-            fn names(&self) -> Vec<String> {
-                self.tensor_names()
-            }
-            fn has(&self, name: &str) -> bool {
-                self.has_tensor(name)
-            }
-            fn matrix(
-                &self,
-                name: &str,
-                rows: usize,
-                cols: usize,
-            ) -> Result<PackedMatrix, LoadError> {
-                $kind::matrix(self, name, rows, cols)
-            }
-            fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {
-                $kind::vector(self, name, len)
-            }
-        }
-    )*};
+impl Source for Gguf {
+    fn naming(&self) -> Naming {
+        Naming::Gguf
+    }
+    fn names(&self) -> Vec<String> {
+        self.tensor_names()
+    }
+    fn has(&self, name: &str) -> bool {
+        self.has_tensor(name)
+    }
+    fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<PackedMatrix, LoadError> {
+        Gguf::matrix(self, name, rows, cols)
+    }
+    fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {
+        Gguf::vector(self, name, len)
+    }
 }
-sources! {
-    Gguf, Gguf;
-    Safetensors, HuggingFace;
+
+impl Source for Safetensors {
+    fn naming(&self) -> Naming {
+        Naming::HuggingFace
+    }
+    fn names(&self) -> Vec<String> {
+        self.tensor_names()
+    }
+    fn has(&self, name: &str) -> bool {
+        self.has_tensor(name)
+    }
+    fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<PackedMatrix, LoadError> {
+        Safetensors::matrix(self, name, rows, cols)
+    }
+    fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {
+        Safetensors::vector(self, name, len)
+    }
 }
 
 /// One transformer layer.
@@ -94,25 +102,31 @@ pub(crate) struct Weights {
 }
 
 impl Weights {
-    /// Reads and packs every tensor. Takes as long as reading the file.
+    /// Reads and packs every tensor, on `threads` threads. Takes as long as reading the file.
     ///
     /// # Errors
     /// [`LoadError::Tensor`] for one that is missing or of another shape, and for one that is
     /// there without being used.
-    pub(crate) fn load(source: &impl Source, config: &ModelConfig) -> Result<Weights, LoadError> {
-        let mut parts = Parts { source, used: HashSet::new() };
+    pub(crate) fn load(
+        source: &impl Source,
+        config: &ModelConfig,
+        threads: usize,
+    ) -> Result<Weights, LoadError> {
+        let parts = &Parts { source, used: Mutex::default() };
         let (width, vocab) = (config.width, config.vocab_size);
-        let head = match config.is_tied {
-            true => None,
-            false => Some([parts.matrix(&parts.top("output"), (vocab, width))?]),
-        };
+        let table = |part: &str| Ok([parts.matrix(&parts.top(part), (vocab, width))?]);
+        let (embedding, head, layers) = std::thread::scope(|scope| {
+            // The largest matrices begin first, so that no thread is left alone with one.
+            let embedding = scope.spawn(|| table("token_embd"));
+            let head = (!config.is_tied).then(|| scope.spawn(|| table("output")));
+            let layers = side_by_side(threads, config.layers, &|i| Layer::load(parts, config, i));
+            (join(embedding), head.map(join), layers)
+        });
         let weights = Weights {
-            embedding: [parts.matrix(&parts.top("token_embd"), (vocab, width))?],
-            layers: (0..config.layers)
-                .map(|i| Layer::load(&mut parts, config, i))
-                .collect::<Result<_, _>>()?,
+            embedding: embedding?,
+            layers: layers?,
             output_norm: parts.vector(&parts.top("output_norm"), width)?,
-            head,
+            head: head.transpose()?,
             rope_factors: parts.rope_factors(config)?,
         };
         parts.refuse_unused(config)?;
@@ -136,7 +150,7 @@ impl Weights {
 
 impl Layer {
     fn load(
-        parts: &mut Parts<'_, impl Source>,
+        parts: &Parts<'_, impl Source>,
         config: &ModelConfig,
         index: usize,
     ) -> Result<Layer, LoadError> {
@@ -230,7 +244,7 @@ impl Naming {
 /// A source, and what was taken from it.
 struct Parts<'a, S> {
     source: &'a S,
-    used: HashSet<String>,
+    used: Mutex<HashSet<String>>,
 }
 
 impl<S: Source> Parts<'_, S> {
@@ -238,22 +252,22 @@ impl<S: Source> Parts<'_, S> {
         self.source.naming().of_top(part)
     }
 
-    fn matrix(
-        &mut self,
-        name: &str,
-        (rows, cols): (usize, usize),
-    ) -> Result<PackedMatrix, LoadError> {
-        self.used.insert(name.into());
+    fn used(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.used.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn matrix(&self, name: &str, (rows, cols): (usize, usize)) -> Result<PackedMatrix, LoadError> {
+        self.used().insert(name.into());
         self.source.matrix(name, rows, cols)
     }
 
-    fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {
-        self.used.insert(name.into());
+    fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {
+        self.used().insert(name.into());
         self.source.vector(name, len)
     }
 
     /// Divisors of the rotary frequencies; only GGUF files store such.
-    fn rope_factors(&mut self, config: &ModelConfig) -> Result<Option<Vec<f32>>, LoadError> {
+    fn rope_factors(&self, config: &ModelConfig) -> Result<Option<Vec<f32>>, LoadError> {
         let name = self.top("rope_freqs");
         if self.source.naming() != Naming::Gguf || !self.source.has(&name) {
             return Ok(None);
@@ -269,8 +283,8 @@ impl<S: Source> Parts<'_, S> {
 
     fn refuse_unused(&self, config: &ModelConfig) -> Result<(), LoadError> {
         let naming = self.source.naming();
-        let names = self.source.names();
-        let unused = names.into_iter().filter(|name| !self.used.contains(name));
+        let (names, used) = (self.source.names(), self.used());
+        let unused = names.into_iter().filter(|name| !used.contains(name));
         match unused.filter(|name| !naming.is_idle(name, config)).min() {
             None => Ok(()),
             Some(tensor) => {
@@ -280,4 +294,37 @@ impl<S: Source> Parts<'_, S> {
             }
         }
     }
+}
+
+/// `make(0)` … `make(count - 1)`, on `threads` threads; after an error the others end early.
+fn side_by_side<T: Send>(
+    threads: usize,
+    count: usize,
+    make: &(dyn Fn(usize) -> Result<T, LoadError> + Sync),
+) -> Result<Vec<T>, LoadError> {
+    let next = AtomicUsize::new(0);
+    let work = || -> Result<Vec<(usize, T)>, LoadError> {
+        let mut made = Vec::new();
+        loop {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            if i >= count {
+                return Ok(made);
+            }
+            let one = make(i).inspect_err(|_| next.store(count, Ordering::Relaxed))?;
+            made.push((i, one));
+        }
+    };
+    let made: Result<Vec<_>, LoadError> = std::thread::scope(|scope| {
+        let others: Vec<_> = (1..threads.min(count)).map(|_| scope.spawn(work)).collect();
+        let own = work();
+        std::iter::once(own).chain(others.into_iter().map(join)).collect()
+    });
+    let mut made: Vec<(usize, T)> = made?.into_iter().flatten().collect();
+    made.sort_unstable_by_key(|(i, _)| *i);
+    Ok(made.into_iter().map(|(_, one)| one).collect())
+}
+
+/// A thread's result; its panic goes on here.
+fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }

@@ -26,6 +26,7 @@ pub(crate) use folder::Folder;
 use gguf::Gguf;
 pub use map::LoadProgress;
 use map::{Mapped, Progress};
+pub(crate) use safetensors::Safetensors;
 
 /// A model on disk, opened: its weight files are mapped and their headers were found sound.
 ///
@@ -84,7 +85,11 @@ impl ModelFiles {
             ModelKind::Gguf(gguf) => gguf.text("general.name").map(str::to_string),
             ModelKind::Folder(_) => None,
         };
-        let own = || self.path.file_stem().map(|name| name.to_string_lossy().into_owned());
+        let own = match &self.kind {
+            ModelKind::Gguf(_) => self.path.file_stem(),
+            ModelKind::Folder(_) => self.path.file_name(),
+        };
+        let own = || own.map(|name| name.to_string_lossy().into_owned());
         inside.or_else(own).unwrap_or_default()
     }
 
