@@ -18,13 +18,14 @@ pub mod config;
 mod detokenizer;
 mod engine;
 mod error;
-mod gguf;
+mod files;
 mod kernels;
 pub mod kv;
 mod math;
 pub mod model;
 mod ops;
 mod philox;
+mod rope;
 mod runner;
 mod sampler;
 mod scheduler;
@@ -34,8 +35,11 @@ mod template;
 mod tokenizer;
 mod weights;
 
+use files::gguf;
+
 pub use engine::{Engine, EngineOptions, ModelInfo, SequenceHandle};
 pub use error::{EncodeError, LoadError, StartError};
+pub use files::{LoadProgress, ModelFiles, WeightFile};
 pub use kernels::Isa;
 pub use runner::EngineLoad;
 pub use sampler::Sampling;

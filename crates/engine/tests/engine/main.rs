@@ -2,8 +2,12 @@
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
+mod configs;
+mod families;
 mod kit;
 mod lifecycle;
+mod models;
+mod perplexity;
 mod reference;
 mod sameness;
 mod stream;
