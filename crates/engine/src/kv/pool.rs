@@ -8,13 +8,14 @@
 use super::Scope;
 use crate::config::ModelConfig;
 use crate::kernels::attention::Heads;
+use crate::kernels::memory::Space;
 
 /// Tokens to a block: also the lanes of a vector, so a key's lane doesn't depend on paging.
 pub const BLOCK_TOKENS: usize = 16;
 
 /// A fixed pool of KV blocks.
 pub struct KvPool {
-    pub(crate) cells: Vec<u16>,
+    pub(crate) cells: Space<u16>,
     pub(crate) heads: Heads,
     layers: usize,
     free: Vec<u32>,
@@ -52,7 +53,7 @@ impl KvPool {
     /// So many blocks for a model of these sizes.
     pub(crate) fn with_blocks(heads: Heads, layers: usize, total: usize) -> KvPool {
         KvPool {
-            cells: vec![0; total * layers * heads.block_values()],
+            cells: Space::zeroed(total * layers * heads.block_values()),
             heads,
             layers,
             // Lowest block first, so that a run is the same every time.
