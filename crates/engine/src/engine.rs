@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 
 use crate::error::{EncodeError, LoadError, StartError};
 use crate::gguf::Gguf;
-use crate::kernels::Isa;
+use crate::kernels::{Cpu, Isa};
 use crate::kv::{BLOCK_TOKENS, KvPool};
 use crate::model::Model;
 use crate::runner::{EngineLoad, Runner, Shared};
@@ -109,6 +109,7 @@ struct Inner {
     /// Sequences in the engine at once: running and waiting.
     sequences_max: usize,
     kv_blocks_total: usize,
+    cpu: Cpu,
     next_id: AtomicU64,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -131,6 +132,11 @@ impl Engine {
         let tokenizer = Arc::new(Tokenizer::from_gguf(&gguf)?);
         let template = ChatTemplate::from_gguf(&gguf)?;
         let model = Model::from_gguf(&mut gguf, options.threads, options.isa)?;
+        let isa = model.isa();
+        let cpu = Cpu::new(isa).ok_or_else(|| {
+            let reason = format!("this processor has no {isa:?}");
+            LoadError::Options { option: "isa", reason }
+        })?;
         let kv = KvPool::new(model.config(), options.kv_memory_bytes);
         if kv.total_blocks() == 0 {
             let least = KvPool::block_bytes(model.config());
@@ -166,6 +172,7 @@ impl Engine {
             shared,
             sequences_max: options.running_max + options.queue_max,
             kv_blocks_total: total,
+            cpu,
             next_id: AtomicU64::new(0),
             thread: Mutex::new(Some(thread)),
         };
@@ -234,7 +241,7 @@ impl Engine {
         let tokens_max = self.check_request(&request)?;
         let lease = Arc::new(Lease::default());
         let id = inner.next_id.fetch_add(1, Ordering::Relaxed);
-        let sizes = (tokens_max, inner.info.vocab_size as usize);
+        let sizes = (tokens_max, inner.info.vocab_size as usize, inner.cpu);
         let sequence = Sequence::new(id, request, sizes, (sink, Arc::clone(&lease)));
         {
             let mut mailbox = inner.shared.lock();
@@ -287,7 +294,7 @@ impl Engine {
             let context_length = info.context_length;
             return Err(StartError::ContextTooLong { prompt_tokens, context_length });
         }
-        request.sampling.check().map_err(StartError::InvalidSampling)?;
+        request.sampling.check(info.vocab_size).map_err(StartError::InvalidSampling)?;
         let invalid = |what: &str| Err(StartError::InvalidSampling(what.into()));
         if request.max_tokens == 0 {
             return invalid("max_tokens must be at least 1");

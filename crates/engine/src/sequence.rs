@@ -10,8 +10,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use crate::detokenizer::Detokenizer;
+use crate::kernels::Cpu;
 use crate::kv::BlockTable;
-use crate::sampler::{NotFinite, Sampler, Sampling};
+use crate::sampler::{Drawn, Logprobs, NotFinite, Sampler, Sampling};
 use crate::scheduler::SequenceId;
 use crate::stop::{Outcome, Piece, StopMatcher};
 use crate::tokenizer::Tokenizer;
@@ -162,14 +163,14 @@ impl Sequence {
     pub(crate) fn new(
         id: SequenceId,
         request: SequenceRequest,
-        (tokens_max, vocab_size): (usize, usize),
+        (tokens_max, vocab_size, cpu): (usize, usize, Cpu),
         (sink, lease): (Box<dyn EventSink>, Arc<Lease>),
     ) -> Sequence {
         Sequence {
             id,
             prompt_tokens: request.prompt_ids.len(),
             tokens_max,
-            sampler: Sampler::new(request.sampling, &request.prompt_ids, vocab_size),
+            sampler: Sampler::new(request.sampling, &request.prompt_ids, vocab_size, cpu),
             stop: StopMatcher::new(&request.stop),
             ids: request.prompt_ids,
             logprobs: VecDeque::new(),
@@ -235,8 +236,8 @@ impl Sequence {
 
     /// Draws the next token from the logits of its last cached one.
     pub(crate) fn generate(&mut self, logits: &mut [f32], tokenizer: &Tokenizer) {
-        let id = match self.sampler.sample(logits, self.ids.len() as u32) {
-            Ok(id) => id,
+        let Drawn { id, logprobs } = match self.sampler.sample(logits, self.ids.len() as u32) {
+            Ok(drawn) => drawn,
             Err(NotFinite) => return self.fail("the model gave logits that are not finite"),
         };
         if tokenizer.eos().contains(&id) {
@@ -244,6 +245,7 @@ impl Sequence {
             return self.finish(FinishReason::Stop, String::new());
         }
         self.ids.push(id);
+        self.logprobs.push_back(logprobs.map(|logprobs| told(id, logprobs, tokenizer)));
         match self.stop.push(id, tokenizer.bytes(id)) {
             Outcome::Released(pieces) => self.release(pieces),
             Outcome::Stopped { released, tail, stop } => {
@@ -289,5 +291,14 @@ impl Sequence {
             let logprobs = self.logprobs.pop_front().flatten().map(Box::new);
             self.outbox.push_back(Event::Token { id, text, state_digest: None, logprobs });
         }
+    }
+}
+
+/// A drawn token's probabilities with the tokens' texts.
+fn told(id: u32, logprobs: Logprobs, tokenizer: &Tokenizer) -> TokenLogprobs {
+    let one = |(id, logprob)| Logprob { id, bytes: tokenizer.bytes(id).to_vec(), logprob };
+    TokenLogprobs {
+        chosen: one((id, logprobs.chosen)),
+        top: logprobs.top.into_iter().map(one).collect(),
     }
 }
