@@ -15,7 +15,6 @@ pub const BLOCK_TOKENS: usize = 16;
 pub struct KvPool {
     pub(crate) cells: Vec<u16>,
     pub(crate) heads: Heads,
-    layers: usize,
     free: Vec<u32>,
     total: usize,
     /// Values that were beyond ±65504 and held to it, since the start.
@@ -45,7 +44,6 @@ impl KvPool {
         KvPool {
             cells: vec![0; total * config.layers * heads.block_values()],
             heads,
-            layers: config.layers,
             // Lowest block first, so that a run is the same every time.
             free: (0..total as u32).rev().collect(),
             total,
@@ -86,8 +84,9 @@ impl KvPool {
         self.total
     }
 
-    /// Index of the first value of `block` in `layer`.
-    pub(crate) fn base(&self, block: u32, layer: usize) -> usize {
-        (block as usize * self.layers + layer) * self.heads.block_values()
+    /// Index of the first value of a layer; its blocks follow one another from there, so that a
+    /// sequence in neighbouring blocks is read almost in one run.
+    pub(crate) fn layer_at(&self, layer: usize) -> usize {
+        layer * self.total * self.heads.block_values()
     }
 }

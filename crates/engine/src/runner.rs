@@ -236,16 +236,16 @@ impl Runner {
             batch.segments.push(Segment { tokens, start: sequence.cached, table, logits });
             of_segment.push((index, count, logits));
         }
+        let vocab_size = self.model.config().vocab_size;
         let logits = self.model.forward(&batch, &mut self.kv)?;
-        let logits = logits.map_or(Ok(Vec::new()), |logits| logits.to_vec2::<f32>())?;
-        let mut logits = logits.into_iter();
+        let mut logits = logits.chunks_exact_mut(vocab_size);
         for (index, count, wanted) in of_segment {
             let sequence = &mut self.running[index];
             sequence.advance(count);
             if wanted == Logits::Last
-                && let Some(mut row) = logits.next()
+                && let Some(row) = logits.next()
             {
-                sequence.generate(&mut row, &self.tokenizer);
+                sequence.generate(row, &self.tokenizer);
             }
         }
         Ok(())

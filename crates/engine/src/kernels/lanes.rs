@@ -22,6 +22,8 @@ pub(crate) trait Lanes: Copy {
     /// Activation rows that share one pass over a weight tile, at most: 1, 2, 4 or 8. Speed
     /// only.
     const ROWS_TOGETHER: usize;
+    /// Sums that attention keeps at once beside what it adds to them. Speed only.
+    const SUMS: usize;
 
     /// All lanes `x`.
     fn splat(x: f32) -> Self;
@@ -125,6 +127,7 @@ impl Lanes for Scalar {
     type Weights = [[u8; 32]; LANES];
 
     const ROWS_TOGETHER: usize = 1;
+    const SUMS: usize = 4;
 
     #[inline(always)]
     fn splat(x: f32) -> Self {

@@ -71,6 +71,8 @@ impl Lanes for Avx2 {
     /// Of 16 registers the weights alone take more than there are; four rows still share the
     /// unpacking.
     const ROWS_TOGETHER: usize = 4;
+    /// Two registers each.
+    const SUMS: usize = 6;
 
     #[inline(always)]
     fn splat(x: f32) -> Self {

@@ -52,6 +52,7 @@ impl Lanes for Avx512 {
 
     /// Accumulators, unpacked weights and scales of eight rows fit the 32 registers.
     const ROWS_TOGETHER: usize = 8;
+    const SUMS: usize = 16;
 
     #[inline(always)]
     fn splat(x: f32) -> Self {

@@ -33,11 +33,12 @@ macro_rules! unrolled {
 }
 
 /// What is done with a product before it is stored.
-pub(crate) enum Then<'a> {
+#[derive(Clone, Copy)]
+pub(crate) enum Then {
     /// `out[r] = [w₀·x[r] | w₁·x[r] | …]`, the matrices one below the other.
     Store,
-    /// `out[r] = w₀·x[r] + residual[r]`.
-    Add(&'a [f32]),
+    /// `out[r] = w₀·x[r] + out[r]`.
+    Add,
     /// `out[r] = silu(w₀·x[r]) · (w₁·x[r])`; two matrices of one shape.
     SwiGlu,
 }
@@ -46,7 +47,7 @@ pub(crate) enum Then<'a> {
 struct Product<'a> {
     weights: &'a [PackedMatrix],
     x: &'a Activations,
-    then: Then<'a>,
+    then: Then,
     out: Disjoint<'a, f32>,
     out_cols: usize,
 }
@@ -58,14 +59,14 @@ pub(crate) fn product(
     (cpu, threads): (Cpu, &Threads),
     weights: &[PackedMatrix],
     x: &Activations,
-    then: Then<'_>,
+    then: Then,
     out: &mut [f32],
 ) {
     let (tiles, out_cols) = match then {
         Then::Store => {
             (weights.iter().map(PackedMatrix::tiles).sum(), weights.iter().map(|w| w.rows).sum())
         }
-        Then::Add(_) | Then::SwiGlu => (weights[0].tiles(), weights[0].rows),
+        Then::Add | Then::SwiGlu => (weights[0].tiles(), weights[0].rows),
     };
     assert_eq!(out.len(), x.rows * out_cols, "a product's output has rows × columns");
     assert!(weights.iter().all(|w| w.cols == x.cols), "a product's inner sizes agree");
@@ -133,13 +134,13 @@ fn store<V: Lanes>(job: &Product<'_>, rows: Range<usize>, cols: Range<usize>, do
         let mut lanes = [0.0; LANES];
         dot.store(&mut lanes);
         let at = row * job.out_cols + cols.start;
-        if let Then::Add(residual) = job.then {
-            for (lane, residual) in lanes.iter_mut().zip(&residual[at..at + cols.len()]) {
-                *lane += residual;
-            }
-        }
         // SAFETY: these columns belong to this tile alone, and tiles are disjoint.
         let out = unsafe { job.out.part(at, cols.len()) };
+        if let Then::Add = job.then {
+            for (lane, out) in lanes.iter_mut().zip(out.iter()) {
+                *lane += out;
+            }
+        }
         out.copy_from_slice(&lanes[..cols.len()]);
     }
 }
