@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 
 use tally_engine::{
     ChatTurn, Engine, EngineOptions, Event, EventSink, FinishReason, Sampling, SequenceRequest,
+    TokenLogprobs,
 };
 
 /// The model file; a missing variable fails the test with its name.
@@ -66,6 +67,8 @@ impl EventSink for Tap {
 pub struct Answer {
     pub ids: Vec<u32>,
     pub texts: Vec<String>,
+    /// Of each token; `None` where they weren't asked for.
+    pub logprobs: Vec<Option<Box<TokenLogprobs>>>,
     pub reason: FinishReason,
     pub tail: String,
     pub counted: u32,
@@ -79,14 +82,15 @@ impl Answer {
 
 /// Reads events to the end; checks their order and count.
 pub fn collect(events: &Receiver<Event>) -> Answer {
-    let (mut ids, mut texts, mut prefilled) = (Vec::new(), Vec::new(), 0);
+    let (mut ids, mut texts, mut logprobs, mut prefilled) = (vec![], vec![], vec![], 0);
     for event in events {
         match event {
             Event::Prefilled { .. } => {
                 assert!(ids.is_empty(), "prefill is told before tokens");
                 prefilled += 1;
             }
-            Event::Token { id, text, .. } => {
+            Event::Token { id, text, logprobs: told, .. } => {
+                logprobs.push(told);
                 ids.push(id);
                 texts.push(text);
             }
@@ -94,7 +98,7 @@ pub fn collect(events: &Receiver<Event>) -> Answer {
                 assert_eq!(counted as usize, ids.len(), "counted are the tokens that came");
                 assert!(prefilled == 1 || ids.is_empty());
                 assert!(events.try_recv().is_err(), "nothing comes after the end");
-                return Answer { ids, texts, reason, tail, counted };
+                return Answer { ids, texts, logprobs, reason, tail, counted };
             }
         }
     }
