@@ -241,6 +241,8 @@ pub struct EngineSettings {
     pub queue_max: u32,
     /// Prompt tokens read in one step.
     pub prefill_chunk: u32,
+    /// Whether tokens are guessed where texts repeat themselves, and checked.
+    pub speculation: bool,
 }
 
 /// The chain and its contracts. A registry or ledger of earnings that is `None` is the one the

@@ -34,6 +34,9 @@ pub struct EngineOptions {
     /// Prompt tokens in one step, all sequences together: 16 to 8192. More reads prompts
     /// faster, less keeps the others' tokens coming evenly.
     pub prefill_chunk: usize,
+    /// Whether tokens are guessed where a text repeats itself or its prompt, and checked several
+    /// at a time. Results don't depend on it.
+    pub speculation: bool,
     /// Instruction set; the best one if `None`. Results don't depend on it.
     pub isa: Option<Isa>,
 }
@@ -46,6 +49,7 @@ impl Default for EngineOptions {
             running_max: 8,
             queue_max: 64,
             prefill_chunk: 128,
+            speculation: true,
             isa: None,
         }
     }

@@ -29,6 +29,7 @@ mod runner;
 mod sampler;
 mod scheduler;
 mod sequence;
+mod speculation;
 mod stop;
 mod template;
 mod tokenizer;

@@ -210,6 +210,7 @@ fn engine(reader: &mut Reader) -> EngineSettings {
         running_max: reader.integer("engine.running_max").unwrap_or_default(),
         queue_max: reader.integer("engine.queue_max").unwrap_or_default(),
         prefill_chunk: reader.integer("engine.prefill_chunk").unwrap_or_default(),
+        speculation: reader.switch("engine.speculation").unwrap_or_default(),
     }
 }
 

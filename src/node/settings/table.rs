@@ -168,6 +168,16 @@ const NODE: &[Setting] = &[
         about: "Prompt tokens read in one step, so that other sequences are not held up",
     },
     Setting {
+        key: "engine.speculation",
+        flag: Some("engine-speculation"),
+        env: "TALLY_ENGINE_SPECULATION",
+        alias: None,
+        kind: Kind::Switch,
+        fallback: Fallback::Text("true"),
+        about: "Guess tokens of texts that repeat themselves or their prompt, and check the guesses \
+                in one step; the text is the same either way",
+    },
+    Setting {
         key: "chain.rpc_urls",
         flag: Some("chain-rpc-urls"),
         env: "TALLY_CHAIN_RPC_URLS",
