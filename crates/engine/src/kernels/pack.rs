@@ -7,13 +7,14 @@
 
 use super::blocks::{BLOCK, Block, Format, block};
 use super::lanes::{LANES, Line};
+use super::memory::{Arena, Space};
 
 /// A weight matrix `[rows, cols]`; tiles of 16 rows, in each the blocks of 32 along `cols`.
 pub(crate) struct PackedMatrix {
     pub(crate) rows: usize,
     pub(crate) cols: usize,
     pub(crate) format: Format,
-    lines: Vec<Line>,
+    lines: Space<Line>,
     values: Values,
 }
 
@@ -21,8 +22,8 @@ pub(crate) struct PackedMatrix {
 /// format has such. In float formats the weights themselves, 16 rows to each k.
 enum Values {
     /// IEEE half precision, or the upper halves of f32 where the format is `Bf16`.
-    Half(Vec<u16>),
-    Full(Vec<f32>),
+    Half(Space<u16>),
+    Full(Space<f32>),
 }
 
 /// Packed weights of one tile, blocks in ascending order; of the two lists of values the one that
@@ -54,10 +55,15 @@ impl Format {
 }
 
 impl PackedMatrix {
-    /// Packs `raw`, the GGUF bytes of `rows` rows of `cols` weights.
+    /// Packs `raw`, the GGUF bytes of `rows` rows of `cols` weights, into memory of `arena`.
     ///
     /// `None` if `cols` is no multiple of the format's block or `raw` has another length.
-    pub(crate) fn pack(format: Format, rows: usize, cols: usize, raw: &[u8]) -> Option<Self> {
+    pub(crate) fn pack(
+        format: Format,
+        (rows, cols): (usize, usize),
+        raw: &[u8],
+        arena: &Arena,
+    ) -> Option<Self> {
         if cols == 0 || !cols.is_multiple_of(format.block_weights()) {
             return None;
         }
@@ -68,10 +74,10 @@ impl PackedMatrix {
         // Rows that pad the last tile are all zero and are never read back.
         let blocks = rows.div_ceil(LANES) * (cols / BLOCK);
         let values = match format.is_wide() {
-            true => Values::Full(vec![0.0; blocks * format.values()]),
-            false => Values::Half(vec![0; blocks * format.values()]),
+            true => Values::Full(arena.zeroed(blocks * format.values())),
+            false => Values::Half(arena.zeroed(blocks * format.values())),
         };
-        let lines = vec![Line([0; 64]); blocks * format.lines()];
+        let lines = arena.zeroed(blocks * format.lines());
         let mut matrix = PackedMatrix { rows, cols, format, lines, values };
         let parts = format.block_weights() / BLOCK;
         for (at, raw) in raw.chunks_exact(format.block_bytes()).enumerate() {
