@@ -19,6 +19,9 @@ use crate::tokenizer::Tokenizer;
 /// A paused reader may close without calling `wake`; so the thread looks again this often.
 const PAUSED_LOOK: Duration = Duration::from_millis(50);
 
+/// With so many sequences at once no drafts are made: their own rows fill the kernels' groups.
+const SPECULATION_OFF_AT: usize = 4;
+
 /// How busy the engine is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct EngineLoad {
@@ -30,6 +33,10 @@ pub struct EngineLoad {
     pub kv_blocks_free: usize,
     /// KV blocks in all.
     pub kv_blocks_total: usize,
+    /// Tokens that were guessed and checked since the start.
+    pub guessed_tokens: u64,
+    /// How many of them came true: each is a token for which the weights weren't read once more.
+    pub guessed_right: u64,
 }
 
 /// What handles and the model's thread share.
@@ -74,6 +81,10 @@ pub(crate) struct Runner {
     pub(crate) kv: KvPool,
     pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) scheduler: Scheduler,
+    /// Whether drafts are made.
+    pub(crate) speculation: bool,
+    pub(crate) guessed_tokens: u64,
+    pub(crate) guessed_right: u64,
     pub(crate) shared: Arc<Shared>,
     pub(crate) waiting: VecDeque<Sequence>,
     pub(crate) running: Vec<Sequence>,
@@ -169,6 +180,8 @@ impl Runner {
             queued: self.waiting.len(),
             kv_blocks_free: self.kv.free_blocks(),
             kv_blocks_total: self.kv.total_blocks(),
+            guessed_tokens: self.guessed_tokens,
+            guessed_right: self.guessed_right,
         }
     }
 
@@ -215,38 +228,52 @@ impl Runner {
         }
     }
 
-    /// Runs the step's rows and draws a token for each sequence that is ready for one.
-    fn compute(&mut self, step: &Step) -> Result<(), ForwardError> {
-        let mut batch = Batch::default();
-        let mut of_segment = Vec::new();
+    /// Prepares what each of the step's sequences feeds; gives their places.
+    fn feed(&mut self, step: &Step) -> Vec<usize> {
+        let may_guess = self.speculation && self.running.len() < SPECULATION_OFF_AT;
+        let mut feeding = Vec::new();
         for (id, count) in rows(step) {
-            let found = self.running.iter().position(|sequence| sequence.id == id);
-            let Some((index, sequence)) = found.map(|index| (index, &self.running[index])) else {
+            let mut all = self.running.iter_mut().enumerate();
+            let Some((index, sequence)) = all.find(|(_, sequence)| sequence.id == id) else {
                 continue;
             };
-            let Some(table) = &sequence.table else {
-                continue;
-            };
-            let end = sequence.cached + count;
-            let logits = match end == sequence.ids.len() {
-                true => Logits::Last,
-                false => Logits::None,
-            };
-            let tokens = &sequence.ids[sequence.cached..end];
+            let Some(table) = &sequence.table else { continue };
+            let room = table.capacity().saturating_sub(sequence.cached + count);
+            let is_last = sequence.cached + 1 == sequence.ids.len();
+            sequence.feed(count);
+            if may_guess && is_last {
+                self.guessed_tokens += sequence.guess(room, self.tokenizer.eos());
+            }
+            feeding.push(index);
+        }
+        feeding
+    }
+
+    /// Runs the step's rows and draws a token for each sequence that is ready for one, or
+    /// several where a draft comes true.
+    fn compute(&mut self, step: &Step) -> Result<(), ForwardError> {
+        let feeding = self.feed(step);
+        let mut batch = Batch::default();
+        let mut rows_of = Vec::new();
+        for index in &feeding {
+            let sequence = &self.running[*index];
+            let Some(table) = &sequence.table else { continue };
+            let (tokens, logits) = sequence.fed();
             batch.segments.push(Segment { tokens, start: sequence.cached, table, logits });
-            of_segment.push((index, count, logits));
+            let rows = match logits {
+                Logits::None => 0,
+                Logits::Last => 1,
+                Logits::All => tokens.len(),
+            };
+            rows_of.push((*index, rows));
         }
         let vocab_size = self.model.config().vocab_size;
         let logits = self.model.forward(&batch, &mut self.kv)?;
         let mut logits = logits.chunks_exact_mut(vocab_size);
-        for (index, count, wanted) in of_segment {
-            let sequence = &mut self.running[index];
-            sequence.advance(count);
-            if wanted == Logits::Last
-                && let Some(row) = logits.next()
-            {
-                sequence.generate(row, &self.tokenizer);
-            }
+        for (index, rows) in rows_of {
+            // All its rows, drawn from or not, before the next one's.
+            let rows: Vec<&mut [f32]> = logits.by_ref().take(rows).collect();
+            self.guessed_right += self.running[index].digest(rows.into_iter(), &self.tokenizer);
         }
         Ok(())
     }

@@ -12,8 +12,10 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use crate::detokenizer::Detokenizer;
 use crate::kernels::Cpu;
 use crate::kv::BlockTable;
+use crate::model::Logits;
 use crate::sampler::{Drawn, Logprobs, NotFinite, Sampler, Sampling};
 use crate::scheduler::SequenceId;
+use crate::speculation::Speculation;
 use crate::stop::{Outcome, Piece, StopMatcher};
 use crate::tokenizer::Tokenizer;
 
@@ -144,6 +146,11 @@ pub(crate) struct Sequence {
     /// `ids` never grows beyond this.
     tokens_max: usize,
     sampler: Sampler,
+    speculation: Speculation,
+    /// What the step feeds: ids that aren't cached, perhaps a draft after the last of them.
+    fed: Vec<u32>,
+    /// How many of them are a draft.
+    guessed: usize,
     stop: StopMatcher,
     /// Of the tokens that `stop` holds, oldest first.
     logprobs: VecDeque<Option<TokenLogprobs>>,
@@ -171,6 +178,9 @@ impl Sequence {
             prompt_tokens: request.prompt_ids.len(),
             tokens_max,
             sampler: Sampler::new(request.sampling, &request.prompt_ids, vocab_size, cpu),
+            speculation: Speculation::default(),
+            fed: Vec::new(),
+            guessed: 0,
             stop: StopMatcher::new(&request.stop),
             ids: request.prompt_ids,
             logprobs: VecDeque::new(),
@@ -226,7 +236,7 @@ impl Sequence {
     }
 
     /// Notes that `count` more tokens are cached.
-    pub(crate) fn advance(&mut self, count: usize) {
+    fn advance(&mut self, count: usize) {
         let was_reading = self.prompt_left() > 0;
         self.cached += count;
         if was_reading && self.prompt_left() == 0 {
@@ -234,12 +244,65 @@ impl Sequence {
         }
     }
 
+    /// Prepares what the next step feeds: `count` ids that aren't cached yet.
+    pub(crate) fn feed(&mut self, count: usize) {
+        self.fed.clear();
+        self.fed.extend_from_slice(&self.ids[self.cached..][..count]);
+        self.guessed = 0;
+    }
+
+    /// Adds a draft to what is fed, if there is one that is worth it: at most `room` ids, none
+    /// of them in `ends`. Only where the sequence decodes. Gives the draft's length.
+    pub(crate) fn guess(&mut self, room: usize, ends: &[u32]) -> u64 {
+        // After the draft one more token is drawn.
+        let room = room.min(self.tokens_max.saturating_sub(self.ids.len() + 1));
+        let draft = self.speculation.draft(&self.ids, room, ends);
+        self.fed.extend_from_slice(draft);
+        self.guessed = draft.len();
+        self.guessed as u64
+    }
+
+    /// What the next step feeds, and for which of it logits are wanted.
+    pub(crate) fn fed(&self) -> (&[u32], Logits) {
+        let ends_here = self.cached + self.fed.len() - self.guessed == self.ids.len();
+        let logits = match (ends_here, self.guessed) {
+            (false, _) => Logits::None,
+            (true, 0) => Logits::Last,
+            (true, _) => Logits::All,
+        };
+        (&self.fed, logits)
+    }
+
+    /// Takes what the step gave: a row of logits for each row that they were wanted for. Notes
+    /// what is cached and draws: the next token, and further ones as long as the draft's come
+    /// true. Nothing of the others stays: what they left in the cache is beyond `cached`. Gives
+    /// how many came true.
+    pub(crate) fn digest<'a>(
+        &mut self,
+        rows: impl Iterator<Item = &'a mut [f32]>,
+        tokenizer: &Tokenizer,
+    ) -> u64 {
+        let certain = self.fed.len() - self.guessed;
+        self.advance(certain);
+        let mut came_true = 0;
+        for (row, next) in rows.zip(certain..) {
+            self.generate(row, tokenizer);
+            if self.has_ended() || self.ids.last() != self.fed.get(next) {
+                break;
+            }
+            self.advance(1);
+            came_true += 1;
+        }
+        came_true
+    }
+
     /// Draws the next token from the logits of its last cached one.
-    pub(crate) fn generate(&mut self, logits: &mut [f32], tokenizer: &Tokenizer) {
+    fn generate(&mut self, logits: &mut [f32], tokenizer: &Tokenizer) {
         let Drawn { id, logprobs } = match self.sampler.sample(logits, self.ids.len() as u32) {
             Ok(drawn) => drawn,
             Err(NotFinite) => return self.fail("the model gave logits that are not finite"),
         };
+        self.speculation.observe(id);
         if tokenizer.eos().contains(&id) {
             self.release_held();
             return self.finish(FinishReason::Stop, String::new());

@@ -6,5 +6,6 @@ mod kit;
 mod lifecycle;
 mod reference;
 mod sameness;
+mod speculation;
 mod stream;
 mod text;
