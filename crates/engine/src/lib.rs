@@ -12,7 +12,8 @@
 //! ```
 //!
 //! Where to read on: [`model`] is the forward pass on one page, [`kv`] the paged cache,
-//! `kernels` the hot loops, `scheduler` who does what, `sequence` what a request goes through.
+//! `kernels` the hot loops, `scheduler` who does what, `sequence` what a request goes through,
+//! `speculation` how several tokens may come of one step.
 
 pub mod config;
 mod detokenizer;
