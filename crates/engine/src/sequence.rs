@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use crate::detokenizer::Detokenizer;
 use crate::kernels::Cpu;
-use crate::kv::BlockTable;
+use crate::kv::{BlockTable, Scope};
 use crate::model::Logits;
 use crate::sampler::{Drawn, Logprobs, NotFinite, Sampler, Sampling};
 use crate::scheduler::SequenceId;
@@ -30,6 +30,9 @@ pub struct SequenceRequest {
     pub sampling: Sampling,
     /// Texts that end the generation; none of them empty.
     pub stop: Vec<String>,
+    /// Whose request it is, see [`SharePrefixes`](crate::SharePrefixes). `None`: nobody's that
+    /// is known.
+    pub owner: Option<[u8; 32]>,
 }
 
 /// Where a sequence's events go. The engine calls it from the model's thread.
@@ -51,6 +54,8 @@ pub enum Event {
     Prefilled {
         /// Its tokens.
         prompt_tokens: u32,
+        /// So many of them were there already and were not computed again.
+        cached_tokens: u32,
     },
     /// A generated token that no stop string can swallow any more.
     Token {
@@ -136,13 +141,19 @@ impl Lease {
 
 /// A sequence that was accepted.
 pub(crate) struct Sequence {
+    /// 0 until it arrives.
     pub(crate) id: SequenceId,
     /// Prompt, then completion.
     pub(crate) ids: Vec<u32>,
     /// How many of `ids` are in the cache.
     pub(crate) cached: usize,
     pub(crate) table: Option<BlockTable>,
+    /// With whom its blocks are shared; `None`: nobody.
+    pub(crate) scope: Option<Scope>,
     prompt_tokens: usize,
+    /// Prompt tokens that it found in the cache when it was first admitted.
+    found_tokens: Option<usize>,
+    is_prefilled: bool,
     /// `ids` never grows beyond this.
     tokens_max: usize,
     sampler: Sampler,
@@ -166,15 +177,15 @@ pub(crate) struct Sequence {
 }
 
 impl Sequence {
-    /// A sequence for a request that was checked; `tokens_max` is at most the context's length.
+    /// A sequence for a request that was checked, of which `owner` is the scope; `tokens_max` is
+    /// at most the context's length.
     pub(crate) fn new(
-        id: SequenceId,
         request: SequenceRequest,
         (tokens_max, vocab_size, cpu): (usize, usize, Cpu),
         (sink, lease): (Box<dyn EventSink>, Arc<Lease>),
     ) -> Sequence {
         Sequence {
-            id,
+            id: 0,
             prompt_tokens: request.prompt_ids.len(),
             tokens_max,
             sampler: Sampler::new(request.sampling, &request.prompt_ids, vocab_size, cpu),
@@ -186,6 +197,9 @@ impl Sequence {
             logprobs: VecDeque::new(),
             cached: 0,
             table: None,
+            scope: request.owner,
+            found_tokens: None,
+            is_prefilled: false,
             detokenizer: Detokenizer::default(),
             sink,
             lease,
@@ -201,9 +215,11 @@ impl Sequence {
         self.tokens_max
     }
 
-    /// Prompt tokens that aren't cached; 0 when it decodes.
-    pub(crate) fn prompt_left(&self) -> usize {
-        self.prompt_tokens.saturating_sub(self.cached)
+    /// Gives it its blocks, with `cached` of its tokens in them.
+    pub(crate) fn begin(&mut self, table: BlockTable, cached: usize) {
+        self.table = Some(table);
+        self.cached = cached;
+        self.found_tokens.get_or_insert(cached);
     }
 
     /// Whether its reader has room for what the next step gives.
@@ -237,10 +253,14 @@ impl Sequence {
 
     /// Notes that `count` more tokens are cached.
     fn advance(&mut self, count: usize) {
-        let was_reading = self.prompt_left() > 0;
         self.cached += count;
-        if was_reading && self.prompt_left() == 0 {
-            self.outbox.push_back(Event::Prefilled { prompt_tokens: self.prompt_tokens as u32 });
+        // Told once, also where it is preempted and read again.
+        if !self.is_prefilled && self.cached >= self.prompt_tokens {
+            self.is_prefilled = true;
+            self.outbox.push_back(Event::Prefilled {
+                prompt_tokens: self.prompt_tokens as u32,
+                cached_tokens: self.found_tokens.unwrap_or(0) as u32,
+            });
         }
     }
 
@@ -323,9 +343,10 @@ impl Sequence {
         }
     }
 
-    /// Gives the sink what it has room for.
+    /// Gives the sink what it has room for; one that closed gets nothing more, not even of the
+    /// same step.
     pub(crate) fn flush(&mut self) {
-        while !self.is_end_told && self.sink.is_ready() {
+        while !self.is_end_told && !self.sink.is_closed() && self.sink.is_ready() {
             if let Some(event) = self.outbox.pop_front() {
                 self.emitted_tokens += u32::from(matches!(event, Event::Token { .. }));
                 self.sink.emit(event);

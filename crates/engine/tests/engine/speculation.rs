@@ -171,3 +171,28 @@ fn drafts_beside_other_sequences_change_nothing() {
         }
     }
 }
+
+#[test]
+fn wrong_guesses_are_in_nobodys_cached_prefix() {
+    let engine = load(options());
+    let mut history = copying(1).prompt_ids;
+    for turn in 0..6 {
+        // Warm enough that drafts fail, and of lengths that end anywhere in a block.
+        let sampling = Sampling { temperature: 0.9, seed: [turn; 32], ..samplings()[0].clone() };
+        let request = SequenceRequest {
+            sampling,
+            owner: Some([1; 32]),
+            ..request(history.clone(), 30 + u32::from(turn))
+        };
+        let warm = answer(&engine, request.clone());
+        // The last turn's last token was drawn and never read.
+        let known = if turn == 0 { 0 } else { history.len() - 1 };
+        assert!(warm.cached as usize >= known.saturating_sub(16), "{} {known}", warm.cached);
+        let cold = answer(&plain(), SequenceRequest { owner: None, ..request });
+        assert_eq!((&warm.ids, &warm.logprobs), (&cold.ids, &cold.logprobs), "{turn}");
+        history.extend(&warm.ids);
+    }
+    let load = engine.load_state();
+    assert!(load.guessed_right > 0 && load.guessed_right < load.guessed_tokens, "{load:?}");
+    assert!(load.cache.hits >= 5, "{load:?}");
+}
