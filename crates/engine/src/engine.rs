@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use crate::error::{EncodeError, LoadError, StartError};
-use crate::gguf::Gguf;
+use crate::files::{ModelFiles, ModelKind};
 use crate::kernels::{Cpu, Isa};
 use crate::kv::{BLOCK_TOKENS, KvCache, KvPool, Scope};
 use crate::model::Model;
@@ -154,28 +154,41 @@ pub struct SequenceHandle {
 }
 
 impl Engine {
-    /// Loads a GGUF file and starts the model's threads. Blocks while the file is read.
+    /// [`Engine::load_files`] of a GGUF file or a folder of safetensors.
     ///
     /// # Errors
     /// [`LoadError`] says which file, key, tensor or option it was.
     pub fn load(path: &Path, options: EngineOptions) -> Result<Engine, LoadError> {
         options.check()?;
-        let mut gguf = Gguf::open(path)?;
-        let tokenizer = Arc::new(Tokenizer::from_gguf(&gguf)?);
-        let template = ChatTemplate::from_gguf(&gguf)?;
-        let model = Model::from_gguf(&mut gguf, options.threads, options.isa)?;
-        let isa = model.isa();
-        let cpu = Cpu::new(isa).ok_or_else(|| {
-            let reason = format!("this processor has no {isa:?}");
-            LoadError::Options { option: "isa", reason }
-        })?;
+        Engine::load_files(&ModelFiles::open(path)?, options)
+    }
+
+    /// Loads a model and starts its threads. Blocks while the weights are read and packed.
+    ///
+    /// # Errors
+    /// [`LoadError`] says which key, tensor or option it was.
+    pub fn load_files(files: &ModelFiles, options: EngineOptions) -> Result<Engine, LoadError> {
+        options.check()?;
+        let (texts, model) = std::thread::scope(|scope| {
+            // Building the tokenizer takes about as long as packing the weights of a small model.
+            let texts = scope.spawn(|| texts(files));
+            let model = Model::from_files(files, options.threads, options.isa);
+            (texts.join(), model)
+        });
+        let (model, (tokenizer, template)) = match (model, texts) {
+            (Err(error), _) | (Ok(_), Ok(Err(error))) => return Err(error),
+            (Ok(model), Ok(Ok(texts))) => (model, texts),
+            (Ok(_), Err(_)) => return Err(LoadError::Tokenizer("it panicked".into())),
+        };
+        let tokenizer = Arc::new(tokenizer);
+        let cpu = model.cpu();
         let kv = KvPool::new(model.config(), options.kv_memory_bytes);
         if kv.total_blocks() == 0 {
             let least = KvPool::block_bytes(model.config());
             let reason = format!("{} bytes, one block takes {least}", options.kv_memory_bytes);
             return Err(LoadError::Options { option: "kv_memory_bytes", reason });
         }
-        let info = model_info(path, &gguf, &model, &tokenizer);
+        let info = model_info(files, &model, &tokenizer);
         let shared = Arc::new(Shared::default());
         let total = kv.total_blocks();
         shared.lock().load =
@@ -384,14 +397,24 @@ impl Drop for SequenceHandle {
     }
 }
 
-fn model_info(path: &Path, gguf: &Gguf, model: &Model, tokenizer: &Tokenizer) -> ModelInfo {
-    let file_name = || path.file_stem().map(|name| name.to_string_lossy().into_owned());
+/// What turns text to ids and back.
+fn texts(files: &ModelFiles) -> Result<(Tokenizer, ChatTemplate), LoadError> {
+    match files.kind() {
+        ModelKind::Gguf(gguf) => Ok((Tokenizer::from_gguf(gguf)?, ChatTemplate::from_gguf(gguf)?)),
+        ModelKind::Folder(folder) => {
+            let dir = folder.dir().display();
+            Err(LoadError::Tokenizer(format!("{dir}: tokenizer.json is not read yet")))
+        }
+    }
+}
+
+fn model_info(files: &ModelFiles, model: &Model, tokenizer: &Tokenizer) -> ModelInfo {
     let config = model.config();
     ModelInfo {
-        name: gguf.text("general.name").map(str::to_string).or_else(file_name).unwrap_or_default(),
-        architecture: gguf.text("general.architecture").unwrap_or_default().into(),
-        quantisation: gguf.quantisation(),
-        parameter_count: gguf.parameter_count(),
+        name: files.name(),
+        architecture: files.architecture(),
+        quantisation: files.quantisation(),
+        parameter_count: files.parameter_count(),
         context_length: config.context_length,
         vocab_size: config.vocab_size as u32,
         eos_ids: tokenizer.eos().to_vec(),

@@ -19,13 +19,14 @@ pub mod config;
 mod detokenizer;
 mod engine;
 mod error;
-mod gguf;
+mod files;
 mod kernels;
 pub mod kv;
 mod math;
 pub mod model;
 mod ops;
 mod philox;
+mod rope;
 mod runner;
 mod sampler;
 mod scheduler;
@@ -36,8 +37,11 @@ mod template;
 mod tokenizer;
 mod weights;
 
+use files::gguf;
+
 pub use engine::{Engine, EngineOptions, ModelInfo, SequenceHandle, SharePrefixes};
 pub use error::{EncodeError, LoadError, StartError};
+pub use files::{LoadProgress, ModelFiles, WeightFile};
 pub use kernels::Isa;
 pub use runner::EngineLoad;
 pub use sampler::{LOGPROBS_MAX, Sampling};

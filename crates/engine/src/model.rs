@@ -1,4 +1,4 @@
-//! The forward pass: a Llama transformer, readable from top to bottom.
+//! The forward pass: a transformer of the Llama and Qwen families, readable from top to bottom.
 //!
 //! For: turning a ragged batch of token rows into logits.
 //! Must never: keep anything of a sequence: the KV cache is an argument, so that sequences
@@ -7,7 +7,8 @@
 //!
 //! ```text
 //! x = embedding[ids]
-//! each layer:  qkv = (norm x)·Wqkv;  a = attention(rope qkv, cache);  x += a·Wo
+//! each layer:  qkv = (norm x)·Wqkv (+ bias; head norms);
+//!              a = attention(rope qkv, cache);                        x += a·Wo
 //!              h = silu(norm x·Wgate)·(norm x·Wup);                   x += h·Wdown
 //! logits = (norm x[wanted rows])·Whead
 //! ```
@@ -16,13 +17,13 @@ use std::path::Path;
 
 use crate::config::ModelConfig;
 use crate::error::LoadError;
-use crate::gguf::Gguf;
-use crate::kernels::attention::{RowPlace, Rows};
+use crate::files::{ModelFiles, ModelKind};
+use crate::kernels::attention::{HeadNorms, RowPlace, Rows};
 use crate::kernels::threads::Threads;
 use crate::kernels::{Cpu, Isa};
 use crate::kv::{BLOCK_TOKENS, BlockTable, KvPool};
-use crate::math;
 use crate::ops::{Machine, Scratch};
+use crate::rope::Rope;
 use crate::weights::Weights;
 
 /// Which rows of a segment the output head is computed for.
@@ -62,8 +63,7 @@ pub struct Model {
     config: ModelConfig,
     weights: Weights,
     machine: Machine,
-    /// Angle of each pair of a head at position 1.
-    frequencies: Vec<f64>, // [dim / 2]
+    rope: Rope,
     buffers: Buffers,
 }
 
@@ -84,15 +84,16 @@ struct Buffers {
 pub struct ForwardError(String);
 
 impl Model {
-    /// Loads a GGUF file for `threads` threads in all, on `isa` or the best instruction set.
+    /// Loads a GGUF file or a folder of safetensors for `threads` threads in all, on `isa` or the
+    /// best instruction set.
     ///
     /// Blocks for as long as reading the file takes.
     pub fn load(path: &Path, threads: usize, isa: Option<Isa>) -> Result<Model, LoadError> {
-        Model::from_gguf(&mut Gguf::open(path)?, threads, isa)
+        Model::from_files(&ModelFiles::open(path)?, threads, isa)
     }
 
-    pub(crate) fn from_gguf(
-        gguf: &mut Gguf,
+    pub(crate) fn from_files(
+        files: &ModelFiles,
         threads: usize,
         isa: Option<Isa>,
     ) -> Result<Model, LoadError> {
@@ -100,13 +101,24 @@ impl Model {
         let option = |option, reason| LoadError::Options { option, reason };
         let cpu =
             Cpu::new(isa).ok_or_else(|| option("isa", format!("this processor has no {isa:?}")))?;
-        let config = ModelConfig::from_gguf(gguf)?;
-        let weights = Weights::load(gguf, &config)?;
+        let (config, weights) = match files.kind() {
+            ModelKind::Gguf(gguf) => {
+                let config = ModelConfig::from_gguf(gguf)?;
+                let weights = Weights::load(gguf, &config, threads)?;
+                (config, weights)
+            }
+            ModelKind::Folder(folder) => {
+                let config = ModelConfig::from_hf(folder.config())?;
+                let weights = Weights::load(folder.tensors(), &config, threads)?;
+                (config, weights)
+            }
+        };
+        let rope_factors = weights.rope_factors.as_deref();
+        let rope = Rope::new(config.head_dim, config.rope_base, rope_factors, &config.rope_scaling);
         let threads = Threads::new(threads)
             .map_err(|e| option("threads", format!("cannot start {threads}: {e}")))?;
-        let frequencies = frequencies(&config, weights.rope_factors.as_deref());
         let (machine, buffers) = (Machine { cpu, threads }, Buffers::default());
-        Ok(Model { config, weights, machine, frequencies, buffers })
+        Ok(Model { config, weights, machine, rope, buffers })
     }
 
     /// Sizes and constants.
@@ -117,6 +129,10 @@ impl Model {
     /// Bytes of weights that one decoded token reads.
     pub fn weights_bytes(&self) -> u64 {
         self.weights.bytes()
+    }
+
+    pub(crate) fn cpu(&self) -> Cpu {
+        self.machine.cpu
     }
 
     /// The instruction set in use.
@@ -143,18 +159,22 @@ impl Model {
         let tables: Vec<&[u32]> = batch.segments.iter().map(|s| &s.table.blocks[..]).collect();
         let (cos, sin) = self.angles(&places);
         let (machine, weights) = (&self.machine, &self.weights);
-        let (heads, eps) = (self.config.heads(), self.config.norm_eps);
+        let (config, eps) = (&self.config, self.config.norm_eps);
         let Buffers { x, qkv, mixed, hidden, logits, scratch } = &mut self.buffers;
 
-        embed(weights, self.config.width, batch, x);
+        embed(weights, config.width, batch, x);
         for (index, layer) in weights.layers.iter().enumerate() {
             machine.norm_linear((x, (&layer.attention_norm, eps)), &layer.qkv, scratch, qkv);
+            let norms = layer.qk_norm.as_ref();
             let rows = Rows {
-                heads,
+                heads: config.heads(),
                 places: &places,
                 tables: &tables,
                 layer_at: kv.layer_at(index),
-                window: None,
+                window: config.window,
+                bias: layer.qkv_bias.as_deref(),
+                norms: norms.map(|[query, key]| HeadNorms { query, key, eps }),
+                pairing: config.pairing,
                 cos: &cos,
                 sin: &sin,
             };
@@ -164,7 +184,7 @@ impl Model {
             machine.norm_gate((x, (&layer.ff_norm, eps)), &layer.gate_up, scratch, hidden);
             machine.linear_add(hidden, &layer.down, scratch, x);
         }
-        keep_wanted_rows(batch, self.config.width, x);
+        keep_wanted_rows(batch, config.width, x);
         logits.clear();
         if x.is_empty() {
             return Ok(logits);
@@ -210,23 +230,8 @@ impl Model {
     /// Cosines and sines of every row's angles, each `[rows][dim / 2]`. Computed anew for each
     /// batch: it costs microseconds, a table for a long context costs megabytes.
     fn angles(&self, places: &[RowPlace]) -> (Vec<f32>, Vec<f32>) {
-        let angles = places.iter().flat_map(|place| {
-            let position = place.position as f64;
-            self.frequencies.iter().map(move |frequency| math::sin_cos(position * frequency))
-        });
-        angles.map(|(sin, cos)| (cos as f32, sin as f32)).unzip()
+        places.iter().flat_map(|place| self.rope.at(place.position)).unzip()
     }
-}
-
-/// base^(−2i / dim), divided by the file's factors if it has them.
-fn frequencies(config: &ModelConfig, factors: Option<&[f32]>) -> Vec<f64> {
-    let ln_base = math::ln(config.rope_base);
-    let frequency = |i: usize| {
-        let exponent = (2 * i) as f64 / config.head_dim as f64;
-        let factor = factors.map_or(1.0, |factors| f64::from(factors[i]));
-        math::exp(-exponent * ln_base) / factor
-    };
-    (0..config.head_dim / 2).map(frequency).collect()
 }
 
 fn places(batch: &Batch<'_>) -> Vec<RowPlace> {

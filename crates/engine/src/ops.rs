@@ -73,8 +73,8 @@ impl Machine {
         product(self.parts(), weights, &scratch.activations, Then::Add, out);
     }
 
-    /// Rotary embedding, KV write, attention: queries, keys and values
-    /// `[rows, (h + 2 kv) * dim]`, which it rotates in place, to `[rows, h * dim]`.
+    /// Bias, head norms, rotary embedding, KV write, attention: queries, keys and values
+    /// `[rows, (h + 2 kv) * dim]`, which it changes in place, to `[rows, h * dim]`.
     pub(crate) fn attention(
         &self,
         rows: &Rows<'_>,
@@ -83,7 +83,7 @@ impl Machine {
         out: &mut Vec<f32>,
     ) {
         out.resize(rows.places.len() * rows.heads.query * rows.heads.dim, 0.0);
-        kv.saturated += store_rows(&self.threads, rows, qkv, &mut kv.cells);
+        kv.saturated += store_rows(self.parts(), rows, qkv, &mut kv.cells);
         attend_rows(self.parts(), rows, (qkv, &kv.cells), &mut scratch.attention, out);
     }
 }

@@ -3,7 +3,6 @@
 //! Never blocks a caller: events pass through a bounded queue, and a full one pauses that sequence
 //! alone. Relies on the engine crate to run the model on threads of its own.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use tally_engine as native;
@@ -27,35 +26,27 @@ pub struct LocalEngine {
 
 /// What a model is served as.
 #[derive(Debug, Clone)]
-pub struct LocalModel<'a> {
-    /// Its file.
-    pub path: &'a Path,
-    /// The name clients ask for; the file's own name where `None`.
-    pub name: Option<String>,
-    /// SHA-256 of the file.
+pub struct LocalModel {
+    /// The name clients ask for.
+    pub name: String,
+    /// SHA-256 of its weights.
     pub sha256: Hash32,
 }
 
 impl LocalEngine {
-    /// Loads a model; takes as long as reading the file.
-    ///
-    /// # Errors
-    /// What the engine says about the file or the options.
-    pub fn load(
-        model: LocalModel<'_>,
-        options: native::EngineOptions,
-    ) -> Result<Self, native::LoadError> {
-        let engine = native::Engine::load(model.path, options)?;
+    /// A loaded model, to be served.
+    #[must_use]
+    pub fn new(engine: native::Engine, model: LocalModel) -> Self {
         let info = engine.info();
         let card = ModelCard {
-            name: model.name.unwrap_or_else(|| info.name.clone()),
+            name: model.name,
             context_length: info.context_length,
             weights_sha256: model.sha256,
             quantisation: info.quantisation.clone(),
             architecture: info.config_digest_input.clone(),
             engine_spec: native::ENGINE_SPEC_VERSION,
         };
-        Ok(Self { engine, card })
+        Self { engine, card }
     }
 
     fn check_name(&self, model: &str) -> Result<(), StartError> {

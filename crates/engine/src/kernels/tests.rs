@@ -14,6 +14,7 @@ use super::quantise::Activations;
 use super::rows::rms_norm;
 use super::threads::Threads;
 use super::{Cpu, Isa};
+use crate::rope::Pairing;
 
 /// No file of failures: a found seed becomes a named test.
 fn config() -> ProptestConfig {
@@ -329,7 +330,18 @@ fn rows<'a>(
     tables: &'a [&'a [u32]],
     (cos, sin): (&'a [f32], &'a [f32]),
 ) -> Rows<'a> {
-    Rows { heads, places, tables, layer_at: 0, window: None, cos, sin }
+    Rows {
+        heads,
+        places,
+        tables,
+        layer_at: 0,
+        window: None,
+        bias: None,
+        norms: None,
+        pairing: Pairing::Neighbours,
+        cos,
+        sin,
+    }
 }
 
 fn check_attention(heads: Heads, keys: usize, seed: u64) {
@@ -352,7 +364,7 @@ fn check_attention(heads: Heads, keys: usize, seed: u64) {
             let rows = Rows { layer_at, ..rows(heads, &places, &tables, (&cos, &sin)) };
             let mut cells = vec![0; 2 * blocks * heads.block_values()];
             let mut qkv = qkv.clone();
-            assert_eq!(store_rows(&threads, &rows, &mut qkv, &mut cells), 0);
+            assert_eq!(store_rows((cpu, &threads), &rows, &mut qkv, &mut cells), 0);
             let mut out = vec![0.0; keys * heads.query * heads.dim];
             attend_rows((cpu, &threads), &rows, (&qkv, &cells), &mut Vec::new(), &mut out);
             assert!(cells[..layer_at].iter().all(|cell| *cell == 0));
@@ -380,7 +392,7 @@ fn a_row_alone_has_the_bits_it_has_among_others() {
         let mut cells = vec![0; table.len() * heads.block_values()];
         let tables = [&table[..]];
         let all = rows(heads, &places, &tables, (&cos, &sin));
-        store_rows(&Threads::new(1).unwrap(), &all, &mut qkv, &mut cells);
+        store_rows((cpus()[0], &Threads::new(1).unwrap()), &all, &mut qkv, &mut cells);
         let last = &qkv[(keys - 1) * heads.qkv_cols()..];
         for window in [None, Some(1), Some(17), Some(512), Some(keys)] {
             let mut alone: Option<Vec<u32>> = None;
@@ -417,7 +429,7 @@ fn keys_and_values_beyond_half_precision_are_held_and_counted() {
     let places = [RowPlace { position: 0, sequence: 0 }];
     let rows = rows(heads, &places, &[&[0]], (&cos, &sin));
     let mut cells = vec![0; heads.block_values()];
-    let held = store_rows(&Threads::new(1).unwrap(), &rows, &mut qkv, &mut cells);
+    let held = store_rows((cpus()[0], &Threads::new(1).unwrap()), &rows, &mut qkv, &mut cells);
     assert_eq!(held, 2);
     let value = |at: usize| half::f16::from_bits(cells[at]).to_f32();
     assert_eq!([value(0), value(LANES), value(16 * LANES)], [65504.0, 65504.0, -65504.0]);

@@ -3,8 +3,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
 mod cache;
+mod configs;
+mod families;
 mod kit;
 mod lifecycle;
+mod models;
+mod perplexity;
 mod reference;
 mod sameness;
 mod speculation;

@@ -1,4 +1,4 @@
-//! Rotary embedding, the write into the KV cache, and attention over it.
+//! Bias, head norms, rotary embedding, the write into the KV cache, and attention over it.
 //!
 //! For: rows of any mix of sequences; each row has its own position and block table.
 //! Must never: let a result depend on pages, chunks, batch neighbours or threads
@@ -19,6 +19,7 @@ use std::cell::RefCell;
 use super::Cpu;
 use super::lanes::LANES;
 use super::threads::{Disjoint, Threads};
+use crate::rope::Pairing;
 use head::{Attend, PIECE_DIMS, TOGETHER, attend, score_part, weigh_part, weights_of};
 pub(crate) use store::store_rows;
 
@@ -54,6 +55,14 @@ pub(crate) struct RowPlace {
     pub(crate) sequence: usize,
 }
 
+/// RMS-norms of each head's query and key.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct HeadNorms<'a> {
+    pub(crate) query: &'a [f32], // [dim]
+    pub(crate) key: &'a [f32],   // [dim]
+    pub(crate) eps: f32,
+}
+
 /// The rows of a batch, for one layer.
 pub(crate) struct Rows<'a> {
     pub(crate) heads: Heads,
@@ -66,6 +75,12 @@ pub(crate) struct Rows<'a> {
     pub(crate) layer_at: usize,
     /// Keys that a row sees at most, its own among them; all of them where `None`.
     pub(crate) window: Option<usize>,
+    /// Added to each row's queries, keys and values, as many, before anything else.
+    pub(crate) bias: Option<&'a [f32]>,
+    /// Norms of queries and keys, after the bias.
+    pub(crate) norms: Option<HeadNorms<'a>>,
+    /// Which values of a head turn together, after the norms.
+    pub(crate) pairing: Pairing,
     /// Cosines of each row's angles, `[rows][dim / 2]`.
     pub(crate) cos: &'a [f32],
     /// Sines of each row's angles, `[rows][dim / 2]`.
