@@ -131,6 +131,10 @@ impl Model {
         self.weights.bytes()
     }
 
+    pub(crate) fn cpu(&self) -> Cpu {
+        self.machine.cpu
+    }
+
     /// The instruction set in use.
     pub fn isa(&self) -> Isa {
         self.machine.cpu.isa()
