@@ -9,8 +9,8 @@ use tally_engine as native;
 use tokio::sync::mpsc;
 
 use super::{
-    Engine, EngineEvent, EngineFinish, EngineLoad, Generation, GenerationSpec, ModelCard, Prompt,
-    Sampling, StartError,
+    CacheCounts, Engine, EngineEvent, EngineFinish, EngineLoad, Generation, GenerationSpec,
+    ModelCard, Prompt, Sampling, StartError,
 };
 use crate::units::Hash32;
 
@@ -87,6 +87,7 @@ impl Engine for LocalEngine {
             max_tokens: spec.max_tokens,
             sampling: sampling(&spec.sampling),
             stop: spec.stop,
+            owner: Some(*spec.owner.bytes()),
         };
         let started = self.engine.start(request, Box::new(Sink { sender }));
         let handle = started.map_err(start_error)?;
@@ -102,7 +103,14 @@ impl Engine for LocalEngine {
             running: count(load.running),
             queued: count(load.queued),
             kv_block_count_free: count(load.kv_blocks_free),
+            kv_block_count_cached: count(load.kv_blocks_cached),
             kv_block_count: count(load.kv_blocks_total),
+            cache: CacheCounts {
+                hits: load.cache.hits,
+                hit_tokens: load.cache.hit_tokens,
+                evictions: load.cache.evictions,
+                preemptions: load.preemptions,
+            },
         }
     }
 
@@ -136,7 +144,7 @@ impl native::EventSink for Sink {
 
 fn translate(event: native::Event) -> EngineEvent {
     match event {
-        native::Event::Prefilled { .. } => EngineEvent::Prefilled,
+        native::Event::Prefilled { cached_tokens, .. } => EngineEvent::Prefilled { cached_tokens },
         native::Event::Token { id, text, state_digest } => {
             EngineEvent::Token { id, text, state_digest: state_digest.map(Hash32::new) }
         }
