@@ -125,6 +125,9 @@ pub struct ModelInfo {
     pub weights_bytes: u64,
     /// The architecture's configuration as one fixed text, to be hashed.
     pub config_digest_input: String,
+    /// Version of the numeric rules that the model's text follows; 0 where another machine may
+    /// write another text: models that candle computes, one sequence at a time.
+    pub engine_spec: u32,
 }
 
 /// A loaded model and its thread. Clones are handles to the same; the last one stops it.
@@ -180,6 +183,7 @@ impl Engine {
             (Ok(model), Ok(Ok(texts))) => (model, texts),
             (Ok(_), Err(_)) => return Err(LoadError::Tokenizer("it panicked".into())),
         };
+        let options = of_model(options, &model);
         let tokenizer = Arc::new(tokenizer);
         let cpu = model.cpu();
         let kv = KvPool::new(model.config(), options.kv_memory_bytes);
@@ -397,6 +401,18 @@ impl Drop for SequenceHandle {
     }
 }
 
+/// The options that a model can be served with: candle's networks hold one sequence and share
+/// nothing.
+fn of_model(options: EngineOptions, model: &Model) -> EngineOptions {
+    match model.config().family.is_adapted() {
+        true => {
+            let share_prefixes = SharePrefixes::Nobody;
+            EngineOptions { running_max: 1, share_prefixes, ..options }
+        }
+        false => options,
+    }
+}
+
 /// What turns text to ids and back.
 fn texts(files: &ModelFiles) -> Result<(Tokenizer, ChatTemplate), LoadError> {
     match files.kind() {
@@ -420,5 +436,6 @@ fn model_info(files: &ModelFiles, model: &Model, tokenizer: &Tokenizer) -> Model
         eos_ids: tokenizer.eos().to_vec(),
         weights_bytes: model.weights_bytes(),
         config_digest_input: config.canonical_text(),
+        engine_spec: model.engine_spec(),
     }
 }

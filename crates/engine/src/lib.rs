@@ -15,6 +15,7 @@
 //! prefixes, `kernels` the hot loops, `scheduler` who does what, `sequence` what a request goes
 //! through, `speculation` how several tokens may come of one step.
 
+mod adapter;
 pub mod config;
 mod detokenizer;
 mod engine;

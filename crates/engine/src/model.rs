@@ -15,9 +15,10 @@
 
 use std::path::Path;
 
+use crate::adapter::{self, Adapter};
 use crate::config::ModelConfig;
 use crate::error::LoadError;
-use crate::files::{ModelFiles, ModelKind};
+use crate::files::{ModelFiles, ModelKind, WeightFile};
 use crate::kernels::attention::{HeadNorms, RowPlace, Rows};
 use crate::kernels::threads::Threads;
 use crate::kernels::{Cpu, Isa};
@@ -61,6 +62,21 @@ pub struct Batch<'a> {
 /// A loaded model. One forward pass at a time.
 pub struct Model {
     config: ModelConfig,
+    network: Network,
+}
+
+/// What computes a model.
+enum Network {
+    Own(Box<Transformer>),
+    /// One sequence at a time, its keys and values apart from the cache; not canonical.
+    Adapted {
+        adapter: Box<Adapter>,
+        bytes: u64,
+    },
+}
+
+/// Our own forward pass.
+struct Transformer {
     weights: Weights,
     machine: Machine,
     rope: Rope,
@@ -103,6 +119,9 @@ impl Model {
             Cpu::new(isa).ok_or_else(|| option("isa", format!("this processor has no {isa:?}")))?;
         let (config, weights) = match files.kind() {
             ModelKind::Gguf(gguf) => {
+                if let Some(config) = adapter::config(gguf)? {
+                    return Model::adapted(files, config);
+                }
                 let config = ModelConfig::from_gguf(gguf)?;
                 let weights = Weights::load(gguf, &config, threads)?;
                 (config, weights)
@@ -118,7 +137,14 @@ impl Model {
         let threads = Threads::new(threads)
             .map_err(|e| option("threads", format!("cannot start {threads}: {e}")))?;
         let (machine, buffers) = (Machine { cpu, threads }, Buffers::default());
-        Ok(Model { config, weights, machine, rope, buffers })
+        let network = Network::Own(Box::new(Transformer { weights, machine, rope, buffers }));
+        Ok(Model { config, network })
+    }
+
+    fn adapted(files: &ModelFiles, config: ModelConfig) -> Result<Model, LoadError> {
+        let adapter = Box::new(Adapter::load(files.path(), &config)?);
+        let bytes = files.weight_files().iter().map(WeightFile::size).sum();
+        Ok(Model { config, network: Network::Adapted { adapter, bytes } })
     }
 
     /// Sizes and constants.
@@ -126,9 +152,21 @@ impl Model {
         &self.config
     }
 
+    /// Version of the numeric rules that it follows; 0 where it follows none: then a batch has
+    /// one segment at most, and another machine may find other bits.
+    pub fn engine_spec(&self) -> u32 {
+        match self.network {
+            Network::Own(_) => crate::ENGINE_SPEC_VERSION,
+            Network::Adapted { .. } => 0,
+        }
+    }
+
     /// Bytes of weights that one decoded token reads.
     pub fn weights_bytes(&self) -> u64 {
-        self.weights.bytes()
+        match &self.network {
+            Network::Own(own) => own.weights.bytes(),
+            Network::Adapted { bytes, .. } => *bytes,
+        }
     }
 
     pub(crate) fn cpu(&self) -> Cpu {
@@ -137,7 +175,10 @@ impl Model {
 
     /// The instruction set in use.
     pub fn isa(&self) -> Isa {
-        self.machine.cpu.isa()
+        match &self.network {
+            Network::Own(own) => own.machine.cpu.isa(),
+            Network::Adapted { .. } => Isa::best(),
+        }
     }
 
     /// Runs the batch, writes its keys and values into `kv`, and returns the wanted logits,
@@ -155,42 +196,10 @@ impl Model {
         kv: &mut KvPool,
     ) -> Result<&mut [f32], ForwardError> {
         self.check(batch, kv)?;
-        let places = places(batch);
-        let tables: Vec<&[u32]> = batch.segments.iter().map(|s| &s.table.blocks[..]).collect();
-        let (cos, sin) = self.angles(&places);
-        let (machine, weights) = (&self.machine, &self.weights);
-        let (config, eps) = (&self.config, self.config.norm_eps);
-        let Buffers { x, qkv, mixed, hidden, logits, scratch } = &mut self.buffers;
-
-        embed(weights, config.width, batch, x);
-        for (index, layer) in weights.layers.iter().enumerate() {
-            machine.norm_linear((x, (&layer.attention_norm, eps)), &layer.qkv, scratch, qkv);
-            let norms = layer.qk_norm.as_ref();
-            let rows = Rows {
-                heads: config.heads(),
-                places: &places,
-                tables: &tables,
-                layer_at: kv.layer_at(index),
-                window: config.window,
-                bias: layer.qkv_bias.as_deref(),
-                norms: norms.map(|[query, key]| HeadNorms { query, key, eps }),
-                pairing: config.pairing,
-                cos: &cos,
-                sin: &sin,
-            };
-            machine.attention(&rows, (qkv, kv), scratch, mixed);
-            machine.linear_add(mixed, &layer.attention_out, scratch, x);
-
-            machine.norm_gate((x, (&layer.ff_norm, eps)), &layer.gate_up, scratch, hidden);
-            machine.linear_add(hidden, &layer.down, scratch, x);
+        match &mut self.network {
+            Network::Own(own) => Ok(own.forward(&self.config, batch, kv)),
+            Network::Adapted { adapter, .. } => adapter.forward(batch).map_err(ForwardError),
         }
-        keep_wanted_rows(batch, config.width, x);
-        logits.clear();
-        if x.is_empty() {
-            return Ok(logits);
-        }
-        machine.norm_linear((x, (&weights.output_norm, eps)), weights.head(), scratch, logits);
-        Ok(logits)
     }
 
     fn check(&self, batch: &Batch<'_>, kv: &KvPool) -> Result<(), ForwardError> {
@@ -225,6 +234,47 @@ impl Model {
 
     fn vocab(&self) -> usize {
         self.config.vocab_size
+    }
+}
+
+impl Transformer {
+    fn forward(&mut self, config: &ModelConfig, batch: &Batch<'_>, kv: &mut KvPool) -> &mut [f32] {
+        let places = places(batch);
+        let tables: Vec<&[u32]> = batch.segments.iter().map(|s| &s.table.blocks[..]).collect();
+        let (cos, sin) = self.angles(&places);
+        let (machine, weights) = (&self.machine, &self.weights);
+        let eps = config.norm_eps;
+        let Buffers { x, qkv, mixed, hidden, logits, scratch } = &mut self.buffers;
+
+        embed(weights, config.width, batch, x);
+        for (index, layer) in weights.layers.iter().enumerate() {
+            machine.norm_linear((x, (&layer.attention_norm, eps)), &layer.qkv, scratch, qkv);
+            let norms = layer.qk_norm.as_ref();
+            let rows = Rows {
+                heads: config.heads(),
+                places: &places,
+                tables: &tables,
+                layer_at: kv.layer_at(index),
+                window: config.window,
+                bias: layer.qkv_bias.as_deref(),
+                norms: norms.map(|[query, key]| HeadNorms { query, key, eps }),
+                pairing: config.pairing,
+                cos: &cos,
+                sin: &sin,
+            };
+            machine.attention(&rows, (qkv, kv), scratch, mixed);
+            machine.linear_add(mixed, &layer.attention_out, scratch, x);
+
+            machine.norm_gate((x, (&layer.ff_norm, eps)), &layer.gate_up, scratch, hidden);
+            machine.linear_add(hidden, &layer.down, scratch, x);
+        }
+        keep_wanted_rows(batch, config.width, x);
+        logits.clear();
+        if x.is_empty() {
+            return logits;
+        }
+        machine.norm_linear((x, (&weights.output_norm, eps)), weights.head(), scratch, logits);
+        logits
     }
 
     /// Cosines and sines of every row's angles, each `[rows][dim / 2]`. Computed anew for each

@@ -44,7 +44,7 @@ impl LocalEngine {
             weights_sha256: model.sha256,
             quantisation: info.quantisation.clone(),
             architecture: info.config_digest_input.clone(),
-            engine_spec: native::ENGINE_SPEC_VERSION,
+            engine_spec: info.engine_spec,
         };
         Self { engine, card }
     }

@@ -75,6 +75,11 @@ impl ModelFiles {
         }
     }
 
+    /// The file or folder.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     pub(crate) fn kind(&self) -> &ModelKind {
         &self.kind
     }
