@@ -6,8 +6,9 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tally_engine::ModelFiles;
 
-use super::file_hash::sha256_file;
+use super::file_hash::sha256_model;
 use super::model_pull::plain;
 use super::preflight::{self, Finding, Findings, Grade, Subject, examine};
 use super::settings::{ChainSettings, KeySource, Settings};
@@ -36,7 +37,8 @@ pub async fn examine_all(settings: &Settings) -> Findings {
 async fn weights(settings: &Settings, findings: &mut Findings) -> Option<Hash32> {
     let path = settings.model.path.clone();
     let shown = path.display().to_string();
-    let hashed = tokio::task::spawn_blocking(move || sha256_file(&path)).await;
+    let open = move || ModelFiles::open(&path).map(|files| sha256_model(&files));
+    let hashed = tokio::task::spawn_blocking(open).await;
     match hashed {
         Ok(Ok(hash)) => {
             findings.ok("weights", format!("{shown}, SHA-256 {}", plain(hash)));

@@ -5,11 +5,12 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tally_engine::EngineOptions;
+use tally_engine::{Engine, EngineOptions, LoadProgress, ModelFiles};
 
-use super::file_hash::sha256_file;
+use super::file_hash::sha256_model;
 use super::settings::{LegacyMode, MoneySettings, Settings};
 use crate::billing::{AccountFault, Accounts, Entry, Fact, TurnEnd};
 use crate::chain::evm::{ConnectError, EvmChain, EvmWallet};
@@ -58,14 +59,14 @@ pub enum WiringError {
     Account(#[from] AccountFault),
 }
 
-/// Loads the model. Blocks for the time it takes to read the file twice: once for its hash.
+/// Loads the model; its hash is taken meanwhile, of the very bytes that are loaded. Blocks for
+/// the time it takes to read the file.
 ///
 /// # Errors
 /// [`WiringError::Model`].
 pub fn load_engine(settings: &Settings) -> Result<LocalEngine, WiringError> {
     let path = &settings.model.path;
     let fail = |why: String| WiringError::Model { path: path.display().to_string(), why };
-    let sha256 = sha256_file(path).map_err(|error| fail(error.to_string()))?;
     let engine = &settings.engine;
     let size = |count: u32| usize::try_from(count).unwrap_or(usize::MAX);
     let options = EngineOptions {
@@ -74,17 +75,39 @@ pub fn load_engine(settings: &Settings) -> Result<LocalEngine, WiringError> {
         running_max: size(engine.running_max),
         queue_max: size(engine.queue_max),
         prefill_chunk: size(engine.prefill_chunk),
+        share_prefixes: engine.share_prefixes,
+        speculation: engine.speculation,
         ..EngineOptions::default()
     };
-    let name = settings.model.name.clone().or_else(|| file_stem(path));
-    let model = LocalModel { path, name, sha256 };
-    LocalEngine::load(model, options).map_err(|error| fail(error.to_string()))
+    let files = ModelFiles::open(path).map_err(|error| fail(error.to_string()))?;
+    say_progress(&files);
+    let (loaded, sha256) = std::thread::scope(|scope| {
+        let hash = scope.spawn(|| sha256_model(&files));
+        (Engine::load_files(&files, options), hash.join())
+    });
+    let engine = loaded.map_err(|error| fail(error.to_string()))?;
+    let sha256 = sha256.map_err(|_| fail("its hash could not be taken".into()))?;
+    let name = settings.model.name.clone().unwrap_or_else(|| own_name(path));
+    Ok(LocalEngine::new(engine, LocalModel { name, sha256 }))
+}
+
+/// A line in the log for every tenth that is loaded, of models that take more than a moment.
+fn say_progress(files: &ModelFiles) {
+    const LARGE: u64 = 1 << 30;
+    let told = AtomicU64::new(0);
+    files.on_progress(move |LoadProgress { bytes_done, bytes_total }| {
+        let tenths = bytes_done.saturating_mul(10).checked_div(bytes_total).unwrap_or_default();
+        if bytes_total >= LARGE && told.fetch_max(tenths, Ordering::Relaxed) < tenths {
+            tracing::info!(percent = tenths * 10, bytes_total, "loading the model");
+        }
+    });
 }
 
 /// `SmolLM2-135M-Instruct.Q4_1` for a file of that name: what clients can read off a hub, where
-/// the name inside the file is often a training run's.
-fn file_stem(path: &Path) -> Option<String> {
-    path.file_stem().map(|stem| stem.to_string_lossy().into_owned())
+/// the name inside the file is often a training run's. A folder's name is whole.
+fn own_name(path: &Path) -> String {
+    let name = if path.is_dir() { path.file_name() } else { path.file_stem() };
+    name.map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
 /// Opens the ledger of this chain, contract and wallet. Blocks.

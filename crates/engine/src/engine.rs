@@ -5,20 +5,45 @@
 //! Relies on: `runner.rs`, which owns the model on a thread of its own.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use crate::error::{EncodeError, LoadError, StartError};
-use crate::gguf::Gguf;
-use crate::kernels::Isa;
-use crate::kv::{BLOCK_TOKENS, KvPool};
+use crate::files::{ModelFiles, ModelKind};
+use crate::kernels::{Cpu, Isa};
+use crate::kv::{BLOCK_TOKENS, KvCache, KvPool, Scope};
 use crate::model::Model;
 use crate::runner::{EngineLoad, Runner, Shared};
 use crate::scheduler::Scheduler;
 use crate::sequence::{EventSink, Lease, Sequence, SequenceRequest};
 use crate::template::{ChatTemplate, ChatTurn};
 use crate::tokenizer::{Place, Tokenizer};
+
+/// Who may use whose cached prefixes: tokens that were computed before are not computed again.
+///
+/// The text is the same either way. The time to the first token isn't: it tells the sender
+/// whether somebody it shares with has sent the same beginning before.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum SharePrefixes {
+    /// Nobody, not even a conversation its own earlier turns.
+    Nobody,
+    /// Requests of one owner; those without an owner share nothing.
+    #[default]
+    WithinOwner,
+    /// All requests.
+    Everyone,
+}
+
+impl SharePrefixes {
+    /// The scope that a request of `owner` shares in.
+    fn scope(self, owner: Option<[u8; 32]>) -> Option<Scope> {
+        match self {
+            SharePrefixes::Nobody => None,
+            SharePrefixes::WithinOwner => owner,
+            SharePrefixes::Everyone => Some(Scope::default()),
+        }
+    }
+}
 
 /// Settings of an engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +59,11 @@ pub struct EngineOptions {
     /// Prompt tokens in one step, all sequences together: 16 to 8192. More reads prompts
     /// faster, less keeps the others' tokens coming evenly.
     pub prefill_chunk: usize,
+    /// Whether tokens are guessed where a text repeats itself or its prompt, and checked several
+    /// at a time. Results don't depend on it.
+    pub speculation: bool,
+    /// Who may use whose cached prefixes.
+    pub share_prefixes: SharePrefixes,
     /// Instruction set; the best one if `None`. Results don't depend on it.
     pub isa: Option<Isa>,
 }
@@ -46,6 +76,8 @@ impl Default for EngineOptions {
             running_max: 8,
             queue_max: 64,
             prefill_chunk: 128,
+            speculation: true,
+            share_prefixes: SharePrefixes::default(),
             isa: None,
         }
     }
@@ -93,6 +125,9 @@ pub struct ModelInfo {
     pub weights_bytes: u64,
     /// The architecture's configuration as one fixed text, to be hashed.
     pub config_digest_input: String,
+    /// Version of the numeric rules that the model's text follows; 0 where another machine may
+    /// write another text: models that candle computes, one sequence at a time.
+    pub engine_spec: u32,
 }
 
 /// A loaded model and its thread. Clones are handles to the same; the last one stops it.
@@ -109,7 +144,8 @@ struct Inner {
     /// Sequences in the engine at once: running and waiting.
     sequences_max: usize,
     kv_blocks_total: usize,
-    next_id: AtomicU64,
+    cpu: Cpu,
+    share_prefixes: SharePrefixes,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -121,38 +157,61 @@ pub struct SequenceHandle {
 }
 
 impl Engine {
-    /// Loads a GGUF file and starts the model's threads. Blocks while the file is read.
+    /// [`Engine::load_files`] of a GGUF file or a folder of safetensors.
     ///
     /// # Errors
     /// [`LoadError`] says which file, key, tensor or option it was.
     pub fn load(path: &Path, options: EngineOptions) -> Result<Engine, LoadError> {
         options.check()?;
-        let mut gguf = Gguf::open(path)?;
-        let tokenizer = Arc::new(Tokenizer::from_gguf(&gguf)?);
-        let template = ChatTemplate::from_gguf(&gguf, &tokenizer)?;
-        let model = Model::from_gguf(&mut gguf, options.threads, options.isa)?;
+        Engine::load_files(&ModelFiles::open(path)?, options)
+    }
+
+    /// Loads a model and starts its threads. Blocks while the weights are read and packed.
+    ///
+    /// # Errors
+    /// [`LoadError`] says which key, tensor or option it was.
+    pub fn load_files(files: &ModelFiles, options: EngineOptions) -> Result<Engine, LoadError> {
+        options.check()?;
+        let (texts, model) = std::thread::scope(|scope| {
+            // Building the tokenizer takes about as long as packing the weights of a small model.
+            let texts = scope.spawn(|| texts(files));
+            let model = Model::from_files(files, options.threads, options.isa);
+            (texts.join(), model)
+        });
+        let (model, (tokenizer, template)) = match (model, texts) {
+            (Err(error), _) | (Ok(_), Ok(Err(error))) => return Err(error),
+            (Ok(model), Ok(Ok(texts))) => (model, texts),
+            (Ok(_), Err(_)) => return Err(LoadError::Tokenizer("it panicked".into())),
+        };
+        let options = of_model(options, &model);
+        let tokenizer = Arc::new(tokenizer);
+        let cpu = model.cpu();
         let kv = KvPool::new(model.config(), options.kv_memory_bytes);
         if kv.total_blocks() == 0 {
             let least = KvPool::block_bytes(model.config());
             let reason = format!("{} bytes, one block takes {least}", options.kv_memory_bytes);
             return Err(LoadError::Options { option: "kv_memory_bytes", reason });
         }
-        let info = model_info(path, &gguf, &model, &tokenizer);
+        let info = model_info(files, &model, &tokenizer);
         let shared = Arc::new(Shared::default());
         let total = kv.total_blocks();
         shared.lock().load =
             EngineLoad { kv_blocks_free: total, kv_blocks_total: total, ..EngineLoad::default() };
         let runner = Runner {
             model,
-            kv,
+            kv: KvCache::new(kv),
             tokenizer: Arc::clone(&tokenizer),
             scheduler: Scheduler {
                 running_max: options.running_max,
                 prefill_chunk: options.prefill_chunk,
             },
+            speculation: options.speculation,
+            guessed_tokens: 0,
+            guessed_right: 0,
             shared: Arc::clone(&shared),
             waiting: Default::default(),
             running: Vec::new(),
+            preemptions: 0,
             ending: Vec::new(),
         };
         let thread = std::thread::Builder::new()
@@ -166,7 +225,8 @@ impl Engine {
             shared,
             sequences_max: options.running_max + options.queue_max,
             kv_blocks_total: total,
-            next_id: AtomicU64::new(0),
+            cpu,
+            share_prefixes: options.share_prefixes,
             thread: Mutex::new(Some(thread)),
         };
         Ok(Engine { inner: Arc::new(inner) })
@@ -219,22 +279,23 @@ impl Engine {
 
     /// Starts a sequence; its events go to `sink`. Never blocks.
     ///
-    /// KV blocks for the prompt and all of `max_tokens` (up to the context's end) are reserved
-    /// when the sequence's turn comes.
+    /// When its turn comes it gets KV blocks for what it has and some more, and further ones as
+    /// it grows. Where the cache is full, younger sequences give theirs to older ones and are
+    /// read again later: they pause, and their text stays what it would have been.
     ///
     /// # Errors
     /// [`StartError`]; then nothing is emitted.
     pub fn start(
         &self,
-        request: SequenceRequest,
+        mut request: SequenceRequest,
         sink: Box<dyn EventSink>,
     ) -> Result<SequenceHandle, StartError> {
         let inner = &self.inner;
         let tokens_max = self.check_request(&request)?;
+        request.owner = inner.share_prefixes.scope(request.owner);
         let lease = Arc::new(Lease::default());
-        let id = inner.next_id.fetch_add(1, Ordering::Relaxed);
-        let sizes = (tokens_max, inner.info.vocab_size as usize);
-        let sequence = Sequence::new(id, request, sizes, (sink, Arc::clone(&lease)));
+        let sizes = (tokens_max, inner.info.vocab_size as usize, inner.cpu);
+        let mut sequence = Sequence::new(request, sizes, (sink, Arc::clone(&lease)));
         {
             let mut mailbox = inner.shared.lock();
             if mailbox.is_stopping {
@@ -244,6 +305,9 @@ impl Engine {
             if waiting >= inner.sequences_max {
                 return Err(StartError::QueueFull { waiting });
             }
+            // Under the lock, so that names are in order of arrival.
+            sequence.id = mailbox.next_id;
+            mailbox.next_id += 1;
             mailbox.arrivals.push_back(sequence);
         }
         inner.shared.wake();
@@ -286,7 +350,7 @@ impl Engine {
             let context_length = info.context_length;
             return Err(StartError::ContextTooLong { prompt_tokens, context_length });
         }
-        request.sampling.check().map_err(StartError::InvalidSampling)?;
+        request.sampling.check(info.vocab_size).map_err(StartError::InvalidSampling)?;
         let invalid = |what: &str| Err(StartError::InvalidSampling(what.into()));
         if request.max_tokens == 0 {
             return invalid("max_tokens must be at least 1");
@@ -336,18 +400,46 @@ impl Drop for SequenceHandle {
     }
 }
 
-fn model_info(path: &Path, gguf: &Gguf, model: &Model, tokenizer: &Tokenizer) -> ModelInfo {
-    let file_name = || path.file_stem().map(|name| name.to_string_lossy().into_owned());
+/// The options that a model can be served with: candle's networks hold one sequence and share
+/// nothing.
+fn of_model(options: EngineOptions, model: &Model) -> EngineOptions {
+    match model.config().family.is_adapted() {
+        true => {
+            let share_prefixes = SharePrefixes::Nobody;
+            EngineOptions { running_max: 1, share_prefixes, ..options }
+        }
+        false => options,
+    }
+}
+
+/// What turns text to ids and back.
+fn texts(files: &ModelFiles) -> Result<(Tokenizer, ChatTemplate), LoadError> {
+    match files.kind() {
+        ModelKind::Gguf(gguf) => {
+            let tokenizer = Tokenizer::from_gguf(gguf)?;
+            let template = ChatTemplate::from_gguf(gguf, &tokenizer)?;
+            Ok((tokenizer, template))
+        }
+        ModelKind::Folder(folder) => {
+            let tokenizer = Tokenizer::from_hf(folder.dir())?;
+            let template = ChatTemplate::from_hf(folder.dir(), &tokenizer)?;
+            Ok((tokenizer, template))
+        }
+    }
+}
+
+fn model_info(files: &ModelFiles, model: &Model, tokenizer: &Tokenizer) -> ModelInfo {
     let config = model.config();
     ModelInfo {
-        name: gguf.text("general.name").map(str::to_string).or_else(file_name).unwrap_or_default(),
-        architecture: gguf.text("general.architecture").unwrap_or_default().into(),
-        quantisation: gguf.quantisation(),
-        parameter_count: gguf.parameter_count(),
+        name: files.name(),
+        architecture: files.architecture(),
+        quantisation: files.quantisation(),
+        parameter_count: files.parameter_count(),
         context_length: config.context_length,
         vocab_size: config.vocab_size as u32,
         eos_ids: tokenizer.eos().to_vec(),
         weights_bytes: model.weights_bytes(),
         config_digest_input: config.canonical_text(),
+        engine_spec: model.engine_spec(),
     }
 }

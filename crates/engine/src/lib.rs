@@ -7,39 +7,46 @@
 //!
 //! ```text
 //! Engine::start ─▶ mailbox ─▶ Runner (a thread) ─▶ Scheduler::plan ─▶ Model::forward ─▶ Sampler
-//!                                   ▲                                    (KvPool)          │
+//!                                   ▲             (KvCache)              (KvPool)          │
 //!                                   └──── EventSink ◀── Sequence: stop strings, text ◀─────┘
 //! ```
 //!
-//! Where to read on: [`model`] is the forward pass on one page, [`kv`] the paged cache,
-//! `kernels` the hot loops, `scheduler` who does what, `sequence` what a request goes through.
+//! Where to read on: [`model`] is the forward pass on one page, [`kv`] the paged cache and its
+//! prefixes, `kernels` the hot loops, `scheduler` who does what, `sequence` what a request goes
+//! through, `speculation` how several tokens may come of one step.
 
+mod adapter;
 pub mod config;
 mod detokenizer;
 mod engine;
 mod error;
-mod gguf;
+mod files;
 mod kernels;
 pub mod kv;
 mod math;
 pub mod model;
 mod ops;
 mod philox;
+mod rope;
 mod runner;
 mod sampler;
 mod scheduler;
 mod sequence;
+mod speculation;
 mod stop;
 mod template;
 mod tokenizer;
 mod weights;
 
-pub use engine::{Engine, EngineOptions, ModelInfo, SequenceHandle};
+use files::gguf;
+
+pub use engine::{Engine, EngineOptions, ModelInfo, SequenceHandle, SharePrefixes};
 pub use error::{EncodeError, LoadError, StartError};
+pub use files::{LoadProgress, ModelFiles, WeightFile};
 pub use kernels::Isa;
 pub use runner::EngineLoad;
-pub use sampler::Sampling;
-pub use sequence::{Event, EventSink, FinishReason, SequenceRequest};
+pub use sampler::{LOGPROBS_MAX, Sampling};
+pub use sequence::{Event, EventSink, FinishReason, Logprob, SequenceRequest, TokenLogprobs};
 pub use template::ChatTurn;
 
 /// Number of the numeric rules that this engine follows. Any change of bits raises it; 0 means

@@ -3,15 +3,14 @@
 //! Never blocks a caller: events pass through a bounded queue, and a full one pauses that sequence
 //! alone. Relies on the engine crate to run the model on threads of its own.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use tally_engine as native;
 use tokio::sync::mpsc;
 
 use super::{
-    Engine, EngineEvent, EngineFinish, EngineLoad, Generation, GenerationSpec, ModelCard, Prompt,
-    Sampling, StartError,
+    CacheCounts, Engine, EngineEvent, EngineFinish, EngineLoad, Generation, GenerationSpec,
+    Logprob, ModelCard, Prompt, Sampling, StartError, TokenLogprobs,
 };
 use crate::units::Hash32;
 
@@ -27,35 +26,27 @@ pub struct LocalEngine {
 
 /// What a model is served as.
 #[derive(Debug, Clone)]
-pub struct LocalModel<'a> {
-    /// Its file.
-    pub path: &'a Path,
-    /// The name clients ask for; the file's own name where `None`.
-    pub name: Option<String>,
-    /// SHA-256 of the file.
+pub struct LocalModel {
+    /// The name clients ask for.
+    pub name: String,
+    /// SHA-256 of its weights.
     pub sha256: Hash32,
 }
 
 impl LocalEngine {
-    /// Loads a model; takes as long as reading the file.
-    ///
-    /// # Errors
-    /// What the engine says about the file or the options.
-    pub fn load(
-        model: LocalModel<'_>,
-        options: native::EngineOptions,
-    ) -> Result<Self, native::LoadError> {
-        let engine = native::Engine::load(model.path, options)?;
+    /// A loaded model, to be served.
+    #[must_use]
+    pub fn new(engine: native::Engine, model: LocalModel) -> Self {
         let info = engine.info();
         let card = ModelCard {
-            name: model.name.unwrap_or_else(|| info.name.clone()),
+            name: model.name,
             context_length: info.context_length,
             weights_sha256: model.sha256,
             quantisation: info.quantisation.clone(),
             architecture: info.config_digest_input.clone(),
-            engine_spec: native::ENGINE_SPEC_VERSION,
+            engine_spec: info.engine_spec,
         };
-        Ok(Self { engine, card })
+        Self { engine, card }
     }
 
     fn check_name(&self, model: &str) -> Result<(), StartError> {
@@ -96,6 +87,7 @@ impl Engine for LocalEngine {
             max_tokens: spec.max_tokens,
             sampling: sampling(&spec.sampling),
             stop: spec.stop,
+            owner: Some(*spec.owner.bytes()),
         };
         let started = self.engine.start(request, Box::new(Sink { sender }));
         let handle = started.map_err(start_error)?;
@@ -111,7 +103,14 @@ impl Engine for LocalEngine {
             running: count(load.running),
             queued: count(load.queued),
             kv_block_count_free: count(load.kv_blocks_free),
+            kv_block_count_cached: count(load.kv_blocks_cached),
             kv_block_count: count(load.kv_blocks_total),
+            cache: CacheCounts {
+                hits: load.cache.hits,
+                hit_tokens: load.cache.hit_tokens,
+                evictions: load.cache.evictions,
+                preemptions: load.preemptions,
+            },
         }
     }
 
@@ -145,10 +144,13 @@ impl native::EventSink for Sink {
 
 fn translate(event: native::Event) -> EngineEvent {
     match event {
-        native::Event::Prefilled { .. } => EngineEvent::Prefilled,
-        native::Event::Token { id, text, state_digest } => {
-            EngineEvent::Token { id, text, state_digest: state_digest.map(Hash32::new) }
-        }
+        native::Event::Prefilled { cached_tokens, .. } => EngineEvent::Prefilled { cached_tokens },
+        native::Event::Token { id, text, state_digest, logprobs } => EngineEvent::Token {
+            id,
+            text,
+            state_digest: state_digest.map(Hash32::new),
+            logprobs: logprobs.map(|logprobs| Box::new(token_logprobs(*logprobs))),
+        },
         native::Event::Finished { reason, tail_text, .. } => {
             let reason = match reason {
                 native::FinishReason::Stop | native::FinishReason::StopString(_) => {
@@ -161,6 +163,11 @@ fn translate(event: native::Event) -> EngineEvent {
             EngineEvent::Finished { reason, tail_text }
         }
     }
+}
+
+fn token_logprobs(logprobs: native::TokenLogprobs) -> TokenLogprobs {
+    let one = |native::Logprob { id, bytes, logprob }| Logprob { id, bytes, logprob };
+    TokenLogprobs { chosen: one(logprobs.chosen), top: logprobs.top.into_iter().map(one).collect() }
 }
 
 fn chat(turns: &[super::Turn]) -> Vec<native::ChatTurn> {
@@ -178,6 +185,10 @@ fn sampling(sampling: &Sampling) -> native::Sampling {
         top_p: sampling.top_p,
         min_p: sampling.min_p,
         repetition_penalty: sampling.repetition_penalty,
+        frequency_penalty: sampling.frequency_penalty,
+        presence_penalty: sampling.presence_penalty,
+        logit_bias: sampling.logit_bias.clone(),
+        logprobs: sampling.logprobs,
         seed: *sampling.seed.bytes(),
     }
 }

@@ -20,7 +20,7 @@ use minijinja::{Environment, Error, Value, context};
 use serde::Serialize;
 
 use crate::error::{EncodeError, LoadError};
-use crate::gguf::Gguf;
+use crate::files::gguf::Gguf;
 use crate::tokenizer::{SpecialTokens, Tokenizer, hf};
 use builtin::Declared;
 use marks::{break_control, unused_character};
@@ -71,7 +71,6 @@ impl ChatTemplate {
 
     /// The template of a folder with `tokenizer.json`, or one for its family. Blocks while files
     /// are read.
-    #[allow(dead_code, reason = "folders of weights are not loaded yet")]
     pub(crate) fn from_hf(folder: &Path, tokenizer: &Tokenizer) -> Result<ChatTemplate, LoadError> {
         let found = hf::read_template(folder)?;
         let declared = Declared {

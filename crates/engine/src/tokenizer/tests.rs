@@ -10,6 +10,7 @@ use serde_json::Value;
 use tokenizers::Tokenizer as HfTokenizer;
 
 use super::*;
+use crate::files::{ModelFiles, ModelKind};
 
 mod folder;
 mod hostile;
@@ -224,8 +225,9 @@ fn real_vocabularies_are_read_as_their_authors_read_them() {
 /// The test model's vocabulary; the reference is built from its fields with SmolLM2's own
 /// pre-tokenizer.
 fn test_model() -> Option<Pair> {
-    let gguf = Gguf::open(Path::new(&std::env::var_os("TALLY_TEST_MODEL")?)).unwrap();
-    let fields = Fields::read(&gguf).unwrap();
+    let files = ModelFiles::open(Path::new(&std::env::var_os("TALLY_TEST_MODEL")?)).unwrap();
+    let ModelKind::Gguf(gguf) = files.kind() else { panic!("the test model is a GGUF file") };
+    let fields = Fields::read(gguf).unwrap();
     assert_eq!(fields.pre, Some("smollm"));
     let kinds = fields.types.as_ref().unwrap();
     let mut described = committed("smollm");

@@ -2,9 +2,16 @@
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
+mod adapter;
+mod cache;
+mod configs;
+mod families;
 mod kit;
 mod lifecycle;
+mod models;
+mod perplexity;
 mod reference;
 mod sameness;
+mod speculation;
 mod stream;
 mod text;
