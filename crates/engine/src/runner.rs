@@ -12,7 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
 use crate::kv::{BlockTable, CacheCounts, KvCache, KvPool};
-use crate::model::{Batch, ForwardError, Logits, Model, Segment};
+use crate::model::{Batch, ForwardError, Logits, Model, Outputs, Segment};
 use crate::scheduler::{HEADROOM_TOKENS, Running, Scheduler, SequenceId, State, Step, Waiting};
 use crate::sequence::Sequence;
 use crate::speculation::DRAFT_MAX;
@@ -338,13 +338,15 @@ impl Runner {
             return Ok(());
         }
         let vocab_size = self.model.config().vocab_size;
-        let logits = self.model.forward(&batch, &mut self.kv.pool)?;
-        let mut logits = logits.chunks_exact_mut(vocab_size);
+        let width = self.model.config().width;
+        let Outputs { logits, states } = self.model.forward(&batch, &mut self.kv.pool)?;
+        let states = states.chunks_exact(width).map(Some).chain(std::iter::repeat(None));
+        let mut outputs = logits.chunks_exact_mut(vocab_size).zip(states);
         for (index, rows) in rows_of {
             // All its rows, drawn from or not, before the next one's.
-            let rows: Vec<&mut [f32]> = logits.by_ref().take(rows).collect();
+            let rows: Vec<_> = outputs.by_ref().take(rows).collect();
             let sequence = &mut self.running[index];
-            self.guessed_right += sequence.digest(rows.into_iter(), &self.tokenizer);
+            self.guessed_right += sequence.take(rows.into_iter(), &self.tokenizer);
             if let Some(table) = &mut sequence.table {
                 self.kv.keep(table, &sequence.ids[..sequence.cached]);
             }
