@@ -27,7 +27,7 @@ pub struct ModelCard {
     pub quantisation: String,
     /// Canonical text of the architecture's configuration, hashed into `modelSpec`.
     pub architecture: String,
-    /// Version of the engine's arithmetic; 0 while it is not canonical (docs/spec/numerics.md).
+    /// Version of the engine's arithmetic; 0 where it is not canonical (docs/spec/numerics.md).
     pub engine_spec: u32,
 }
 

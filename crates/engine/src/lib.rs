@@ -49,6 +49,6 @@ pub use sampler::{LOGPROBS_MAX, Sampling};
 pub use sequence::{Event, EventSink, FinishReason, Logprob, SequenceRequest, TokenLogprobs};
 pub use template::ChatTurn;
 
-/// Number of the numeric rules that this engine follows. Any change of bits raises it; 0 means
-/// that the canonical form isn't settled and claims carry no canonical flag.
-pub const ENGINE_SPEC_VERSION: u32 = 0;
+/// Number of the numeric rules that this engine follows (docs/spec/numerics.md). Any change of
+/// bits raises it; 0 stands for models that follow none.
+pub const ENGINE_SPEC_VERSION: u32 = 1;
