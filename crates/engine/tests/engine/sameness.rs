@@ -1,7 +1,7 @@
 //! The same bits whatever the instruction set, threads, chunks and neighbours.
 
 use sha3::{Digest, Keccak256};
-use tally_engine::kv::{KvCache, KvPool};
+use tally_engine::kv::{KvCache, KvPool, KvType};
 use tally_engine::model::{Batch, Logits, Model, Segment};
 use tally_engine::{Engine, EngineOptions, Isa, Sampling, SequenceRequest};
 
@@ -14,6 +14,9 @@ const TEXT: &str = "Tally counts every token that it delivers, records it, and c
 /// value is another engine: raise `ENGINE_SPEC_VERSION` and say why.
 const GOLDEN_LOGITS: &str = "fca65fbd15ca550e8c8cc43d939486393e8ba93ab5b1d9360b517ab6ccca4cb8";
 
+/// The same with keys and values in single precision.
+const GOLDEN_LOGITS_F32: &str = "84c5333f101de8885aa7d77fb905d17e0d17ba0dc2ceb9abf854cbfc1ce3675c";
+
 /// Keccak-256 of the ids that four seeded sequences are answered with, little-endian.
 const GOLDEN_IDS: &str = "87eca12418bc86b1af4aeaeb3fe32396cb258ab772619c20ff0f21a8f5dad4e4";
 
@@ -25,7 +28,11 @@ fn digest(values: impl IntoIterator<Item = u32>) -> String {
 
 /// Digest of the logits of every row of `ids`, read in chunks of `chunk`.
 fn logits(model: &mut Model, ids: &[u32], chunk: usize) -> String {
-    let mut kv = KvPool::new(model.config(), 16 << 20);
+    logits_in(KvType::F16, model, ids, chunk)
+}
+
+fn logits_in(kv_type: KvType, model: &mut Model, ids: &[u32], chunk: usize) -> String {
+    let mut kv = KvPool::of_type(model.config(), kv_type, 16 << 20);
     // Blocks in another order than usual: the table must not matter.
     let spacer = kv.allocate(chunk).unwrap();
     let table = kv.allocate(ids.len()).unwrap();
@@ -82,6 +89,8 @@ fn logits_are_the_same_bits_on_every_path() {
                 let found = logits(&mut model, ids, *chunk);
                 assert_eq!(found, GOLDEN_LOGITS, "{isa:?}, {threads} threads, chunks of {chunk}");
             }
+            let found = logits_in(KvType::F32, &mut model, ids, 7);
+            assert_eq!(found, GOLDEN_LOGITS_F32, "{isa:?}, {threads} threads, kept in f32");
             // Whole blocks, parts of one, and all but the last.
             let warm: &[usize] =
                 if isa == Isa::Scalar || *threads != 2 { &[25] } else { &[1, 16, 35] };
