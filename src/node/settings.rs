@@ -21,7 +21,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use tally_engine::SharePrefixes;
+use tally_engine::{KvType, SharePrefixes};
 
 use crate::chain::evm::ContractVersion;
 use crate::session::ExposureRule;
@@ -237,6 +237,8 @@ pub struct EngineSettings {
     pub threads: usize,
     /// Bytes of the KV cache.
     pub kv_memory_bytes: u64,
+    /// What keys and values are stored as.
+    pub kv_type: KvType,
     /// Sequences that make progress at once.
     pub running_max: u32,
     /// Sequences that may wait.

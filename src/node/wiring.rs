@@ -72,6 +72,7 @@ pub fn load_engine(settings: &Settings) -> Result<LocalEngine, WiringError> {
     let options = EngineOptions {
         threads: engine.threads,
         kv_memory_bytes: engine.kv_memory_bytes,
+        kv_type: engine.kv_type,
         running_max: size(engine.running_max),
         queue_max: size(engine.queue_max),
         prefill_chunk: size(engine.prefill_chunk),

@@ -44,6 +44,7 @@ pub use engine::{Engine, EngineOptions, ModelInfo, SequenceHandle, SharePrefixes
 pub use error::{EncodeError, LoadError, StartError};
 pub use files::{LoadProgress, ModelFiles, WeightFile};
 pub use kernels::Isa;
+pub use kv::KvType;
 pub use runner::EngineLoad;
 pub use sampler::{LOGPROBS_MAX, Sampling};
 pub use sequence::{Event, EventSink, FinishReason, Logprob, SequenceRequest, TokenLogprobs};
