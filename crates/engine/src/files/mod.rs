@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::error::LoadError;
-pub(crate) use folder::Folder;
+pub(crate) use folder::{Folder, read_small};
 use gguf::Gguf;
 pub use map::LoadProgress;
 use map::{Mapped, Progress};
