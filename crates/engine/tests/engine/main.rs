@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
 mod families;
+mod folders;
 mod kit;
 mod lifecycle;
 mod models;
