@@ -7,7 +7,7 @@
 mod huggingface;
 
 use crate::error::LoadError;
-use crate::gguf::Gguf;
+use crate::files::gguf::Gguf;
 use crate::kernels::attention::Heads;
 pub use crate::rope::{Pairing, RopeScaling};
 

@@ -84,7 +84,8 @@ struct Buffers {
 pub struct ForwardError(String);
 
 impl Model {
-    /// Loads a GGUF file or a folder of safetensors for `threads` threads in all, on `isa` or the best instruction set.
+    /// Loads a GGUF file or a folder of safetensors for `threads` threads in all, on `isa` or the
+    /// best instruction set.
     ///
     /// Blocks for as long as reading the file takes.
     pub fn load(path: &Path, threads: usize, isa: Option<Isa>) -> Result<Model, LoadError> {

@@ -14,7 +14,7 @@ mod folder;
 pub(crate) mod gguf;
 mod map;
 mod reader;
-mod safetensors;
+pub(crate) mod safetensors;
 mod stored;
 mod tensor;
 

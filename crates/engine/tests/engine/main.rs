@@ -2,11 +2,13 @@
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
+mod configs;
 mod families;
 mod folders;
 mod kit;
 mod lifecycle;
 mod models;
+mod perplexity;
 mod reference;
 mod sameness;
 mod stream;
