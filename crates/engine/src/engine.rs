@@ -19,6 +19,7 @@ use crate::scheduler::Scheduler;
 use crate::sequence::{EventSink, Lease, Sequence, SequenceRequest};
 use crate::template::{ChatTemplate, ChatTurn};
 use crate::tokenizer::Tokenizer;
+use crate::turns::Turns;
 
 /// Settings of an engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,6 +92,8 @@ pub struct ModelInfo {
     pub eos_ids: Vec<u32>,
     /// Bytes of weights that one decoded token reads.
     pub weights_bytes: u64,
+    /// Bytes of memory that all weights take.
+    pub memory_bytes: u64,
     /// The architecture's configuration as one fixed text, to be hashed.
     pub config_digest_input: String,
 }
@@ -127,14 +130,20 @@ impl Engine {
     /// [`LoadError`] says which file, key, tensor or option it was.
     pub fn load(path: &Path, options: EngineOptions) -> Result<Engine, LoadError> {
         options.check()?;
-        Engine::load_files(&ModelFiles::open(path)?, options)
+        Engine::load_files(&ModelFiles::open(path)?, options, &Turns::default())
     }
 
     /// Loads a model and starts its threads. Blocks while the weights are read and packed.
     ///
+    /// Of all models with the same `turns` one computes at a time, a step each in turn.
+    ///
     /// # Errors
     /// [`LoadError`] says which key, tensor or option it was.
-    pub fn load_files(files: &ModelFiles, options: EngineOptions) -> Result<Engine, LoadError> {
+    pub fn load_files(
+        files: &ModelFiles,
+        options: EngineOptions,
+        turns: &Turns,
+    ) -> Result<Engine, LoadError> {
         options.check()?;
         let (texts, model) = std::thread::scope(|scope| {
             // Building the tokenizer takes about as long as packing the weights of a small model.
@@ -168,6 +177,7 @@ impl Engine {
                 prefill_chunk: options.prefill_chunk,
             },
             shared: Arc::clone(&shared),
+            turns: turns.clone(),
             waiting: Default::default(),
             running: Vec::new(),
             ending: Vec::new(),
@@ -376,6 +386,7 @@ fn model_info(files: &ModelFiles, model: &Model, tokenizer: &Tokenizer) -> Model
         vocab_size: config.vocab_size as u32,
         eos_ids: tokenizer.eos().to_vec(),
         weights_bytes: model.weights_bytes(),
+        memory_bytes: model.memory_bytes(),
         config_digest_input: config.canonical_text(),
     }
 }

@@ -33,6 +33,7 @@ mod sequence;
 mod stop;
 mod template;
 mod tokenizer;
+mod turns;
 mod weights;
 
 use files::gguf;
@@ -45,6 +46,7 @@ pub use runner::EngineLoad;
 pub use sampler::Sampling;
 pub use sequence::{Event, EventSink, FinishReason, SequenceRequest};
 pub use template::ChatTurn;
+pub use turns::Turns;
 
 /// Number of the numeric rules that this engine follows. Any change of bits raises it; 0 means
 /// that the canonical form isn't settled and claims carry no canonical flag.

@@ -131,6 +131,11 @@ impl Model {
         self.weights.bytes()
     }
 
+    /// Bytes of memory that all weights take.
+    pub fn memory_bytes(&self) -> u64 {
+        self.weights.memory_bytes()
+    }
+
     /// The instruction set in use.
     pub fn isa(&self) -> Isa {
         self.machine.cpu.isa()

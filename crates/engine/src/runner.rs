@@ -15,6 +15,7 @@ use crate::model::{Batch, ForwardError, Logits, Model, Segment};
 use crate::scheduler::{Running, Scheduler, SequenceId, State, Step, Waiting};
 use crate::sequence::Sequence;
 use crate::tokenizer::Tokenizer;
+use crate::turns::Turns;
 
 /// A paused reader may close without calling `wake`; so the thread looks again this often.
 const PAUSED_LOOK: Duration = Duration::from_millis(50);
@@ -75,6 +76,8 @@ pub(crate) struct Runner {
     pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) scheduler: Scheduler,
     pub(crate) shared: Arc<Shared>,
+    /// Shared with the models that compute on the same processors.
+    pub(crate) turns: Turns,
     pub(crate) waiting: VecDeque<Sequence>,
     pub(crate) running: Vec<Sequence>,
     /// Ended, but their readers had no room for the rest yet. They hold no KV blocks.
@@ -217,6 +220,8 @@ impl Runner {
 
     /// Runs the step's rows and draws a token for each sequence that is ready for one.
     fn compute(&mut self, step: &Step) -> Result<(), ForwardError> {
+        let turns = self.turns.clone();
+        let _turn = turns.take();
         let mut batch = Batch::default();
         let mut of_segment = Vec::new();
         for (id, count) in rows(step) {

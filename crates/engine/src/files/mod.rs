@@ -75,6 +75,11 @@ impl ModelFiles {
         }
     }
 
+    /// Bytes of all weight files: about what the weights will take in memory.
+    pub fn weights_size(&self) -> u64 {
+        self.weight_files().iter().map(WeightFile::size).fold(0, u64::saturating_add)
+    }
+
     pub(crate) fn kind(&self) -> &ModelKind {
         &self.kind
     }
