@@ -7,13 +7,14 @@
 
 use crate::config::ModelConfig;
 use crate::kernels::attention::Heads;
+use crate::kernels::memory::Space;
 
 /// Tokens to a block: also the lanes of a vector, so a key's lane doesn't depend on paging.
 pub const BLOCK_TOKENS: usize = 16;
 
 /// A fixed pool of KV blocks.
 pub struct KvPool {
-    pub(crate) cells: Vec<u16>,
+    pub(crate) cells: Space<u16>,
     pub(crate) heads: Heads,
     free: Vec<u32>,
     total: usize,
@@ -42,7 +43,7 @@ impl KvPool {
         let total = (bytes / Self::block_bytes(config)) as usize;
         let total = total.min(u32::MAX as usize);
         KvPool {
-            cells: vec![0; total * config.layers * heads.block_values()],
+            cells: Space::zeroed(total * config.layers * heads.block_values()),
             heads,
             // Lowest block first, so that a run is the same every time.
             free: (0..total as u32).rev().collect(),

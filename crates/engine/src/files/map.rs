@@ -17,6 +17,7 @@ use std::sync::{Arc, OnceLock};
 use memmap2::{Advice, Mmap, UncheckedAdvice};
 
 use crate::error::LoadError;
+use crate::kernels::memory::Arena;
 
 /// Bytes that are resident at once while a file is read through: enough that the calls that give
 /// pages back cost nothing beside the reading.
@@ -63,6 +64,8 @@ pub(crate) struct Mapped {
     path: PathBuf,
     map: Mmap,
     progress: Arc<Progress>,
+    /// Where its matrices are packed to.
+    arena: Arena,
 }
 
 impl Mapped {
@@ -85,11 +88,16 @@ impl Mapped {
         // All of it is read once, soon; where the system can't read ahead it is as slow as ever.
         let _ = map.advise(Advice::WillNeed);
         progress.total.fetch_add(map.len() as u64, Ordering::Relaxed);
-        Ok(Mapped { path: path.to_path_buf(), map, progress: Arc::clone(progress) })
+        let (path, progress) = (path.to_path_buf(), Arc::clone(progress));
+        Ok(Mapped { path, map, progress, arena: Arena::default() })
     }
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    pub(crate) fn arena(&self) -> &Arena {
+        &self.arena
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {

@@ -90,7 +90,7 @@ impl Tensor {
             return Err(LoadError::UnsupportedQuantisation { tensor: name.into(), found });
         };
         let raw = file.bytes().get(self.span.clone()).unwrap_or_default();
-        let packed = PackedMatrix::pack(format, rows, cols, raw);
+        let packed = PackedMatrix::pack(format, (rows, cols), raw, file.arena());
         file.finish(self.span.clone());
         packed.ok_or_else(|| bad(format!("{} bytes are not {rows} x {cols}", raw.len())))
     }

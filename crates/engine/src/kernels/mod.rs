@@ -19,6 +19,7 @@ pub(crate) mod lanes_avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod lanes_avx512;
 pub(crate) mod matmul;
+pub(crate) mod memory;
 pub(crate) mod pack;
 pub(crate) mod quantise;
 pub(crate) mod rows;

@@ -8,6 +8,7 @@ use super::attention::{Heads, RowPlace, Rows, attend_rows, store_rows};
 use super::blocks::{BLOCK, Format};
 use super::lanes::{LANES, Lanes, Scalar, exp};
 use super::matmul::{Then, product};
+use super::memory::Arena;
 use super::pack::PackedMatrix;
 use super::quantise::Activations;
 use super::rows::rms_norm;
@@ -209,6 +210,10 @@ fn oracle_dot(format: Format, raw_row: &[u8], x: &[f32]) -> f32 {
     acc
 }
 
+fn packed(format: Format, size: (usize, usize), raw: &[u8]) -> Option<PackedMatrix> {
+    PackedMatrix::pack(format, size, raw, &Arena::default())
+}
+
 fn taken(run: (Cpu, &Threads), x: &[f32], weights: &[PackedMatrix]) -> Activations {
     let mut activations = Activations::default();
     activations.take(run, x, None, weights);
@@ -220,7 +225,7 @@ fn check_product(format: Format, (rows, outputs, cols): (usize, usize, usize), s
     let raw = bytes.blocks(format, outputs * cols / format.block_weights());
     let mut x = bytes.floats(rows * cols, 3.0);
     x[..BLOCK].fill(0.0);
-    let matrix = [PackedMatrix::pack(format, outputs, cols, &raw).unwrap()];
+    let matrix = [packed(format, (outputs, cols), &raw).unwrap()];
     let residual = bytes.floats(rows * outputs, 1.0);
     let row_bytes = cols / format.block_weights() * format.block_bytes();
     let mut expected = residual.clone();
@@ -280,7 +285,7 @@ fn block_dots_are_exact_at_the_extremes() {
             for block in raw.chunks_exact_mut(format.block_bytes()) {
                 set_scales(format, block, 1.0, -1.0);
             }
-            let matrix = [PackedMatrix::pack(format, 16, cols, &raw).unwrap()];
+            let matrix = [packed(format, (16, cols), &raw).unwrap()];
             let x = vec![x; cols];
             let expected = oracle_dot(format, &raw[..format.block_bytes()], &x);
             for cpu in cpus() {
@@ -466,7 +471,7 @@ fn exp_is_within_its_stated_error() {
 #[test]
 fn a_block_that_is_not_finite_stays_visible() {
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-        let matrix = [PackedMatrix::pack(Format::Q8_0, 16, BLOCK, &[1; 16 * 34]).unwrap()];
+        let matrix = [packed(Format::Q8_0, (16, BLOCK), &[1; 16 * 34]).unwrap()];
         let mut x = [1.0; BLOCK];
         x[7] = bad;
         for cpu in cpus() {
@@ -483,7 +488,7 @@ fn a_packed_row_reads_back_as_it_was() {
     for format in Format::ALL {
         let cols = 3 * format.block_weights();
         let raw = Bytes(5).blocks(format, 20 * 3);
-        let matrix = PackedMatrix::pack(format, 20, cols, &raw).unwrap();
+        let matrix = packed(format, (20, cols), &raw).unwrap();
         for (row, raw) in raw.chunks_exact(3 * format.block_bytes()).enumerate() {
             let mut out = vec![0.0; cols];
             matrix.row(row, &mut out);
@@ -492,8 +497,8 @@ fn a_packed_row_reads_back_as_it_was() {
             let expected: Vec<f32> = expected.map(|w| w.d * w.q as f32 + w.m).collect();
             assert_eq!(out, expected, "{format:?} row {row}");
         }
-        assert!(PackedMatrix::pack(format, 20, cols, &raw[1..]).is_none());
-        assert!(PackedMatrix::pack(format, 20, cols - 1, &raw).is_none());
+        assert!(packed(format, (20, cols), &raw[1..]).is_none());
+        assert!(packed(format, (20, cols - 1), &raw).is_none());
     }
 }
 
@@ -519,7 +524,7 @@ fn packed_rows_are_what_candle_reads() {
     let tensor = Tensor::from_vec(values, (16, 512), &Device::Cpu).unwrap();
     for (format, dtype) in Format::ALL.into_iter().zip(dtypes) {
         let quantised = QTensor::quantize(&tensor, dtype).unwrap();
-        let matrix = PackedMatrix::pack(format, 16, 512, &quantised.data().unwrap()).unwrap();
+        let matrix = packed(format, (16, 512), &quantised.data().unwrap()).unwrap();
         let theirs = quantised.dequantize(&Device::Cpu).unwrap().to_vec2::<f32>().unwrap();
         for (row, theirs) in theirs.iter().enumerate() {
             let mut ours = vec![0.0; 512];
