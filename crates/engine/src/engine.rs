@@ -18,7 +18,7 @@ use crate::runner::{EngineLoad, Runner, Shared};
 use crate::scheduler::Scheduler;
 use crate::sequence::{EventSink, Lease, Sequence, SequenceRequest};
 use crate::template::{ChatTemplate, ChatTurn};
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{Place, Tokenizer};
 use crate::turns::Turns;
 
 /// Settings of an engine.
@@ -213,8 +213,8 @@ impl Engine {
     /// [`EncodeError::Template`] if the template refuses the turns.
     pub fn encode_chat(&self, turns: &[ChatTurn]) -> Result<Vec<u32>, EncodeError> {
         let tokenizer = &self.inner.tokenizer;
-        let rendered = self.inner.template.render(turns, tokenizer.control_texts())?;
-        tokenizer.encode_marked(&rendered.text, rendered.mark)
+        let rendered = self.inner.template.render(turns, tokenizer.control())?;
+        tokenizer.encode_marked(&rendered.text, rendered.mark, Place::Beginning)
     }
 
     /// Ids that lead from the end of an answer, whose ids the caller kept, to the next one: what
@@ -227,9 +227,8 @@ impl Engine {
     /// [`EncodeError::Template`] if the template refuses the turns or hides the answer.
     pub fn encode_continuation(&self, content: &str) -> Result<Vec<u32>, EncodeError> {
         let tokenizer = &self.inner.tokenizer;
-        let rendered =
-            self.inner.template.render_continuation(content, tokenizer.control_texts())?;
-        tokenizer.encode_marked(&rendered.text, rendered.mark)
+        let rendered = self.inner.template.render_continuation(content, tokenizer.control())?;
+        tokenizer.encode_marked(&rendered.text, rendered.mark, Place::AfterText)
     }
 
     /// Ids of a text as it is; control tokens in it are letters like any others.
@@ -367,10 +366,15 @@ impl Drop for SequenceHandle {
 /// What turns text to ids and back.
 fn texts(files: &ModelFiles) -> Result<(Tokenizer, ChatTemplate), LoadError> {
     match files.kind() {
-        ModelKind::Gguf(gguf) => Ok((Tokenizer::from_gguf(gguf)?, ChatTemplate::from_gguf(gguf)?)),
+        ModelKind::Gguf(gguf) => {
+            let tokenizer = Tokenizer::from_gguf(gguf)?;
+            let template = ChatTemplate::from_gguf(gguf, &tokenizer)?;
+            Ok((tokenizer, template))
+        }
         ModelKind::Folder(folder) => {
-            let dir = folder.dir().display();
-            Err(LoadError::Tokenizer(format!("{dir}: tokenizer.json is not read yet")))
+            let tokenizer = Tokenizer::from_hf(folder.dir())?;
+            let template = ChatTemplate::from_hf(folder.dir(), &tokenizer)?;
+            Ok((tokenizer, template))
         }
     }
 }

@@ -216,8 +216,9 @@ impl Sequence {
             self.release_held();
             return self.finish(FinishReason::Stop, String::new());
         }
+        let bytes = tokenizer.bytes_after(self.ids.last().copied(), id);
         self.ids.push(id);
-        match self.stop.push(id, tokenizer.bytes(id)) {
+        match self.stop.push(id, bytes) {
             Outcome::Released(pieces) => self.release(pieces),
             Outcome::Stopped { released, tail, stop } => {
                 self.release(released);

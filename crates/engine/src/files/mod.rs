@@ -57,7 +57,7 @@ impl ModelFiles {
         let progress = Arc::default();
         let kind = match path.is_dir() {
             true => ModelKind::Folder(Folder::open(path, &progress)?),
-            false => ModelKind::Gguf(Gguf::open(path, &progress)?),
+            false => ModelKind::Gguf(Gguf::map(path, &progress)?),
         };
         Ok(ModelFiles { path: path.to_path_buf(), kind, progress })
     }
