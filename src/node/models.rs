@@ -68,6 +68,7 @@ fn options(engine: &EngineSettings, models: usize) -> EngineOptions {
         running_max: size(engine.running_max),
         queue_max: size(engine.queue_max),
         prefill_chunk: size(engine.prefill_chunk),
+        share_prefixes: engine.share_prefixes,
         ..EngineOptions::default()
     }
 }
@@ -113,6 +114,8 @@ impl Budget {
 
 #[cfg(test)]
 mod tests {
+    use tally_engine::SharePrefixes;
+
     use super::*;
 
     fn budget(all: Option<u64>, kv_memory_bytes: u64) -> Budget {
@@ -148,6 +151,7 @@ mod tests {
             running_max: 4,
             queue_max: 8,
             prefill_chunk: 128,
+            share_prefixes: SharePrefixes::WithinOwner,
         };
         assert_eq!(options(&engine, 1).kv_memory_bytes, 1000);
         assert_eq!(options(&engine, 3).kv_memory_bytes, 333);

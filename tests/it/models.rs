@@ -51,6 +51,7 @@ async fn say(engine: &dyn Engine, model: &str, prompt: &str) -> String {
             seed: Hash32::ZERO,
         },
         stop: Vec::new(),
+        owner: Hash32::ZERO,
     };
     let mut generation = engine.start(spec).unwrap();
     let mut text = String::new();

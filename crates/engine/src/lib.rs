@@ -7,12 +7,13 @@
 //!
 //! ```text
 //! Engine::start ─▶ mailbox ─▶ Runner (a thread) ─▶ Scheduler::plan ─▶ Model::forward ─▶ Sampler
-//!                                   ▲                                    (KvPool)          │
+//!                                   ▲             (KvCache)              (KvPool)          │
 //!                                   └──── EventSink ◀── Sequence: stop strings, text ◀─────┘
 //! ```
 //!
-//! Where to read on: [`model`] is the forward pass on one page, [`kv`] the paged cache,
-//! `kernels` the hot loops, `scheduler` who does what, `sequence` what a request goes through.
+//! Where to read on: [`model`] is the forward pass on one page, [`kv`] the paged cache and its
+//! prefixes, `kernels` the hot loops, `scheduler` who does what, `sequence` what a request goes
+//! through.
 
 pub mod config;
 mod detokenizer;
@@ -38,7 +39,7 @@ mod weights;
 
 use files::gguf;
 
-pub use engine::{Engine, EngineOptions, ModelInfo, SequenceHandle};
+pub use engine::{Engine, EngineOptions, ModelInfo, SequenceHandle, SharePrefixes};
 pub use error::{EncodeError, LoadError, StartError};
 pub use files::{LoadProgress, ModelFiles, WeightFile};
 pub use kernels::Isa;

@@ -207,6 +207,12 @@ impl Model {
                 return fail(format!("id {id} is not in the vocabulary of {}", self.vocab()));
             }
             let blocks = segment.start / BLOCK_TOKENS..end.div_ceil(BLOCK_TOKENS);
+            if blocks.start < segment.table.shared {
+                return fail(format!(
+                    "a segment writes from {} on, to shared blocks",
+                    segment.start
+                ));
+            }
             written.extend_from_slice(&segment.table.blocks[blocks]);
         }
         written.sort_unstable();

@@ -3,16 +3,17 @@
 //! For: all sequences of one model.
 //! Must never: wait for a reader, or sleep while there is work; leave a sequence without its end
 //! when something fails.
-//! Relies on: `scheduler.rs` for every decision about who does what.
+//! Relies on: `scheduler.rs` for every decision about who does what, `kv` for what of a sequence
+//! is cached already.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
-use crate::kv::KvPool;
+use crate::kv::{BlockTable, CacheCounts, KvCache, KvPool};
 use crate::model::{Batch, ForwardError, Logits, Model, Segment};
-use crate::scheduler::{Running, Scheduler, SequenceId, State, Step, Waiting};
+use crate::scheduler::{HEADROOM_TOKENS, Running, Scheduler, SequenceId, State, Step, Waiting};
 use crate::sequence::Sequence;
 use crate::tokenizer::Tokenizer;
 use crate::turns::Turns;
@@ -27,10 +28,16 @@ pub struct EngineLoad {
     pub running: usize,
     /// Sequences that wait for a place.
     pub queued: usize,
-    /// KV blocks (16 tokens each) that nobody holds.
+    /// KV blocks (16 tokens each) that no sequence uses; the cached ones among them.
     pub kv_blocks_free: usize,
+    /// KV blocks that no sequence uses, kept with their tokens until room is needed.
+    pub kv_blocks_cached: usize,
     /// KV blocks in all.
     pub kv_blocks_total: usize,
+    /// What the cache of prefixes did since the start.
+    pub cache: CacheCounts,
+    /// Times that a running sequence's blocks were taken for an older one, since the start.
+    pub preemptions: u64,
 }
 
 /// What handles and the model's thread share.
@@ -44,6 +51,8 @@ pub(crate) struct Shared {
 #[derive(Default)]
 pub(crate) struct Mailbox {
     pub(crate) arrivals: VecDeque<Sequence>,
+    /// Name of the next arrival.
+    pub(crate) next_id: SequenceId,
     /// As of the last step; `queued` without the arrivals.
     pub(crate) load: EngineLoad,
     /// No new sequences; the thread ends.
@@ -72,14 +81,17 @@ impl Shared {
 /// Everything the model's thread owns.
 pub(crate) struct Runner {
     pub(crate) model: Model,
-    pub(crate) kv: KvPool,
+    pub(crate) kv: KvCache,
     pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) scheduler: Scheduler,
     pub(crate) shared: Arc<Shared>,
     /// Shared with the models that compute on the same processors.
     pub(crate) turns: Turns,
+    /// In order of arrival.
     pub(crate) waiting: VecDeque<Sequence>,
+    /// In order of arrival.
     pub(crate) running: Vec<Sequence>,
+    pub(crate) preemptions: u64,
     /// Ended, but their readers had no room for the rest yet. They hold no KV blocks.
     pub(crate) ending: Vec<Sequence>,
 }
@@ -124,6 +136,7 @@ impl Runner {
             }
             self.wait();
         };
+        self.preempt(&step);
         self.admit(&step);
         if let Err(error) = self.compute(&step) {
             tracing::error!(%error, "a step failed; its sequences end");
@@ -157,9 +170,7 @@ impl Runner {
             self.waiting.drain(..).partition(Sequence::has_ended);
         self.waiting = waiting.into();
         for mut sequence in ended.into_iter().chain(dropped) {
-            if let Some(table) = sequence.table.take() {
-                self.kv.release(table);
-            }
+            self.take_blocks(&mut sequence);
             self.ending.push(sequence);
         }
         self.ending.retain(|sequence| !sequence.is_over());
@@ -170,26 +181,40 @@ impl Runner {
         EngineLoad {
             running: self.running.len(),
             queued: self.waiting.len(),
-            kv_blocks_free: self.kv.free_blocks(),
-            kv_blocks_total: self.kv.total_blocks(),
+            kv_blocks_free: self.kv.available_blocks(),
+            kv_blocks_cached: self.kv.idle_blocks(),
+            kv_blocks_total: self.kv.pool.total_blocks(),
+            cache: self.kv.counts(),
+            preemptions: self.preemptions,
         }
     }
 
     fn state(&self) -> State {
-        let waiting = self.waiting.iter().map(|sequence| Waiting {
-            id: sequence.id,
-            kv_blocks: KvPool::blocks_for(sequence.tokens_max()),
-            prompt_tokens: sequence.prompt_left(),
+        // Those who have no place in this step need not be looked up.
+        let places = self.scheduler.running_max.saturating_sub(self.running.len());
+        let waiting = self.waiting.iter().take(places).map(|sequence| {
+            let known = self.kv.known(sequence.scope, &sequence.ids);
+            Waiting {
+                id: sequence.id,
+                kv_blocks: KvPool::blocks_for(first_tokens(sequence)) - known.blocks_in_use,
+                tokens_left: sequence.ids.len() - known.tokens,
+            }
         });
-        let running = self.running.iter().map(|sequence| Running {
-            id: sequence.id,
-            prompt_left: sequence.prompt_left(),
-            is_ready: sequence.is_ready(),
+        let running = self.running.iter().map(|sequence| {
+            let held = KvPool::blocks_for(sequence.table.as_ref().map_or(0, BlockTable::capacity));
+            let needed = KvPool::blocks_for(sequence.ids.len());
+            Running {
+                id: sequence.id,
+                tokens_left: sequence.ids.len() - sequence.cached,
+                kv_blocks_lacking: needed.saturating_sub(held),
+                may_grow: KvPool::blocks_for(sequence.tokens_max()) > held,
+                is_ready: sequence.is_ready(),
+            }
         });
         State {
             waiting: waiting.collect(),
             running: running.collect(),
-            kv_blocks_free: self.kv.free_blocks(),
+            kv_blocks_free: self.kv.available_blocks(),
         }
     }
 
@@ -207,31 +232,67 @@ impl Runner {
         }
     }
 
+    /// Takes the blocks of the step's victim; it waits again, in its place of arrival.
+    fn preempt(&mut self, step: &Step) {
+        let found = self.running.iter().position(|sequence| step.preempt == Some(sequence.id));
+        let Some(index) = found else { return };
+        let mut sequence = self.running.remove(index);
+        self.take_blocks(&mut sequence);
+        self.preemptions += 1;
+        let place = self.waiting.partition_point(|other| other.id < sequence.id);
+        self.waiting.insert(place, sequence);
+    }
+
+    /// Gives a sequence's blocks back to the cache, which keeps what is computed while it can.
+    fn take_blocks(&mut self, sequence: &mut Sequence) {
+        let cached = std::mem::take(&mut sequence.cached);
+        if let Some(table) = sequence.table.take() {
+            self.kv.end(table, &sequence.ids[..cached]);
+        }
+    }
+
     fn admit(&mut self, step: &Step) {
         for id in &step.admit {
             // The plan admits from the front and counted the blocks.
             let Some(mut sequence) = self.waiting.pop_front_if(|s| s.id == *id) else {
                 return;
             };
-            sequence.table = self.kv.allocate(sequence.tokens_max());
-            self.running.push(sequence);
+            let tokens = first_tokens(&sequence);
+            let Some((table, cached)) = self.kv.begin(sequence.scope, &sequence.ids, tokens) else {
+                return self.waiting.push_front(sequence);
+            };
+            sequence.begin(table, cached);
+            let place = self.running.partition_point(|other| other.id < sequence.id);
+            self.running.insert(place, sequence);
         }
+    }
+
+    /// The step's rows: index of the sequence and how many tokens it feeds. Each has room.
+    fn rows(&mut self, step: &Step) -> Vec<(usize, usize)> {
+        let mut rows_of = Vec::new();
+        for (id, count) in rows(step) {
+            let found = self.running.iter_mut().enumerate().find(|(_, sequence)| sequence.id == id);
+            let Some((index, sequence)) = found else { continue };
+            let count = count.min(sequence.ids.len() - sequence.cached);
+            let end = sequence.cached + count;
+            // The plan counted the blocks; should one lack, the next plan sees it.
+            if sequence.table.as_mut().is_some_and(|table| self.kv.grow(table, end)) {
+                rows_of.push((index, count));
+            }
+        }
+        rows_of
     }
 
     /// Runs the step's rows and draws a token for each sequence that is ready for one.
     fn compute(&mut self, step: &Step) -> Result<(), ForwardError> {
         let turns = self.turns.clone();
         let _turn = turns.take();
+        let rows = self.rows(step);
         let mut batch = Batch::default();
         let mut of_segment = Vec::new();
-        for (id, count) in rows(step) {
-            let found = self.running.iter().position(|sequence| sequence.id == id);
-            let Some((index, sequence)) = found.map(|index| (index, &self.running[index])) else {
-                continue;
-            };
-            let Some(table) = &sequence.table else {
-                continue;
-            };
+        for (index, count) in rows {
+            let sequence = &self.running[index];
+            let Some(table) = &sequence.table else { continue };
             let end = sequence.cached + count;
             let logits = match end == sequence.ids.len() {
                 true => Logits::Last,
@@ -241,8 +302,11 @@ impl Runner {
             batch.segments.push(Segment { tokens, start: sequence.cached, table, logits });
             of_segment.push((index, count, logits));
         }
+        if batch.segments.is_empty() {
+            return Ok(());
+        }
         let vocab_size = self.model.config().vocab_size;
-        let logits = self.model.forward(&batch, &mut self.kv)?;
+        let logits = self.model.forward(&batch, &mut self.kv.pool)?;
         let mut logits = logits.chunks_exact_mut(vocab_size);
         for (index, count, wanted) in of_segment {
             let sequence = &mut self.running[index];
@@ -252,9 +316,17 @@ impl Runner {
             {
                 sequence.generate(row, &self.tokenizer);
             }
+            if let Some(table) = &mut sequence.table {
+                self.kv.keep(table, &sequence.ids[..sequence.cached]);
+            }
         }
         Ok(())
     }
+}
+
+/// Tokens that a sequence gets room for when it is admitted.
+fn first_tokens(sequence: &Sequence) -> usize {
+    (sequence.ids.len() + HEADROOM_TOKENS).min(sequence.tokens_max())
 }
 
 /// Sequences of a step and how many tokens each feeds: decode rows first.

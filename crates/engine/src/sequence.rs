@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use crate::detokenizer::Detokenizer;
-use crate::kv::BlockTable;
+use crate::kv::{BlockTable, Scope};
 use crate::sampler::{NotFinite, Sampler, Sampling};
 use crate::scheduler::SequenceId;
 use crate::stop::{Outcome, Piece, StopMatcher};
@@ -27,6 +27,9 @@ pub struct SequenceRequest {
     pub sampling: Sampling,
     /// Texts that end the generation; none of them empty.
     pub stop: Vec<String>,
+    /// Whose request it is, see [`SharePrefixes`](crate::SharePrefixes). `None`: nobody's that
+    /// is known.
+    pub owner: Option<[u8; 32]>,
 }
 
 /// Where a sequence's events go. The engine calls it from the model's thread.
@@ -48,6 +51,8 @@ pub enum Event {
     Prefilled {
         /// Its tokens.
         prompt_tokens: u32,
+        /// So many of them were there already and were not computed again.
+        cached_tokens: u32,
     },
     /// A generated token that no stop string can swallow any more.
     Token {
@@ -109,13 +114,19 @@ impl Lease {
 
 /// A sequence that was accepted.
 pub(crate) struct Sequence {
+    /// 0 until it arrives.
     pub(crate) id: SequenceId,
     /// Prompt, then completion.
     pub(crate) ids: Vec<u32>,
     /// How many of `ids` are in the cache.
     pub(crate) cached: usize,
     pub(crate) table: Option<BlockTable>,
+    /// With whom its blocks are shared; `None`: nobody.
+    pub(crate) scope: Option<Scope>,
     prompt_tokens: usize,
+    /// Prompt tokens that it found in the cache when it was first admitted.
+    found_tokens: Option<usize>,
+    is_prefilled: bool,
     /// `ids` never grows beyond this.
     tokens_max: usize,
     sampler: Sampler,
@@ -132,15 +143,15 @@ pub(crate) struct Sequence {
 }
 
 impl Sequence {
-    /// A sequence for a request that was checked; `tokens_max` is at most the context's length.
+    /// A sequence for a request that was checked, of which `owner` is the scope; `tokens_max` is
+    /// at most the context's length.
     pub(crate) fn new(
-        id: SequenceId,
         request: SequenceRequest,
         (tokens_max, vocab_size): (usize, usize),
         (sink, lease): (Box<dyn EventSink>, Arc<Lease>),
     ) -> Sequence {
         Sequence {
-            id,
+            id: 0,
             prompt_tokens: request.prompt_ids.len(),
             tokens_max,
             sampler: Sampler::new(request.sampling, &request.prompt_ids, vocab_size),
@@ -148,6 +159,9 @@ impl Sequence {
             ids: request.prompt_ids,
             cached: 0,
             table: None,
+            scope: request.owner,
+            found_tokens: None,
+            is_prefilled: false,
             detokenizer: Detokenizer::default(),
             sink,
             lease,
@@ -163,9 +177,11 @@ impl Sequence {
         self.tokens_max
     }
 
-    /// Prompt tokens that aren't cached; 0 when it decodes.
-    pub(crate) fn prompt_left(&self) -> usize {
-        self.prompt_tokens.saturating_sub(self.cached)
+    /// Gives it its blocks, with `cached` of its tokens in them.
+    pub(crate) fn begin(&mut self, table: BlockTable, cached: usize) {
+        self.table = Some(table);
+        self.cached = cached;
+        self.found_tokens.get_or_insert(cached);
     }
 
     /// Whether its reader has room for what the next step gives.
@@ -199,10 +215,14 @@ impl Sequence {
 
     /// Notes that `count` more tokens are cached.
     pub(crate) fn advance(&mut self, count: usize) {
-        let was_reading = self.prompt_left() > 0;
         self.cached += count;
-        if was_reading && self.prompt_left() == 0 {
-            self.outbox.push_back(Event::Prefilled { prompt_tokens: self.prompt_tokens as u32 });
+        // Told once, also where it is preempted and read again.
+        if !self.is_prefilled && self.cached >= self.prompt_tokens {
+            self.is_prefilled = true;
+            self.outbox.push_back(Event::Prefilled {
+                prompt_tokens: self.prompt_tokens as u32,
+                cached_tokens: self.found_tokens.unwrap_or(0) as u32,
+            });
         }
     }
 

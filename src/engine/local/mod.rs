@@ -9,8 +9,8 @@ use tally_engine as native;
 use tokio::sync::mpsc;
 
 use super::{
-    Engine, EngineEvent, EngineFinish, EngineLoad, Generation, GenerationSpec, ModelCard, Prompt,
-    Sampling, StartError,
+    CacheCounts, Engine, EngineEvent, EngineFinish, EngineLoad, Generation, GenerationSpec,
+    ModelCard, Prompt, Sampling, StartError,
 };
 use crate::units::Hash32;
 
@@ -99,6 +99,7 @@ impl Engine for LocalEngine {
             max_tokens: spec.max_tokens,
             sampling: sampling(&spec.sampling),
             stop: spec.stop,
+            owner: Some(*spec.owner.bytes()),
         };
         let started = engine.start(request, Box::new(Sink { sender }));
         let handle = started.map_err(start_error)?;
@@ -111,11 +112,19 @@ impl Engine for LocalEngine {
         let sum = |value: fn(&native::EngineLoad) -> usize| {
             u32::try_from(loads.iter().map(value).sum::<usize>()).unwrap_or(u32::MAX)
         };
+        let total = |value: fn(&native::EngineLoad) -> u64| loads.iter().map(value).sum();
         EngineLoad {
             running: sum(|load| load.running),
             queued: sum(|load| load.queued),
             kv_block_count_free: sum(|load| load.kv_blocks_free),
+            kv_block_count_cached: sum(|load| load.kv_blocks_cached),
             kv_block_count: sum(|load| load.kv_blocks_total),
+            cache: CacheCounts {
+                hits: total(|load| load.cache.hits),
+                hit_tokens: total(|load| load.cache.hit_tokens),
+                evictions: total(|load| load.cache.evictions),
+                preemptions: total(|load| load.preemptions),
+            },
         }
     }
 
@@ -149,7 +158,7 @@ impl native::EventSink for Sink {
 
 fn translate(event: native::Event) -> EngineEvent {
     match event {
-        native::Event::Prefilled { .. } => EngineEvent::Prefilled,
+        native::Event::Prefilled { cached_tokens, .. } => EngineEvent::Prefilled { cached_tokens },
         native::Event::Token { id, text, state_digest } => {
             EngineEvent::Token { id, text, state_digest: state_digest.map(Hash32::new) }
         }

@@ -4,6 +4,8 @@
 
 use std::path::PathBuf;
 
+use tally_engine::SharePrefixes;
+
 use super::error::{Problem, SettingsError};
 use super::read::Reader;
 use super::table::THREADS_MAX;
@@ -212,6 +214,11 @@ fn engine(reader: &mut Reader) -> EngineSettings {
         queue_max: reader.integer("engine.queue_max").unwrap_or_default(),
         prefill_chunk: reader.integer("engine.prefill_chunk").unwrap_or_default(),
         memory_bytes: reader.integer("engine.memory_bytes"),
+        share_prefixes: match reader.choice("engine.share_prefixes") {
+            Some("nobody") => SharePrefixes::Nobody,
+            Some("everyone") => SharePrefixes::Everyone,
+            _ => SharePrefixes::WithinOwner,
+        },
     }
 }
 

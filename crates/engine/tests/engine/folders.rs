@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 use tally_engine::model::Model;
+use tally_engine::{Engine, EngineOptions};
 
-use crate::models::logits;
+use crate::kit::{answer, options, request};
+use crate::models::{Made, logits};
 
 struct Case {
     name: String,
@@ -103,4 +105,43 @@ fn half_precision_gives_the_bits_of_the_same_values_in_single() {
             assert_eq!(saved(half, half), saved(half, DType::F32), "{} {half:?}", case.name);
         }
     }
+}
+
+#[test]
+fn a_folder_with_its_tokenizer_serves_text() {
+    let folder = tempfile::tempdir().unwrap();
+    let vocabulary =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/vocabularies/llama-bpe.json");
+    let text = std::fs::read_to_string(vocabulary).unwrap();
+    let mut tokenizer: Value = serde_json::from_str(&text).unwrap();
+    tokenizer.as_object_mut().unwrap().remove("gguf");
+    let plain = tokenizer["model"]["vocab"].as_object().unwrap().len();
+    let added = tokenizer["added_tokens"].as_array().unwrap().len();
+    std::fs::write(folder.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    // As checkpoints pad their vocabulary.
+    let vocab = (plain + added).next_multiple_of(64);
+    let config = json!({
+        "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_act": "silu",
+        "hidden_size": 64, "intermediate_size": 96, "max_position_embeddings": 128,
+        "num_attention_heads": 4, "num_hidden_layers": 2, "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": false,
+        "vocab_size": vocab
+    });
+    let made = Made::random(config, 3);
+    std::fs::write(folder.path().join("config.json"), made.config.to_string()).unwrap();
+    let half = |tensor: &Tensor| tensor.to_dtype(DType::BF16).unwrap();
+    let tensors: std::collections::HashMap<String, Tensor> =
+        made.tensors.iter().map(|(name, tensor)| (name.clone(), half(tensor))).collect();
+    candle_core::safetensors::save(&tensors, folder.path().join("model.safetensors")).unwrap();
+
+    let options = EngineOptions { kv_memory_bytes: 4 << 20, ..options() };
+    let engine = Engine::load(folder.path(), options).unwrap();
+    let info = engine.info();
+    let own = folder.path().file_name().unwrap().to_str().unwrap();
+    assert_eq!((info.name.as_str(), info.architecture.as_str()), (own, "qwen2"));
+    assert_eq!((info.quantisation.as_str(), info.vocab_size), ("BF16", vocab as u32));
+    let ids = engine.encode_raw("The cat sat on the mat.").unwrap();
+    assert_eq!(engine.decode(&ids), "The cat sat on the mat.");
+    let answer = answer(&engine, request(ids, 8));
+    assert!(answer.counted > 0, "{answer:?}");
 }
