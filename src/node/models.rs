@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tally_engine::{Engine, EngineOptions, LoadProgress, ModelFiles, Turns};
 
-use super::file_hash::sha256_model;
+use super::file_hash::{sha256_file, sha256_model};
 use super::settings::{EngineSettings, ModelFile, Settings};
 use super::wiring::WiringError;
 use crate::engine::local::{LocalEngine, LocalModel};
@@ -49,14 +49,19 @@ fn load_one(
     // Refused before it fills the machine; what it really takes is known when it is loaded.
     budget.check(&name, files.weights_size())?;
     say_progress(&files, name.clone());
-    let (loaded, sha256) = std::thread::scope(|scope| {
-        let hash = scope.spawn(|| sha256_model(&files));
-        (Engine::load_files(&files, options.clone(), turns), hash.join())
+    let (loaded, hashes) = std::thread::scope(|scope| {
+        let hashes = scope.spawn(|| {
+            let weights = sha256_model(&files);
+            let apart = files.tokenizer_path().map(|path| sha256_file(&path)).transpose();
+            apart.map(|tokenizer| (weights, tokenizer.unwrap_or(weights)))
+        });
+        (Engine::load_files(&files, options.clone(), turns), hashes.join())
     });
     let engine = loaded.map_err(|error| fail(error.to_string()))?;
     budget.take(&name, engine.info().memory_bytes)?;
-    let sha256 = sha256.map_err(|_| fail("its hash could not be taken".into()))?;
-    Ok(LocalModel { name, sha256, engine })
+    let hashes = hashes.map_err(|_| fail("its hash could not be taken".into()))?;
+    let (weights_sha256, tokenizer_sha256) = hashes.map_err(|error| fail(error.to_string()))?;
+    Ok(LocalModel { name, weights_sha256, tokenizer_sha256, engine })
 }
 
 fn options(engine: &EngineSettings, models: usize) -> EngineOptions {

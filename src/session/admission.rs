@@ -446,7 +446,7 @@ fn turn_header(
             &model.quantisation,
             &model.architecture,
         ),
-        tokenizer_spec: proof::tokenizer_spec(model.weights_sha256),
+        tokenizer_spec: proof::tokenizer_spec(model.tokenizer_sha256),
         decode_spec: proof::decode_spec(&decode),
         engine_spec: model.engine_spec,
         seed: sampling.seed,

@@ -460,3 +460,20 @@ pub(super) struct ReserveLimits {
     /// Unclaimed tokens from which prompts are refused.
     pub exposure_max: Option<TokenCount>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_conversation_goes_on_with_the_model_that_it_was_held_with() {
+        let (tracker, job) = (Tracker::default(), JobId::new(7).unwrap());
+        tracker.restore(Account::new(job), Millis::new(0));
+        assert!(tracker.conversation(job, "one").is_empty());
+        let said = Conversation { model: "one".into(), ids: vec![3, 1, 4] };
+        tracker.set_conversation(job, said);
+        assert_eq!(tracker.conversation(job, "one"), [3, 1, 4]);
+        assert!(tracker.conversation(job, "other").is_empty(), "its ids mean other words");
+        assert!(tracker.conversation(JobId::new(8).unwrap(), "one").is_empty());
+    }
+}

@@ -33,7 +33,9 @@ pub struct LocalModel {
     /// The name clients ask for; no other model has it.
     pub name: String,
     /// SHA-256 of its weights.
-    pub sha256: Hash32,
+    pub weights_sha256: Hash32,
+    /// SHA-256 of the file that describes its tokenizer.
+    pub tokenizer_sha256: Hash32,
     /// The model.
     pub engine: native::Engine,
 }
@@ -57,7 +59,8 @@ impl Served {
         let card = ModelCard {
             name: model.name,
             context_length: info.context_length,
-            weights_sha256: model.sha256,
+            weights_sha256: model.weights_sha256,
+            tokenizer_sha256: model.tokenizer_sha256,
             quantisation: info.quantisation.clone(),
             architecture: info.config_digest_input.clone(),
             engine_spec: native::ENGINE_SPEC_VERSION,

@@ -75,6 +75,14 @@ impl ModelFiles {
         }
     }
 
+    /// The file that describes the tokenizer, where it is not the weights' own.
+    pub fn tokenizer_path(&self) -> Option<PathBuf> {
+        match &self.kind {
+            ModelKind::Gguf(_) => None,
+            ModelKind::Folder(folder) => Some(folder.dir().join("tokenizer.json")),
+        }
+    }
+
     /// Bytes of all weight files: about what the weights will take in memory.
     pub fn weights_size(&self) -> u64 {
         self.weight_files().iter().map(WeightFile::size).fold(0, u64::saturating_add)

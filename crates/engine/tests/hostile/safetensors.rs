@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tally_engine::LoadError;
 use tally_engine::model::Model;
 
-use crate::mutate::{Random, damage};
+use crate::mutate::{Random, damage, seeds};
 use crate::watched::{folder, watch_model};
 
 const WIDTH: u64 = 64;
@@ -196,7 +196,7 @@ fn damaged_folders_never_panic_and_never_make_a_large_allocation() {
     let header = header(&sound());
     let sound = file(&header, data_bytes());
     let (mut refused, mut accepted) = (0, 0);
-    for seed in 0..4000 {
+    for seed in seeds(4000) {
         let mut random = Random(seed);
         let mut bytes = sound.clone();
         let done = damage(&mut bytes, 8 + header.len(), &[], &mut random);
