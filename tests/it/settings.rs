@@ -251,6 +251,46 @@ fn a_paid_node_names_everything_that_is_missing() {
 }
 
 #[test]
+fn further_models_have_names_paths_and_perhaps_a_place_in_the_registry() {
+    let case = Case::new(&[("TALLY_FREE", "true"), ("TALLY_MODEL_REPO", "owner/repo")]).file(
+        "host.toml",
+        r#"
+            [model]
+            path = "~/m.Q4_1.gguf"
+            more = { tiny = "~/tiny.gguf", "qwen2.5" = "/models/qwen2.5-0.5b" }
+            more_registered = { tiny = "owner/name/folder/tiny.gguf" }
+            [engine]
+            memory_bytes = "2GiB"
+        "#,
+    );
+    let config = Some("host.toml".into());
+    let settings = Settings::load(&Inputs { config, ..case.inputs.clone() }).unwrap();
+    let all = settings.model.all();
+    let names: Vec<_> = all.iter().map(|model| model.served_name()).collect();
+    assert_eq!(names, ["m.Q4_1", "qwen2.5", "tiny"]);
+    assert_eq!(all[0].registered, Some(("owner/repo".into(), "m.Q4_1.gguf".into())));
+    assert_eq!((all[1].path.to_str(), &all[1].registered), (Some("/models/qwen2.5-0.5b"), &None));
+    assert_eq!(all[2].path, Path::new("/home/host/tiny.gguf"));
+    assert_eq!(all[2].registered, Some(("owner/name".into(), "folder/tiny.gguf".into())));
+    assert_eq!(settings.engine.memory_bytes, Some(2 << 30));
+
+    for (registered, wanted) in [
+        ("other=a/b/c", "not one of model.more"),
+        ("tiny=a/b", "OWNER/NAME/FILE"),
+        ("tiny=a/b/", "OWNER/NAME/FILE"),
+    ] {
+        let message = Case::new(&[
+            ("TALLY_FREE", "true"),
+            ("TALLY_MODEL_PATH", "/m"),
+            ("TALLY_MODEL_MORE", "tiny=/t"),
+            ("TALLY_MODEL_MORE_REGISTERED", registered),
+        ])
+        .refused();
+        assert_says(&message, &["model.more_registered", wanted]);
+    }
+}
+
+#[test]
 fn each_chain_setting_is_asked_for_by_name() {
     for name in ["TALLY_CHAIN_RPC_URLS", "TALLY_CHAIN_ID", "TALLY_CHAIN_MARKETPLACE"] {
         let message = Case::paid(&[]).unset(name).refused();
@@ -429,6 +469,7 @@ fn every_setting_is_used_where_the_node_is_put_together() {
         "access.rs",
         "commands.rs",
         "doctor.rs",
+        "models.rs",
         "logging.rs",
         "operator.rs",
         "orders.rs",

@@ -18,6 +18,7 @@ use crate::scheduler::Scheduler;
 use crate::sequence::{EventSink, Lease, Sequence, SequenceRequest};
 use crate::template::{ChatTemplate, ChatTurn};
 use crate::tokenizer::{Place, Tokenizer};
+use crate::turns::Turns;
 
 /// Who may use whose cached prefixes: tokens that were computed before are not computed again.
 ///
@@ -126,6 +127,8 @@ pub struct ModelInfo {
     pub eos_ids: Vec<u32>,
     /// Bytes of weights that one decoded token reads.
     pub weights_bytes: u64,
+    /// Bytes of memory that all weights take.
+    pub memory_bytes: u64,
     /// The architecture's configuration as one fixed text, to be hashed.
     pub config_digest_input: String,
     /// Version of the numeric rules that the model's text follows; 0 where another machine may
@@ -166,14 +169,20 @@ impl Engine {
     /// [`LoadError`] says which file, key, tensor or option it was.
     pub fn load(path: &Path, options: EngineOptions) -> Result<Engine, LoadError> {
         options.check()?;
-        Engine::load_files(&ModelFiles::open(path)?, options)
+        Engine::load_files(&ModelFiles::open(path)?, options, &Turns::default())
     }
 
     /// Loads a model and starts its threads. Blocks while the weights are read and packed.
     ///
+    /// Of all models with the same `turns` one computes at a time, a step each in turn.
+    ///
     /// # Errors
     /// [`LoadError`] says which key, tensor or option it was.
-    pub fn load_files(files: &ModelFiles, options: EngineOptions) -> Result<Engine, LoadError> {
+    pub fn load_files(
+        files: &ModelFiles,
+        options: EngineOptions,
+        turns: &Turns,
+    ) -> Result<Engine, LoadError> {
         options.check()?;
         let (texts, model) = std::thread::scope(|scope| {
             // Building the tokenizer takes about as long as packing the weights of a small model.
@@ -212,6 +221,7 @@ impl Engine {
             guessed_tokens: 0,
             guessed_right: 0,
             shared: Arc::clone(&shared),
+            turns: turns.clone(),
             waiting: Default::default(),
             running: Vec::new(),
             preemptions: 0,
@@ -451,6 +461,7 @@ fn model_info(
         vocab_size: config.vocab_size as u32,
         eos_ids: tokenizer.eos().to_vec(),
         weights_bytes: model.weights_bytes(),
+        memory_bytes: model.memory_bytes(),
         config_digest_input: config.canonical_text() + kv,
         engine_spec: model.engine_spec(),
     }

@@ -199,6 +199,7 @@ fn model(reader: &mut Reader) -> ModelSettings {
         repo: reader.text("model.repo"),
         file: reader.text("model.file").or(file_name),
         aliases: reader.map("model.aliases"),
+        more: build_host::models_more(reader),
         path,
     }
 }
@@ -216,6 +217,7 @@ fn engine(reader: &mut Reader) -> EngineSettings {
         running_max: reader.integer("engine.running_max").unwrap_or_default(),
         queue_max: reader.integer("engine.queue_max").unwrap_or_default(),
         prefill_chunk: reader.integer("engine.prefill_chunk").unwrap_or_default(),
+        memory_bytes: reader.integer("engine.memory_bytes"),
         share_prefixes: match reader.choice("engine.share_prefixes") {
             Some("nobody") => SharePrefixes::Nobody,
             Some("everyone") => SharePrefixes::Everyone,
