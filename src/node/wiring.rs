@@ -76,6 +76,7 @@ pub fn load_engine(settings: &Settings) -> Result<LocalEngine, WiringError> {
         queue_max: size(engine.queue_max),
         prefill_chunk: size(engine.prefill_chunk),
         share_prefixes: engine.share_prefixes,
+        speculation: engine.speculation,
         ..EngineOptions::default()
     };
     let files = ModelFiles::open(path).map_err(|error| fail(error.to_string()))?;

@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 
 use crate::error::{EncodeError, LoadError, StartError};
 use crate::files::{ModelFiles, ModelKind};
-use crate::kernels::Isa;
+use crate::kernels::{Cpu, Isa};
 use crate::kv::{BLOCK_TOKENS, KvCache, KvPool, Scope};
 use crate::model::Model;
 use crate::runner::{EngineLoad, Runner, Shared};
@@ -59,6 +59,9 @@ pub struct EngineOptions {
     /// Prompt tokens in one step, all sequences together: 16 to 8192. More reads prompts
     /// faster, less keeps the others' tokens coming evenly.
     pub prefill_chunk: usize,
+    /// Whether tokens are guessed where a text repeats itself or its prompt, and checked several
+    /// at a time. Results don't depend on it.
+    pub speculation: bool,
     /// Who may use whose cached prefixes.
     pub share_prefixes: SharePrefixes,
     /// Instruction set; the best one if `None`. Results don't depend on it.
@@ -73,6 +76,7 @@ impl Default for EngineOptions {
             running_max: 8,
             queue_max: 64,
             prefill_chunk: 128,
+            speculation: true,
             share_prefixes: SharePrefixes::default(),
             isa: None,
         }
@@ -140,6 +144,7 @@ struct Inner {
     /// Sequences in the engine at once: running and waiting.
     sequences_max: usize,
     kv_blocks_total: usize,
+    cpu: Cpu,
     share_prefixes: SharePrefixes,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -180,6 +185,7 @@ impl Engine {
         };
         let options = of_model(options, &model);
         let tokenizer = Arc::new(tokenizer);
+        let cpu = model.cpu();
         let kv = KvPool::new(model.config(), options.kv_memory_bytes);
         if kv.total_blocks() == 0 {
             let least = KvPool::block_bytes(model.config());
@@ -199,6 +205,9 @@ impl Engine {
                 running_max: options.running_max,
                 prefill_chunk: options.prefill_chunk,
             },
+            speculation: options.speculation,
+            guessed_tokens: 0,
+            guessed_right: 0,
             shared: Arc::clone(&shared),
             waiting: Default::default(),
             running: Vec::new(),
@@ -216,6 +225,7 @@ impl Engine {
             shared,
             sequences_max: options.running_max + options.queue_max,
             kv_blocks_total: total,
+            cpu,
             share_prefixes: options.share_prefixes,
             thread: Mutex::new(Some(thread)),
         };
@@ -285,7 +295,7 @@ impl Engine {
         let tokens_max = self.check_request(&request)?;
         request.owner = inner.share_prefixes.scope(request.owner);
         let lease = Arc::new(Lease::default());
-        let sizes = (tokens_max, inner.info.vocab_size as usize);
+        let sizes = (tokens_max, inner.info.vocab_size as usize, inner.cpu);
         let mut sequence = Sequence::new(request, sizes, (sink, Arc::clone(&lease)));
         {
             let mut mailbox = inner.shared.lock();
@@ -341,7 +351,7 @@ impl Engine {
             let context_length = info.context_length;
             return Err(StartError::ContextTooLong { prompt_tokens, context_length });
         }
-        request.sampling.check().map_err(StartError::InvalidSampling)?;
+        request.sampling.check(info.vocab_size).map_err(StartError::InvalidSampling)?;
         let invalid = |what: &str| Err(StartError::InvalidSampling(what.into()));
         if request.max_tokens == 0 {
             return invalid("max_tokens must be at least 1");

@@ -169,6 +169,10 @@ impl Model {
         }
     }
 
+    pub(crate) fn cpu(&self) -> Cpu {
+        self.machine.cpu
+    }
+
     /// The instruction set in use.
     pub fn isa(&self) -> Isa {
         match &self.network {

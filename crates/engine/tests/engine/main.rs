@@ -12,5 +12,6 @@ mod models;
 mod perplexity;
 mod reference;
 mod sameness;
+mod speculation;
 mod stream;
 mod text;

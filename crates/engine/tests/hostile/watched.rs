@@ -103,6 +103,7 @@ fn run(engine: &Engine) -> Result<(), LoadError> {
         max_tokens: 2,
         sampling: Sampling::greedy(),
         stop: Vec::new(),
+        owner: None,
     };
     // A file may change what text becomes; then the engine refuses the ids, and that is fine.
     let Ok(_handle) = engine.start(request, Box::new(Sink(sender))) else {
