@@ -62,6 +62,7 @@ pub struct Batch<'a> {
 /// A loaded model. One forward pass at a time.
 pub struct Model {
     config: ModelConfig,
+    cpu: Cpu,
     network: Network,
 }
 
@@ -120,7 +121,7 @@ impl Model {
         let (config, weights) = match files.kind() {
             ModelKind::Gguf(gguf) => {
                 if let Some(config) = adapter::config(gguf)? {
-                    return Model::adapted(files, config);
+                    return Model::adapted(files, config, cpu);
                 }
                 let config = ModelConfig::from_gguf(gguf)?;
                 let weights = Weights::load(gguf, &config, threads)?;
@@ -138,13 +139,13 @@ impl Model {
             .map_err(|e| option("threads", format!("cannot start {threads}: {e}")))?;
         let (machine, buffers) = (Machine { cpu, threads }, Buffers::default());
         let network = Network::Own(Box::new(Transformer { weights, machine, rope, buffers }));
-        Ok(Model { config, network })
+        Ok(Model { config, cpu, network })
     }
 
-    fn adapted(files: &ModelFiles, config: ModelConfig) -> Result<Model, LoadError> {
+    fn adapted(files: &ModelFiles, config: ModelConfig, cpu: Cpu) -> Result<Model, LoadError> {
         let adapter = Box::new(Adapter::load(files.path(), &config)?);
         let bytes = files.weight_files().iter().map(WeightFile::size).sum();
-        Ok(Model { config, network: Network::Adapted { adapter, bytes } })
+        Ok(Model { config, cpu, network: Network::Adapted { adapter, bytes } })
     }
 
     /// Sizes and constants.
@@ -170,15 +171,12 @@ impl Model {
     }
 
     pub(crate) fn cpu(&self) -> Cpu {
-        self.machine.cpu
+        self.cpu
     }
 
     /// The instruction set in use.
     pub fn isa(&self) -> Isa {
-        match &self.network {
-            Network::Own(own) => own.machine.cpu.isa(),
-            Network::Adapted { .. } => Isa::best(),
-        }
+        self.cpu.isa()
     }
 
     /// Runs the batch, writes its keys and values into `kv`, and returns the wanted logits,
