@@ -96,7 +96,7 @@ impl<'a> Fields<'a> {
             pre: gguf.text("tokenizer.ggml.pre"),
             tokens: gguf.texts("tokenizer.ggml.tokens")?,
             merges,
-            scores: gguf.floats("tokenizer.ggml.scores"),
+            scores: gguf.numbers("tokenizer.ggml.scores"),
             types: gguf.integers("tokenizer.ggml.token_type"),
             bos: gguf.integer("tokenizer.ggml.bos_token_id"),
             ends: ENDS.map(|key| gguf.integer(key)),
