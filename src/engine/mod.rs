@@ -85,6 +85,8 @@ pub struct GenerationSpec {
     pub sampling: Sampling,
     /// Strings that end the text and are not part of it.
     pub stop: Vec<String>,
+    /// The model never ends the text by itself.
+    pub ignore_eos: bool,
 }
 
 /// Why a generation ended.

@@ -8,8 +8,12 @@ use crate::units::{Hash32, JobId, TurnNo};
 
 const TAG_TURN: u8 = 0x01;
 
-/// Version of [`decode_spec`]'s encoding, its first byte.
-const DECODE_VERSION: u8 = 1;
+/// First byte of [`decode_spec`]'s encoding where nothing of version 2 is asked for.
+const DECODE_VERSION_1: u8 = 1;
+/// First byte where something is; the flags follow the stop strings.
+const DECODE_VERSION_2: u8 = 2;
+/// Flag of version 2: no id that ends the text is drawn.
+const FLAG_IGNORE_EOS: u32 = 1;
 
 /// How a turn's tokens were chosen, as hashed into `decodeSpec`.
 #[derive(Debug, Clone, Copy)]
@@ -28,6 +32,8 @@ pub struct DecodeSpec<'a> {
     pub max_tokens: u32,
     /// Stop strings, in the client's order.
     pub stop: &'a [String],
+    /// Whether no id that ends the text is drawn.
+    pub ignore_eos: bool,
 }
 
 /// Hash of a turn's header; `prev` is that of the turn before it in the ledger, zero for none.
@@ -48,10 +54,13 @@ pub fn turn_hash(job: JobId, header: &TurnHeader, prev: Hash32) -> Hash32 {
 }
 
 /// `decodeSpec`: version byte, then fields in the order of [`DecodeSpec`]; floats by their bits
-/// (a negative zero as zero), stop strings counted and each preceded by its length in bytes.
+/// (a negative zero as zero), stop strings counted and each preceded by its length in bytes. What
+/// version 2 added is written only where it is asked for.
 #[must_use]
 pub fn decode_spec(spec: &DecodeSpec<'_>) -> Hash32 {
-    let preimage = Preimage::tagged(DECODE_VERSION)
+    let flags = if spec.ignore_eos { FLAG_IGNORE_EOS } else { 0 };
+    let version = if flags == 0 { DECODE_VERSION_1 } else { DECODE_VERSION_2 };
+    let preimage = Preimage::tagged(version)
         .u32(float_bits(spec.temperature))
         .u32(spec.top_k)
         .u32(float_bits(spec.top_p))
@@ -59,7 +68,8 @@ pub fn decode_spec(spec: &DecodeSpec<'_>) -> Hash32 {
         .u32(float_bits(spec.repetition_penalty))
         .u32(spec.max_tokens)
         .u32(count(spec.stop.len()));
-    spec.stop.iter().fold(preimage, |preimage, stop| preimage.text(stop)).finish()
+    let preimage = spec.stop.iter().fold(preimage, |preimage, stop| preimage.text(stop));
+    if flags == 0 { preimage.finish() } else { preimage.u32(flags).finish() }
 }
 
 /// `modelSpec`: SHA-256 of the weight file, then its quantisation and architecture as text, each
@@ -118,6 +128,7 @@ mod tests {
             repetition_penalty: 1.1,
             max_tokens: 100,
             stop: &none,
+            ignore_eos: false,
         };
         let variants = [
             base,
@@ -128,6 +139,7 @@ mod tests {
             DecodeSpec { max_tokens: 101, ..base },
             DecodeSpec { stop: &split, ..base },
             DecodeSpec { stop: &joined, ..base },
+            DecodeSpec { ignore_eos: true, ..base },
         ];
         let digests: std::collections::HashSet<_> = variants.iter().map(decode_spec).collect();
         assert_eq!(digests.len(), variants.len());

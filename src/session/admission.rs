@@ -32,6 +32,7 @@ struct Checked {
     prompt_ids: Vec<u32>,
     wanted: TokenCount,
     stop: Vec<String>,
+    ignore_eos: bool,
 }
 
 impl Sessions {
@@ -216,7 +217,8 @@ impl Sessions {
             return Err(Refusal::ContextLength { prompt_tokens, context_window });
         }
         let wanted = TokenCount::new(request.max_tokens);
-        Ok(Checked { model, prompt_ids, wanted, stop: request.sampling.stop.clone() })
+        let SamplingInput { stop, ignore_eos, .. } = &request.sampling;
+        Ok(Checked { model, prompt_ids, wanted, stop: stop.clone(), ignore_eos: *ignore_eos })
     }
 
     fn resolve(&self, asked: &str) -> Result<ModelCard, Refusal> {
@@ -241,6 +243,7 @@ impl Sessions {
             max_tokens: u32::try_from(hold.tokens.get()).unwrap_or(u32::MAX),
             sampling,
             stop: checked.stop.clone(),
+            ignore_eos: checked.ignore_eos,
         };
         self.engine.start(spec).map_err(|error| refuse_start(error, self, &checked.model.name))
     }
@@ -420,6 +423,7 @@ fn turn_header(
         repetition_penalty: sampling.repetition_penalty,
         max_tokens: u32::try_from(checked.wanted.get()).unwrap_or(u32::MAX),
         stop: &checked.stop,
+        ignore_eos: checked.ignore_eos,
     };
     TurnHeader {
         turn,

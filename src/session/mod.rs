@@ -284,6 +284,13 @@ impl Sessions {
         Ok(issued)
     }
 
+    /// The job whose session token this is, while it is good: for clients that have one place
+    /// for a secret and none for a job's number.
+    #[must_use]
+    pub fn job_of_token(&self, token: &str) -> Option<JobId> {
+        self.auth.job_of(token, self.clock.unix())
+    }
+
     /// A WebSocket connection that speaks for `job`. Dropping it marks a dropped connection.
     #[must_use]
     pub fn attach(&self, job: JobId) -> Attachment {

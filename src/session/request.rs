@@ -43,6 +43,8 @@ pub struct SamplingInput {
     pub seed: Option<u64>,
     /// At most 4 strings of 1 … 100 characters.
     pub stop: Vec<String>,
+    /// The model never ends the text by itself: `max_tokens` does, or a stop string.
+    pub ignore_eos: bool,
 }
 
 impl Default for SamplingInput {
@@ -56,6 +58,7 @@ impl Default for SamplingInput {
             repetition_penalty: 1.0,
             seed: None,
             stop: Vec::new(),
+            ignore_eos: false,
         }
     }
 }

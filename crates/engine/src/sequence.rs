@@ -27,7 +27,14 @@ pub struct SequenceRequest {
     pub sampling: Sampling,
     /// Texts that end the generation; none of them empty.
     pub stop: Vec<String>,
+    /// Never draw an id that ends the text: only `max_tokens`, the context's end or a stop text
+    /// ends it then. For measurements, which want answers of one length.
+    pub ignore_eos: bool,
 }
+
+/// The logit that an id gets which may not be drawn: finite, so that penalties leave it finite,
+/// and so low that no noise lifts it (docs/spec/numerics.md, rule 6).
+const NEVER: f32 = -1e30;
 
 /// Where a sequence's events go. The engine calls it from the model's thread.
 pub trait EventSink: Send {
@@ -120,6 +127,7 @@ pub(crate) struct Sequence {
     tokens_max: usize,
     sampler: Sampler,
     stop: StopMatcher,
+    ignores_eos: bool,
     detokenizer: Detokenizer,
     sink: Box<dyn EventSink>,
     lease: Arc<Lease>,
@@ -145,6 +153,7 @@ impl Sequence {
             tokens_max,
             sampler: Sampler::new(request.sampling, &request.prompt_ids, vocab_size),
             stop: StopMatcher::new(&request.stop),
+            ignores_eos: request.ignore_eos,
             ids: request.prompt_ids,
             cached: 0,
             table: None,
@@ -208,6 +217,11 @@ impl Sequence {
 
     /// Draws the next token from the logits of its last cached one.
     pub(crate) fn generate(&mut self, logits: &mut [f32], tokenizer: &Tokenizer) {
+        if self.ignores_eos {
+            for id in tokenizer.eos() {
+                logits.get_mut(*id as usize).into_iter().for_each(|logit| *logit = NEVER);
+            }
+        }
         let id = match self.sampler.sample(logits, self.ids.len() as u32) {
             Ok(id) => id,
             Err(NotFinite) => return self.fail("the model gave logits that are not finite"),

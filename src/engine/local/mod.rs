@@ -96,6 +96,7 @@ impl Engine for LocalEngine {
             max_tokens: spec.max_tokens,
             sampling: sampling(&spec.sampling),
             stop: spec.stop,
+            ignore_eos: spec.ignore_eos,
         };
         let started = self.engine.start(request, Box::new(Sink { sender }));
         let handle = started.map_err(start_error)?;

@@ -106,7 +106,8 @@ pub fn user(content: &str) -> ChatTurn {
 }
 
 pub fn request(prompt_ids: Vec<u32>, max_tokens: u32) -> SequenceRequest {
-    SequenceRequest { prompt_ids, max_tokens, sampling: Sampling::greedy(), stop: Vec::new() }
+    let (sampling, stop) = (Sampling::greedy(), Vec::new());
+    SequenceRequest { prompt_ids, max_tokens, sampling, stop, ignore_eos: false }
 }
 
 /// Starts a request with endless room and waits for its end.
