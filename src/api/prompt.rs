@@ -208,7 +208,8 @@ fn sampling(map: &Map<String, Value>) -> Result<SamplingInput, Refusal> {
         repetition_penalty: fraction(map, "repetition_penalty", default.repetition_penalty)?,
         seed: whole(map, "seed")?,
         stop: stop(map)?,
-        ignore_eos: flag(map, "ignore_eos")?.unwrap_or(false),
+        ignore_eos: flag(map, "ignore_eos")?.unwrap_or(default.ignore_eos),
+        ..default
     })
 }
 

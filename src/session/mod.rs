@@ -33,7 +33,7 @@ pub use tracker::Tracker;
 pub(crate) use turn::Books;
 
 pub use crate::billing::{TurnEnd, TxState};
-pub use crate::engine::{EngineLoad, ModelCard, Prompt, Turn};
+pub use crate::engine::{EngineLoad, Logprob, ModelCard, Prompt, TokenLogprobs, Turn};
 
 use crate::billing::Fact;
 use crate::chain::{Chain, Limits, Wallet};

@@ -38,8 +38,8 @@ pub use engine::{Engine, EngineOptions, ModelInfo, SequenceHandle};
 pub use error::{EncodeError, LoadError, StartError};
 pub use kernels::Isa;
 pub use runner::EngineLoad;
-pub use sampler::Sampling;
-pub use sequence::{Event, EventSink, FinishReason, SequenceRequest};
+pub use sampler::{LOGPROBS_MAX, Sampling};
+pub use sequence::{Event, EventSink, FinishReason, Logprob, SequenceRequest, TokenLogprobs};
 pub use template::ChatTurn;
 
 /// Number of the numeric rules that this engine follows. Any change of bits raises it; 0 means

@@ -8,10 +8,15 @@
 //! Order: repetition penalty → temperature → top-k → top-p → min-p; then the token is the
 //! candidate with the largest logit/T + G, where G is Gumbel noise of its id and position.
 
+use std::collections::BTreeMap;
+
 use sha3::{Digest, Keccak256};
 
 use crate::math;
 use crate::philox::philox4x32_10;
+
+/// Most likely ids that are told with a token, at most.
+pub const LOGPROBS_MAX: u32 = 20;
 
 /// Below this temperature the token is the plain argmax.
 const GREEDY_BELOW: f32 = 1e-6;
@@ -32,6 +37,15 @@ pub struct Sampling {
     /// Divides positive and multiplies negative logits of ids that are in the prompt or the
     /// completion so far; 1 changes nothing.
     pub repetition_penalty: f32,
+    /// Taken off an id's logit for each time it is in the completion so far: −2 to 2.
+    pub frequency_penalty: f32,
+    /// Taken off an id's logit once it is in the completion so far: −2 to 2.
+    pub presence_penalty: f32,
+    /// Added to the logits of these ids, before everything else: −100 to 100.
+    pub logit_bias: BTreeMap<u32, f32>,
+    /// How many of the most likely ids are told with each token, at most [`LOGPROBS_MAX`];
+    /// `None` tells no probabilities at all. Changes no token.
+    pub logprobs: Option<u32>,
     /// 256 bits, big-endian.
     pub seed: [u8; 32],
 }
@@ -45,6 +59,10 @@ impl Sampling {
             top_p: 1.0,
             min_p: 0.0,
             repetition_penalty: 1.0,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+            logit_bias: BTreeMap::new(),
+            logprobs: None,
             seed: [0; 32],
         }
     }
@@ -56,6 +74,8 @@ impl Sampling {
             ("top_p", self.top_p, 0.0..=1.0),
             ("min_p", self.min_p, 0.0..=1.0),
             ("repetition_penalty", self.repetition_penalty, 0.01..=100.0),
+            ("frequency_penalty", self.frequency_penalty, -2.0..=2.0),
+            ("presence_penalty", self.presence_penalty, -2.0..=2.0),
         ];
         for (name, value, range) in rules {
             if !range.contains(&value) {
@@ -361,8 +381,8 @@ mod tests {
                 top_k,
                 top_p,
                 min_p,
-                repetition_penalty: 1.0,
                 seed,
+                ..Sampling::greedy()
             },
         )
     }

@@ -64,6 +64,8 @@ pub enum Event {
         text: String,
         /// Digest of the hidden state that produced it, where the engine is canonical.
         state_digest: Option<[u8; 32]>,
+        /// How likely it and its rivals were, where the request asked.
+        logprobs: Option<Box<TokenLogprobs>>,
     },
     /// The end; nothing comes after it.
     Finished {
@@ -74,6 +76,28 @@ pub enum Event {
         /// `Token` events that were emitted.
         completion_tokens: u32,
     },
+}
+
+/// How likely a generated token and the most likely ones at its place were, by the model alone:
+/// softmax of its logits before bias, penalties, temperature and truncation.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenLogprobs {
+    /// The generated token.
+    pub chosen: Logprob,
+    /// The most likely tokens, most likely first, of equals the lowest id first; as many as the
+    /// request asked for. The generated one may be among them.
+    pub top: Vec<Logprob>,
+}
+
+/// A token's probability.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Logprob {
+    /// The token.
+    pub id: u32,
+    /// Its text; perhaps a part of a character. Empty for control tokens.
+    pub bytes: Vec<u8>,
+    /// Natural logarithm of its probability, at most 0; within 10⁻⁶ of the exact value.
+    pub logprob: f64,
 }
 
 /// Why a sequence ended.
@@ -128,6 +152,8 @@ pub(crate) struct Sequence {
     sampler: Sampler,
     stop: StopMatcher,
     ignores_eos: bool,
+    /// Of the tokens that `stop` holds, oldest first.
+    logprobs: VecDeque<Option<TokenLogprobs>>,
     detokenizer: Detokenizer,
     sink: Box<dyn EventSink>,
     lease: Arc<Lease>,
@@ -155,6 +181,7 @@ impl Sequence {
             stop: StopMatcher::new(&request.stop),
             ignores_eos: request.ignore_eos,
             ids: request.prompt_ids,
+            logprobs: VecDeque::new(),
             cached: 0,
             table: None,
             detokenizer: Detokenizer::default(),
@@ -273,7 +300,8 @@ impl Sequence {
     fn release(&mut self, pieces: Vec<Piece>) {
         for (id, bytes) in pieces {
             let text = self.detokenizer.push(&bytes);
-            self.outbox.push_back(Event::Token { id, text, state_digest: None });
+            let logprobs = self.logprobs.pop_front().flatten().map(Box::new);
+            self.outbox.push_back(Event::Token { id, text, state_digest: None, logprobs });
         }
     }
 }

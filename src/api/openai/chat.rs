@@ -115,6 +115,6 @@ async fn in_one(
     pace: &mut Pace,
 ) -> Result<Response, Fault> {
     let (frame, end) = whole::collect(app, reply, pace).await?;
-    let body = about.whole(&format!("{}{}", frame.text, end.tail_text), &end);
+    let body = about.whole(&frame, &end);
     whole::respond(slot, frame, &body, &about.request_id)
 }

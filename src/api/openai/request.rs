@@ -4,6 +4,8 @@
 //! happen without it. Ranges are the session service's. Source: the OpenAI API reference; the
 //! fields that are ours or other servers' are in docs/spec/marketplace-api.md section 6.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value};
 
 use super::chat::Form;
@@ -17,16 +19,20 @@ use crate::units::JobId;
 const MAX_TOKENS_DEFAULT: u64 = 1024;
 
 /// Fields that are read.
-const SERVED: [&str; 20] = [
+const SERVED: [&str; 25] = [
     "chain_id",
+    "frequency_penalty",
     "ignore_eos",
     "job_id",
+    "logit_bias",
+    "logprobs",
     "max_completion_tokens",
     "max_tokens",
     "messages",
     "min_p",
     "model",
     "n",
+    "presence_penalty",
     "repetition_penalty",
     "safety_identifier",
     "seed",
@@ -36,6 +42,7 @@ const SERVED: [&str; 20] = [
     "stream_options",
     "temperature",
     "top_k",
+    "top_logprobs",
     "top_p",
     "user",
 ];
@@ -48,12 +55,9 @@ fn only_value(name: &str) -> Option<fn(&Value) -> bool> {
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
     };
     Some(match name {
-        "frequency_penalty" | "presence_penalty" | "top_logprobs" => {
-            |value| value.as_f64() == Some(0.0)
-        }
-        "logprobs" | "store" => |value| value == &Value::Bool(false),
+        "store" => |value| value == &Value::Bool(false),
         "parallel_tool_calls" => Value::is_boolean,
-        "functions" | "logit_bias" | "metadata" | "tools" => is_empty,
+        "functions" | "metadata" | "tools" => is_empty,
         "function_call" | "tool_choice" => |value| value == "none" || value == "auto",
         "modalities" => |value| value == &serde_json::json!(["text"]),
         "response_format" => |value| value == &serde_json::json!({"type": "text"}),
@@ -186,6 +190,27 @@ fn max_tokens(map: &Map<String, Value>) -> Result<u64, Fault> {
     }
 }
 
+fn logit_bias(map: &Map<String, Value>) -> Result<BTreeMap<u32, f64>, Fault> {
+    let wrong = || {
+        let message = "logit_bias must be an object of token ids and numbers";
+        Fault::field("logit_bias", message)
+    };
+    let Some(value) = present(map, "logit_bias") else { return Ok(BTreeMap::new()) };
+    let pairs = value.as_object().ok_or_else(wrong)?.iter();
+    let pairs = pairs.map(|(id, bias)| Some((id.parse().ok()?, bias.as_f64()?)));
+    pairs.collect::<Option<_>>().ok_or_else(wrong)
+}
+
+/// How many rivals are told with each token; `None` where no probabilities are wanted.
+fn logprobs(map: &Map<String, Value>) -> Result<Option<u32>, Fault> {
+    let is_wanted = flag(map, "logprobs")?.unwrap_or(false);
+    let top = whole(map, "top_logprobs")?.unwrap_or(0);
+    if top > 0 && !is_wanted {
+        return Err(Fault::field("top_logprobs", "top_logprobs needs logprobs: true"));
+    }
+    Ok(is_wanted.then(|| u32::try_from(top).unwrap_or(u32::MAX)))
+}
+
 fn sampling(map: &Map<String, Value>) -> Result<SamplingInput, Fault> {
     let default = SamplingInput::default();
     Ok(SamplingInput {
@@ -195,6 +220,10 @@ fn sampling(map: &Map<String, Value>) -> Result<SamplingInput, Fault> {
         top_p: fraction(map, "top_p", default.top_p)?,
         min_p: fraction(map, "min_p", default.min_p)?,
         repetition_penalty: fraction(map, "repetition_penalty", default.repetition_penalty)?,
+        frequency_penalty: fraction(map, "frequency_penalty", default.frequency_penalty)?,
+        presence_penalty: fraction(map, "presence_penalty", default.presence_penalty)?,
+        logit_bias: logit_bias(map)?,
+        logprobs: logprobs(map)?,
         seed: whole(map, "seed")?,
         stop: prompt::stop(map)?,
         ignore_eos: flag(map, "ignore_eos")?.unwrap_or(default.ignore_eos),
@@ -272,11 +301,12 @@ mod tests {
             ("n", json!(2)),
             ("n", json!(0)),
             ("user", json!(7)),
-            ("logprobs", json!(true)),
+            ("logprobs", json!(2)),
             ("top_logprobs", json!(1)),
-            ("frequency_penalty", json!(0.1)),
-            ("presence_penalty", json!(-1)),
-            ("logit_bias", json!({"50256": -100})),
+            ("frequency_penalty", json!("much")),
+            ("logit_bias", json!({"Paris": -100})),
+            ("logit_bias", json!({"7": "much"})),
+            ("logit_bias", json!([7])),
             ("tools", json!([{"type": "function"}])),
             ("tool_choice", json!("required")),
             ("response_format", json!({"type": "json_object"})),
@@ -316,6 +346,8 @@ mod tests {
         let ChatRequest { prompt, form } = parsed(json!({
             "max_completion_tokens": 9, "temperature": 0.5, "top_p": 0.25, "top_k": 3,
             "min_p": 0.125, "repetition_penalty": 1.5, "seed": 4, "stop": "END",
+            "frequency_penalty": 0.75, "presence_penalty": -2, "logprobs": true,
+            "top_logprobs": 5, "logit_bias": {"7": -100, "12": 0.5},
             "ignore_eos": true, "chain_id": 31337, "stream": true,
             "stream_options": {"include_usage": true},
         }));
@@ -325,6 +357,10 @@ mod tests {
             top_p: 0.25,
             min_p: 0.125,
             repetition_penalty: 1.5,
+            frequency_penalty: 0.75,
+            presence_penalty: -2.0,
+            logit_bias: BTreeMap::from([(7, -100.0), (12, 0.5)]),
+            logprobs: Some(5),
             seed: Some(4),
             stop: vec!["END".to_owned()],
             ignore_eos: true,

@@ -9,7 +9,7 @@ use super::error;
 use crate::api::error::Fault;
 use crate::api::outcome::{finish_reason, usage};
 use crate::api::sse::{DONE, Telling, data};
-use crate::session::{Frame, ReplyEnd, ReplyInfo, TurnEnd, Usage};
+use crate::session::{Frame, Logprob, ReplyEnd, ReplyInfo, TokenLogprobs, TurnEnd, Usage};
 use crate::units::Millis;
 
 /// What every piece of one answer repeats.
@@ -44,13 +44,14 @@ impl About {
     }
 
     /// The whole answer.
-    pub fn whole(&self, text: &str, end: &ReplyEnd) -> Map<String, Value> {
+    pub fn whole(&self, frame: &Frame, end: &ReplyEnd) -> Map<String, Value> {
         let mut map = self.map("chat.completion");
+        let text = format!("{}{}", frame.text, end.tail_text);
         let message = json!({"role": "assistant", "content": text, "refusal": null});
         let choice = json!({
             "index": 0,
             "message": message,
-            "logprobs": null,
+            "logprobs": logprobs(frame.logprobs()),
             "finish_reason": openai_reason(end.reason),
         });
         map.insert("choices".into(), json!([choice]));
@@ -70,6 +71,28 @@ const fn openai_reason(end: TurnEnd) -> &'static str {
     }
 }
 
+/// `logprobs` of a choice; null where the request asked for none.
+fn logprobs(tokens: &[TokenLogprobs]) -> Value {
+    if tokens.is_empty() {
+        return Value::Null;
+    }
+    let content = tokens.iter().map(|token| {
+        let mut map = logprob(&token.chosen);
+        let top: Vec<Value> = token.top.iter().map(|one| logprob(one).into()).collect();
+        map.insert("top_logprobs".into(), top.into());
+        Value::Object(map)
+    });
+    json!({"content": content.collect::<Vec<_>>(), "refusal": null})
+}
+
+fn logprob(one: &Logprob) -> Map<String, Value> {
+    let mut map = Map::new();
+    map.insert("token".into(), String::from_utf8_lossy(&one.bytes).into());
+    map.insert("logprob".into(), one.logprob.into());
+    map.insert("bytes".into(), one.bytes.clone().into());
+    map
+}
+
 /// A streamed answer.
 pub(super) struct Chunks {
     about: About,
@@ -77,6 +100,8 @@ pub(super) struct Chunks {
     has_spoken: bool,
     /// A chunk up to its text.
     before: String,
+    /// From there to its probabilities.
+    between: &'static str,
     /// And from there on.
     after: String,
 }
@@ -87,15 +112,21 @@ impl Chunks {
         let fields = fields.strip_suffix('}').unwrap_or_default();
         let usage = if is_usage_wanted { r#","usage":null"# } else { "" };
         let before = format!(r#"data: {fields},"choices":[{{"index":0,"delta":{{"content":"#);
-        let after = format!(r#"}},"logprobs":null,"finish_reason":null}}]{usage}}}"#) + "\n\n";
-        Self { about, is_usage_wanted, has_spoken: false, before, after }
+        let between = r#"},"logprobs":"#;
+        let after = format!(r#","finish_reason":null}}]{usage}}}"#) + "\n\n";
+        Self { about, is_usage_wanted, has_spoken: false, before, between, after }
     }
 
-    fn text(&mut self, text: &str, to: &mut String) {
+    fn text(&mut self, text: &str, tokens: &[TokenLogprobs], to: &mut String) {
         self.role(to);
         to.push_str(&self.before);
         // A text can always be written as JSON.
         to.push_str(&serde_json::to_string(text).unwrap_or_default());
+        to.push_str(self.between);
+        match tokens {
+            [] => to.push_str("null"),
+            tokens => to.push_str(&logprobs(tokens).to_string()),
+        }
         to.push_str(&self.after);
     }
 
@@ -103,12 +134,17 @@ impl Chunks {
     fn role(&mut self, to: &mut String) {
         if !std::mem::replace(&mut self.has_spoken, true) {
             let delta = json!({"role": "assistant", "content": "", "refusal": null});
-            data(&self.chunk(delta, Value::Null), to);
+            data(&self.chunk(delta, &[], Value::Null), to);
         }
     }
 
-    fn chunk(&self, delta: Value, finish: Value) -> Value {
-        let choice = json!({"index": 0, "delta": delta, "logprobs": null, "finish_reason": finish});
+    fn chunk(&self, delta: Value, tokens: &[TokenLogprobs], finish: Value) -> Value {
+        let choice = json!({
+            "index": 0,
+            "delta": delta,
+            "logprobs": logprobs(tokens),
+            "finish_reason": finish,
+        });
         let mut map = self.about.map("chat.completion.chunk");
         map.insert("choices".into(), json!([choice]));
         if self.is_usage_wanted {
@@ -120,18 +156,18 @@ impl Chunks {
 
 impl Telling for Chunks {
     fn frame(&mut self, frame: &Frame, _: Usage, to: &mut String) {
-        self.text(&frame.text, to);
+        self.text(&frame.text, frame.logprobs(), to);
     }
 
     fn end(&mut self, end: &ReplyEnd, to: &mut String) {
         if end.tail_text.is_empty() {
             self.role(to);
         } else {
-            self.text(&end.tail_text, to);
+            self.text(&end.tail_text, &[], to);
         }
         let has_failed = end.reason == TurnEnd::Error;
         if !has_failed {
-            let mut last = self.chunk(json!({}), openai_reason(end.reason).into());
+            let mut last = self.chunk(json!({}), &[], openai_reason(end.reason).into());
             last["tally"] = self.about.tally(end);
             data(&last, to);
         }
@@ -167,20 +203,40 @@ mod tests {
         events.map(|event| serde_json::from_str(event).unwrap()).collect()
     }
 
+    fn likely(bytes: &[u8]) -> TokenLogprobs {
+        let one = |bytes: &[u8], logprob| Logprob { id: 1, bytes: bytes.to_vec(), logprob };
+        TokenLogprobs { chosen: one(bytes, -0.25), top: vec![one(b"a", -0.125), one(bytes, -0.25)] }
+    }
+
+    #[test]
+    fn probabilities_have_the_tokens_bytes_and_their_text_where_it_is_text() {
+        let expected = json!({"refusal": null, "content": [{
+            "token": "\u{fffd}", "logprob": -0.25, "bytes": [0xc3],
+            "top_logprobs": [
+                {"token": "a", "logprob": -0.125, "bytes": [0x61]},
+                {"token": "\u{fffd}", "logprob": -0.25, "bytes": [0xc3]},
+            ],
+        }]});
+        assert_eq!(logprobs(&[likely(b"\xc3")]), expected);
+    }
+
     #[test]
     fn a_chunk_written_in_halves_is_the_chunk_written_at_once_whatever_the_text() {
         for is_usage_wanted in [false, true] {
             for text in ["", " a", "\"\\\n\r\u{2028}\u{0}\u{7f}", "é漢👩‍👩‍👧", "data: [DONE]\n\n"]
             {
-                let mut chunks = chunks(is_usage_wanted);
-                let mut out = String::new();
-                chunks.text(text, &mut out);
-                let expected = chunks.chunk(json!({"content": text}), Value::Null);
-                let found = events(&out);
-                assert_eq!(found[1..], [expected]);
-                assert_eq!(found[0]["choices"][0]["delta"]["role"], "assistant");
-                assert_eq!(found[0]["created"], 7);
-                assert_eq!(found[0]["id"], "chatcmpl-r-\"1\"");
+                for tokens in [vec![], vec![likely(text.as_bytes())]] {
+                    let mut chunks = chunks(is_usage_wanted);
+                    let mut out = String::new();
+                    chunks.text(text, &tokens, &mut out);
+                    let delta = json!({"content": text});
+                    let expected = chunks.chunk(delta, &tokens, Value::Null);
+                    let found = events(&out);
+                    assert_eq!(found[1..], [expected]);
+                    assert_eq!(found[0]["choices"][0]["delta"]["role"], "assistant");
+                    assert_eq!(found[0]["created"], 7);
+                    assert_eq!(found[0]["id"], "chatcmpl-r-\"1\"");
+                }
             }
         }
     }

@@ -10,8 +10,8 @@ use tally_engine as native;
 use tokio::sync::mpsc;
 
 use super::{
-    Engine, EngineEvent, EngineFinish, EngineLoad, Generation, GenerationSpec, ModelCard, Prompt,
-    Sampling, StartError,
+    Engine, EngineEvent, EngineFinish, EngineLoad, Generation, GenerationSpec, Logprob, ModelCard,
+    Prompt, Sampling, StartError, TokenLogprobs,
 };
 use crate::units::Hash32;
 
@@ -147,9 +147,12 @@ impl native::EventSink for Sink {
 fn translate(event: native::Event) -> EngineEvent {
     match event {
         native::Event::Prefilled { .. } => EngineEvent::Prefilled,
-        native::Event::Token { id, text, state_digest } => {
-            EngineEvent::Token { id, text, state_digest: state_digest.map(Hash32::new) }
-        }
+        native::Event::Token { id, text, state_digest, logprobs } => EngineEvent::Token {
+            id,
+            text,
+            state_digest: state_digest.map(Hash32::new),
+            logprobs: logprobs.map(|logprobs| Box::new(token_logprobs(*logprobs))),
+        },
         native::Event::Finished { reason, tail_text, .. } => {
             let reason = match reason {
                 native::FinishReason::Stop | native::FinishReason::StopString(_) => {
@@ -162,6 +165,11 @@ fn translate(event: native::Event) -> EngineEvent {
             EngineEvent::Finished { reason, tail_text }
         }
     }
+}
+
+fn token_logprobs(logprobs: native::TokenLogprobs) -> TokenLogprobs {
+    let one = |native::Logprob { id, bytes, logprob }| Logprob { id, bytes, logprob };
+    TokenLogprobs { chosen: one(logprobs.chosen), top: logprobs.top.into_iter().map(one).collect() }
 }
 
 fn chat(turns: &[super::Turn]) -> Vec<native::ChatTurn> {
@@ -179,6 +187,10 @@ fn sampling(sampling: &Sampling) -> native::Sampling {
         top_p: sampling.top_p,
         min_p: sampling.min_p,
         repetition_penalty: sampling.repetition_penalty,
+        frequency_penalty: sampling.frequency_penalty,
+        presence_penalty: sampling.presence_penalty,
+        logit_bias: sampling.logit_bias.clone(),
+        logprobs: sampling.logprobs,
         seed: *sampling.seed.bytes(),
     }
 }
