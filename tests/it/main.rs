@@ -14,6 +14,7 @@ mod ledger;
 mod model_pull;
 mod money;
 mod node;
+mod openai;
 mod rest;
 mod rpc_pool;
 mod settings;
