@@ -39,5 +39,6 @@ def run(command):
     """What a command prints; its errors end the benchmark."""
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ, check=False)
     if done.returncode != 0:
-        raise SystemExit(f"{' '.join(command)}: status {done.returncode}\n{done.stderr[-2000:]}")
+        said = (done.stdout + done.stderr)[-2000:]
+        raise SystemExit(f"{' '.join(command)}: status {done.returncode}\n{said}")
     return done.stdout

@@ -147,14 +147,11 @@ def wait_ready(process, health):
 
 
 def load(options, url, pid, *more):
-    """What the load generator saw; a request that failed ends the benchmark."""
+    """What the load generator saw. It fails where a request does, which ends the benchmark."""
     command = [sys.executable, str(HERE / "loadgen.py"), "--url", url, "--model", MODEL,
                "--prompt-words", str(options.words), "--extra", '{"ignore_eos":true}',
                "--pid", str(pid), *more]
-    seen = json.loads(run(command))
-    if seen["errors"]:
-        raise SystemExit(f"the server failed a request: {seen['first_error']}")
-    return seen
+    return json.loads(run(command))
 
 
 def sample(options, command, seed):

@@ -148,3 +148,23 @@ pub(super) fn check(sampling: &SamplingInput, max_tokens: u64) -> Result<(), Ref
     }
     Ok(())
 }
+
+/// Bytes of text that are to become ids.
+pub(super) fn text_bytes(prompt: &Prompt) -> usize {
+    match prompt {
+        Prompt::Raw(text) | Prompt::Next { content: text, .. } => text.len(),
+        Prompt::Chat(turns) => turns.iter().map(|turn| turn.content.len()).sum(),
+    }
+}
+
+/// Refuses a prompt that asks nothing.
+pub(super) fn check_not_empty(prompt: &Prompt) -> Result<(), Refusal> {
+    let is_empty = match prompt {
+        Prompt::Raw(text) | Prompt::Next { content: text, .. } => text.is_empty(),
+        Prompt::Chat(turns) => turns.last().is_none_or(|turn| turn.content.is_empty()),
+    };
+    if is_empty {
+        return Err(Refusal::invalid("prompt", "prompt must not be empty"));
+    }
+    Ok(())
+}

@@ -243,6 +243,8 @@ fn refusals() -> Vec<(&'static str, Value, Outcome)> {
         ("no job at all", prompt(json!({"job_id": null})), invalid()),
         ("empty prompt", prompt(json!({"prompt": ""})), invalid()),
         ("over-long prompt", prompt(json!({"prompt": "w ".repeat(70)})), refused("context_length")),
+        // Long enough to be rendered on another thread.
+        ("longer", prompt(json!({"prompt": "w ".repeat(4000)})), refused("context_length")),
         ("max_tokens 0", prompt(json!({"max_tokens": 0})), invalid()),
         ("no max_tokens", prompt(json!({"max_tokens": null})), invalid()),
         ("temperature 3", prompt(json!({"temperature": 3})), invalid()),
