@@ -100,6 +100,8 @@ pub struct GenerationSpec {
     /// Whose prompt it is: what was read before is not read again for prompts of one owner, which
     /// their time to the first token tells.
     pub owner: Hash32,
+    /// The model never ends the text by itself.
+    pub ignore_eos: bool,
 }
 
 /// Why a generation ended.

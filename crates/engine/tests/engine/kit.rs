@@ -121,7 +121,8 @@ pub fn user(content: &str) -> ChatTurn {
 
 pub fn request(prompt_ids: Vec<u32>, max_tokens: u32) -> SequenceRequest {
     let (sampling, stop) = (Sampling::greedy(), Vec::new());
-    SequenceRequest { prompt_ids, max_tokens, sampling, stop, owner: None }
+    let (ignore_eos, owner) = (false, None);
+    SequenceRequest { prompt_ids, max_tokens, sampling, stop, ignore_eos, owner }
 }
 
 /// Starts a request with endless room and waits for its end.
