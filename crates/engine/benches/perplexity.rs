@@ -32,7 +32,7 @@ fn main() {
     for chunk in ids.chunks_exact(CHUNK) {
         let segment = Segment { tokens: chunk, start: 0, table: &table, logits: Logits::All };
         let batch = Batch { segments: vec![segment] };
-        let logits = ours.model.forward(&batch, &mut ours.kv).unwrap();
+        let logits = ours.model.forward(&batch, &mut ours.kv).unwrap().logits;
         for at in CHUNK / 2..CHUNK - 1 {
             let row = &logits[at * vocab..(at + 1) * vocab];
             let max = row.iter().fold(f32::MIN, |max, x| max.max(*x));

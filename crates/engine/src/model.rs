@@ -59,6 +59,16 @@ pub struct Batch<'a> {
     pub segments: Vec<Segment<'a>>,
 }
 
+/// What a step gives for the wanted rows, in the order of the batch; the caller's until the next.
+#[derive(Debug)]
+pub struct Outputs<'a> {
+    /// `[wanted rows][vocab]`.
+    pub logits: &'a mut [f32],
+    /// The normed hidden states that the logits are made of, `[wanted rows][width]`; none where
+    /// the model is not canonical.
+    pub states: &'a [f32],
+}
+
 /// A loaded model. One forward pass at a time.
 pub struct Model {
     config: ModelConfig,
@@ -91,6 +101,7 @@ struct Buffers {
     qkv: Vec<f32>,    // [rows, (h + 2 kv) * dim]
     mixed: Vec<f32>,  // [rows, h * dim]
     hidden: Vec<f32>, // [rows, ff]
+    states: Vec<f32>, // [wanted rows, width]
     logits: Vec<f32>, // [wanted rows, vocab]
     scratch: Scratch,
 }
@@ -174,14 +185,20 @@ impl Model {
         self.cpu
     }
 
+    /// Bytes of memory that all weights take.
+    pub fn memory_bytes(&self) -> u64 {
+        match &self.network {
+            Network::Own(own) => own.weights.memory_bytes(),
+            Network::Adapted { bytes, .. } => *bytes,
+        }
+    }
+
     /// The instruction set in use.
     pub fn isa(&self) -> Isa {
         self.cpu.isa()
     }
 
-    /// Runs the batch, writes its keys and values into `kv`, and returns the wanted logits,
-    /// `[wanted rows][vocab]`, in the order of the batch; they are the caller's until the next
-    /// call.
+    /// Runs the batch, writes its keys and values into `kv`, and returns the wanted rows.
     ///
     /// Synchronous: blocks until done, on the calling thread and the model's own.
     ///
@@ -192,11 +209,14 @@ impl Model {
         &mut self,
         batch: &Batch<'_>,
         kv: &mut KvPool,
-    ) -> Result<&mut [f32], ForwardError> {
+    ) -> Result<Outputs<'_>, ForwardError> {
         self.check(batch, kv)?;
         match &mut self.network {
             Network::Own(own) => Ok(own.forward(&self.config, batch, kv)),
-            Network::Adapted { adapter, .. } => adapter.forward(batch).map_err(ForwardError),
+            Network::Adapted { adapter, .. } => {
+                let logits = adapter.forward(batch).map_err(ForwardError)?;
+                Ok(Outputs { logits, states: &[] })
+            }
         }
     }
 
@@ -236,13 +256,13 @@ impl Model {
 }
 
 impl Transformer {
-    fn forward(&mut self, config: &ModelConfig, batch: &Batch<'_>, kv: &mut KvPool) -> &mut [f32] {
+    fn forward(&mut self, config: &ModelConfig, batch: &Batch<'_>, kv: &mut KvPool) -> Outputs<'_> {
         let places = places(batch);
         let tables: Vec<&[u32]> = batch.segments.iter().map(|s| &s.table.blocks[..]).collect();
         let (cos, sin) = self.angles(&places);
         let (machine, weights) = (&self.machine, &self.weights);
         let eps = config.norm_eps;
-        let Buffers { x, qkv, mixed, hidden, logits, scratch } = &mut self.buffers;
+        let Buffers { x, qkv, mixed, hidden, states, logits, scratch } = &mut self.buffers;
 
         embed(weights, config.width, batch, x);
         for (index, layer) in weights.layers.iter().enumerate() {
@@ -267,12 +287,9 @@ impl Transformer {
             machine.linear_add(hidden, &layer.down, scratch, x);
         }
         keep_wanted_rows(batch, config.width, x);
-        logits.clear();
-        if x.is_empty() {
-            return logits;
-        }
-        machine.norm_linear((x, (&weights.output_norm, eps)), weights.head(), scratch, logits);
-        logits
+        machine.norm(x, (&weights.output_norm, eps), states);
+        machine.linear(states, weights.head(), scratch, logits);
+        Outputs { logits, states }
     }
 
     /// Cosines and sines of every row's angles, each `[rows][dim / 2]`. Computed anew for each

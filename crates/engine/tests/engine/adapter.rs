@@ -158,7 +158,7 @@ fn last_of(model: &mut Model, ids: &[u32], chunk: usize) -> Vec<f32> {
         let is_last = start + tokens.len() == ids.len();
         let wanted = if is_last { Logits::Last } else { Logits::None };
         let segment = Segment { tokens, start, table: &table, logits: wanted };
-        last = model.forward(&Batch { segments: vec![segment] }, &mut kv).unwrap().to_vec();
+        last = model.forward(&Batch { segments: vec![segment] }, &mut kv).unwrap().logits.to_vec();
         assert_eq!(last.len(), if is_last { model.config().vocab_size } else { 0 });
     }
     last
@@ -243,7 +243,7 @@ fn a_network_steps_back_by_reading_again_and_refuses_two_sequences_at_once() {
     };
     let mut run = |segments| {
         let batch = Batch { segments };
-        model.forward(&batch, &mut kv).map(|out| out.to_vec()).map_err(|e| e.to_string())
+        model.forward(&batch, &mut kv).map(|out| out.logits.to_vec()).map_err(|e| e.to_string())
     };
     let whole = run(vec![segment(0, 60, &table)]).unwrap();
     run(vec![segment(60, 90, &table)]).unwrap();

@@ -236,7 +236,7 @@ pub fn logits(model: &mut Model, ids: &[u32], chunk: usize) -> Vec<Vec<f32>> {
         let start = i * chunk;
         let segment = Segment { tokens, start, table: &table, logits: Logits::All };
         let out = model.forward(&Batch { segments: vec![segment] }, &mut kv).unwrap();
-        rows.extend(out.chunks_exact(vocab).map(<[f32]>::to_vec));
+        rows.extend(out.logits.chunks_exact(vocab).map(<[f32]>::to_vec));
     }
     rows
 }
