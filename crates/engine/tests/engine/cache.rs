@@ -6,8 +6,7 @@ use std::sync::mpsc::{Sender, channel};
 
 use tally_engine::{
     Engine, EngineLoad, EngineOptions, Event, EventSink, FinishReason, KvType, Sampling,
-    SequenceHandle,
-    SequenceRequest, SharePrefixes,
+    SequenceHandle, SequenceRequest, SharePrefixes,
 };
 
 use crate::kit::{Answer, answer, is_empty, load, options, request, shared, wait_for};
