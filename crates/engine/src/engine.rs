@@ -401,13 +401,13 @@ impl Drop for SequenceHandle {
     }
 }
 
-/// The options that a model can be served with: candle's networks hold one sequence and share
-/// nothing.
+/// The options that a model can be served with: candle's networks hold one sequence, share
+/// nothing, and take a wrong guess back by reading everything before it again.
 fn of_model(options: EngineOptions, model: &Model) -> EngineOptions {
     match model.config().family.is_adapted() {
         true => {
             let share_prefixes = SharePrefixes::Nobody;
-            EngineOptions { running_max: 1, share_prefixes, ..options }
+            EngineOptions { running_max: 1, share_prefixes, speculation: false, ..options }
         }
         false => options,
     }
