@@ -3,21 +3,17 @@
 //! Never opens a port and never starts a task: whatever fails here fails before anyone was
 //! promised anything. Relies on the settings being complete.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tally_engine::{Engine, EngineOptions, LoadProgress, ModelFiles};
-
-use super::file_hash::sha256_model;
 use super::settings::{LegacyMode, MoneySettings, Settings};
 use crate::billing::{AccountFault, Accounts, Entry, Fact, TurnEnd};
 use crate::chain::evm::{ConnectError, EvmChain, EvmWallet};
 use crate::chain::registry::ModelId;
 use crate::chain::{Chain, ChainError, Limits, Wallet};
 use crate::clock::Clock;
-use crate::engine::local::{LocalEngine, LocalModel};
 use crate::ledger::sqlite::{LedgerBinding, SqliteLedger, SqliteOptions};
 use crate::ledger::{Ledger, LedgerError};
 use crate::session::{BooksParts, Grace, LegacyAccess, PaidBy, SessionRules, Tracker};
@@ -40,6 +36,24 @@ pub enum WiringError {
         /// What is wrong with it.
         why: String,
     },
+    /// A model that does not fit beside the others.
+    #[error(
+        "model {model}: its weights take {needed} bytes, and of engine.memory_bytes = {all} \
+         beside KV caches and the models before it {left} are left"
+    )]
+    Memory {
+        /// Its name.
+        model: String,
+        /// Bytes that it takes.
+        needed: u64,
+        /// Bytes that are left for it.
+        left: u64,
+        /// Bytes in all.
+        all: u64,
+    },
+    /// Two models of one name.
+    #[error("two models are named {0}: set model.name, or another name in model.more")]
+    ModelName(String),
     /// The chain.
     #[error(transparent)]
     Connect(#[from] ConnectError),
@@ -57,57 +71,6 @@ pub enum WiringError {
     /// The ledger holds an entry that does not fit: it was written by another version, or edited.
     #[error("the ledger does not add up: {0}")]
     Account(#[from] AccountFault),
-}
-
-/// Loads the model; its hash is taken meanwhile, of the very bytes that are loaded. Blocks for
-/// the time it takes to read the file.
-///
-/// # Errors
-/// [`WiringError::Model`].
-pub fn load_engine(settings: &Settings) -> Result<LocalEngine, WiringError> {
-    let path = &settings.model.path;
-    let fail = |why: String| WiringError::Model { path: path.display().to_string(), why };
-    let engine = &settings.engine;
-    let size = |count: u32| usize::try_from(count).unwrap_or(usize::MAX);
-    let options = EngineOptions {
-        threads: engine.threads,
-        kv_memory_bytes: engine.kv_memory_bytes,
-        running_max: size(engine.running_max),
-        queue_max: size(engine.queue_max),
-        prefill_chunk: size(engine.prefill_chunk),
-        share_prefixes: engine.share_prefixes,
-        speculation: engine.speculation,
-        ..EngineOptions::default()
-    };
-    let files = ModelFiles::open(path).map_err(|error| fail(error.to_string()))?;
-    say_progress(&files);
-    let (loaded, sha256) = std::thread::scope(|scope| {
-        let hash = scope.spawn(|| sha256_model(&files));
-        (Engine::load_files(&files, options), hash.join())
-    });
-    let engine = loaded.map_err(|error| fail(error.to_string()))?;
-    let sha256 = sha256.map_err(|_| fail("its hash could not be taken".into()))?;
-    let name = settings.model.name.clone().unwrap_or_else(|| own_name(path));
-    Ok(LocalEngine::new(engine, LocalModel { name, sha256 }))
-}
-
-/// A line in the log for every tenth that is loaded, of models that take more than a moment.
-fn say_progress(files: &ModelFiles) {
-    const LARGE: u64 = 1 << 30;
-    let told = AtomicU64::new(0);
-    files.on_progress(move |LoadProgress { bytes_done, bytes_total }| {
-        let tenths = bytes_done.saturating_mul(10).checked_div(bytes_total).unwrap_or_default();
-        if bytes_total >= LARGE && told.fetch_max(tenths, Ordering::Relaxed) < tenths {
-            tracing::info!(percent = tenths * 10, bytes_total, "loading the model");
-        }
-    });
-}
-
-/// `SmolLM2-135M-Instruct.Q4_1` for a file of that name: what clients can read off a hub, where
-/// the name inside the file is often a training run's. A folder's name is whole.
-fn own_name(path: &Path) -> String {
-    let name = if path.is_dir() { path.file_name() } else { path.file_stem() };
-    name.map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
 /// Opens the ledger of this chain, contract and wallet. Blocks.
@@ -234,7 +197,7 @@ pub fn session_rules(settings: &Settings) -> SessionRules {
             .map(|of| (of.address, of.price_min))
             .collect(),
         exposure: session.exposure,
-        model_ids: model_id(settings).into_iter().collect(),
+        model_ids: model_ids(settings),
         aliases: settings.model.aliases.clone(),
         legacy: match session.legacy {
             LegacyMode::Off => LegacyAccess::Off,
@@ -273,12 +236,14 @@ pub fn settlement_rules(money: &MoneySettings<'_>) -> SettlementRules {
     }
 }
 
-/// The registry's id of the model that is served, where its repository is known.
-fn model_id(settings: &Settings) -> Option<Hash32> {
-    let model = &settings.model;
-    let of_path = || model.path.file_name().map(|name| name.to_string_lossy().into_owned());
-    let file = model.file.clone().or_else(of_path)?;
-    Some(ModelId::of(model.repo.as_ref()?, &file).hash())
+/// The registry's ids of the models that are served, of those whose repository is known.
+fn model_ids(settings: &Settings) -> BTreeMap<Hash32, String> {
+    let all = settings.model.all().into_iter();
+    all.filter_map(|model| {
+        let name = model.served_name();
+        model.registered.map(|(repo, file)| (ModelId::of(&repo, &file).hash(), name))
+    })
+    .collect()
 }
 
 fn millis(span: Duration) -> Millis {

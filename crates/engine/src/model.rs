@@ -185,6 +185,14 @@ impl Model {
         self.cpu
     }
 
+    /// Bytes of memory that all weights take.
+    pub fn memory_bytes(&self) -> u64 {
+        match &self.network {
+            Network::Own(own) => own.weights.memory_bytes(),
+            Network::Adapted { bytes, .. } => *bytes,
+        }
+    }
+
     /// The instruction set in use.
     pub fn isa(&self) -> Isa {
         self.cpu.isa()

@@ -17,6 +17,7 @@ use crate::scheduler::{HEADROOM_TOKENS, Running, Scheduler, SequenceId, State, S
 use crate::sequence::Sequence;
 use crate::speculation::DRAFT_MAX;
 use crate::tokenizer::Tokenizer;
+use crate::turns::Turns;
 
 /// A paused reader may close without calling `wake`; so the thread looks again this often.
 const PAUSED_LOOK: Duration = Duration::from_millis(50);
@@ -96,6 +97,8 @@ pub(crate) struct Runner {
     pub(crate) guessed_tokens: u64,
     pub(crate) guessed_right: u64,
     pub(crate) shared: Arc<Shared>,
+    /// Shared with the models that compute on the same processors.
+    pub(crate) turns: Turns,
     /// In order of arrival.
     pub(crate) waiting: VecDeque<Sequence>,
     /// In order of arrival.
@@ -318,6 +321,8 @@ impl Runner {
     /// Runs the step's rows and draws a token for each sequence that is ready for one, or
     /// several where a draft comes true.
     fn compute(&mut self, step: &Step) -> Result<(), ForwardError> {
+        let turns = self.turns.clone();
+        let _turn = turns.take();
         let feeding = self.feed(step);
         self.guess(&feeding);
         let mut batch = Batch::default();

@@ -331,10 +331,12 @@ impl Sequence {
             self.release_held();
             return self.finish(FinishReason::Stop, String::new());
         }
+        let before = self.ids.last().copied();
         self.ids.push(id);
-        let logprobs = logprobs.map(|logprobs| Box::new(with_texts(id, logprobs, tokenizer)));
+        let with_texts = |logprobs| Box::new(with_texts(id, logprobs, (before, tokenizer)));
+        let logprobs = logprobs.map(with_texts);
         self.held.push_back(Told { logprobs, state_digest: state.map(digest) });
-        match self.stop.push(id, tokenizer.bytes(id)) {
+        match self.stop.push(id, tokenizer.bytes_after(before, id)) {
             Outcome::Released(pieces) => self.release(pieces),
             Outcome::Stopped { released, tail, stop } => {
                 self.release(released);
@@ -398,8 +400,13 @@ fn digest(state: &[f32]) -> [u8; 32] {
 }
 
 /// A drawn token's probabilities with the tokens' texts.
-fn with_texts(id: u32, logprobs: Logprobs, tokenizer: &Tokenizer) -> TokenLogprobs {
-    let one = |(id, logprob)| Logprob { id, bytes: tokenizer.bytes(id).to_vec(), logprob };
+fn with_texts(
+    id: u32,
+    logprobs: Logprobs,
+    (before, tokenizer): (Option<u32>, &Tokenizer),
+) -> TokenLogprobs {
+    let bytes = |id| tokenizer.bytes_after(before, id).to_vec();
+    let one = |(id, logprob)| Logprob { id, bytes: bytes(id), logprob };
     TokenLogprobs {
         chosen: one((id, logprobs.chosen)),
         top: logprobs.top.into_iter().map(one).collect(),

@@ -148,6 +148,14 @@ impl Weights {
     }
 }
 
+impl Weights {
+    /// Bytes that the matrices take: an embedding that is not the head besides [`Self::bytes`].
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        let apart = self.head.is_some().then(|| self.embedding[0].bytes());
+        self.bytes() + apart.unwrap_or_default()
+    }
+}
+
 impl Layer {
     fn load(
         parts: &Parts<'_, impl Source>,

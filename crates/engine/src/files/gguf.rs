@@ -167,7 +167,7 @@ impl Kind {
 impl Gguf {
     /// Maps the file and checks its header: all keys, and that every tensor lies in the file, on
     /// its own bytes.
-    pub(crate) fn open(path: &Path, progress: &Arc<Progress>) -> Result<Gguf, LoadError> {
+    pub(crate) fn map(path: &Path, progress: &Arc<Progress>) -> Result<Gguf, LoadError> {
         let file = Mapped::open(path, progress)?;
         let header = Header { file: &file, reader: Reader::new(file.bytes(), 0) };
         let (fields, tensors) = header.read()?;
@@ -179,6 +179,12 @@ impl Gguf {
                 reason: format!("the file is one of {parts} parts; merge them into one file"),
             }),
         }
+    }
+
+    /// As [`Self::map`], with nobody to tell.
+    #[cfg(test)]
+    pub(crate) fn open(path: &Path) -> Result<Gguf, LoadError> {
+        Gguf::map(path, &Arc::default())
     }
 
     /// The file itself.
@@ -250,7 +256,7 @@ impl Gguf {
     }
 
     /// A list of numbers that need not be there.
-    pub(crate) fn floats(&self, key: &str) -> Option<Vec<f32>> {
+    pub(crate) fn numbers(&self, key: &str) -> Option<Vec<f32>> {
         let number = |item| match item {
             Some(Value::Number(x)) => Some(x as f32),
             _ => None,

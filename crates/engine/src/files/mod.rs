@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::error::LoadError;
-pub(crate) use folder::Folder;
+pub(crate) use folder::{Folder, read_small};
 use gguf::Gguf;
 pub use map::LoadProgress;
 use map::{Mapped, Progress};
@@ -57,7 +57,7 @@ impl ModelFiles {
         let progress = Arc::default();
         let kind = match path.is_dir() {
             true => ModelKind::Folder(Folder::open(path, &progress)?),
-            false => ModelKind::Gguf(Gguf::open(path, &progress)?),
+            false => ModelKind::Gguf(Gguf::map(path, &progress)?),
         };
         Ok(ModelFiles { path: path.to_path_buf(), kind, progress })
     }
@@ -78,6 +78,19 @@ impl ModelFiles {
     /// The file or folder.
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The file that describes the tokenizer, where it is not the weights' own.
+    pub fn tokenizer_path(&self) -> Option<PathBuf> {
+        match &self.kind {
+            ModelKind::Gguf(_) => None,
+            ModelKind::Folder(folder) => Some(folder.dir().join("tokenizer.json")),
+        }
+    }
+
+    /// Bytes of all weight files: about what the weights will take in memory.
+    pub fn weights_size(&self) -> u64 {
+        self.weight_files().iter().map(WeightFile::size).fold(0, u64::saturating_add)
     }
 
     pub(crate) fn kind(&self) -> &ModelKind {

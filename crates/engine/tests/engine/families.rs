@@ -22,28 +22,32 @@ struct Fixture {
 }
 
 #[derive(Deserialize)]
-struct Case {
-    name: String,
+pub struct Case {
+    pub name: String,
     weights: String,
-    config: serde_json::Value,
-    ids: Vec<u32>,
-    positions: Vec<usize>,
-    logits: Vec<Vec<f32>>,
+    pub config: serde_json::Value,
+    pub ids: Vec<u32>,
+    pub positions: Vec<usize>,
+    pub logits: Vec<Vec<f32>>,
 }
 
 fn folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/reference")
 }
 
-fn cases() -> Vec<Case> {
-    let text = std::fs::read_to_string(folder().join("families.json")).unwrap();
-    let fixture: Fixture = serde_json::from_str(&text).unwrap();
-    assert_eq!(fixture.cases.len(), 7);
-    fixture.cases
+pub fn cases(file: &str) -> Vec<Case> {
+    let text = std::fs::read_to_string(folder().join(file)).unwrap();
+    serde_json::from_str::<Fixture>(&text).unwrap().cases
+}
+
+fn families() -> Vec<Case> {
+    let cases = cases("families.json");
+    assert_eq!(cases.len(), 7);
+    cases
 }
 
 impl Case {
-    fn made(&self) -> Made {
+    pub fn made(&self) -> Made {
         let tensors = candle_core::safetensors::load(folder().join(&self.weights), &Device::Cpu);
         let to_f32 = |tensor: Tensor| tensor.to_dtype(DType::F32).unwrap();
         let tensors: BTreeMap<_, _> =
@@ -109,7 +113,7 @@ fn largest_error(ours: &[f32], theirs: &[f32]) -> f32 {
 #[test]
 fn logits_agree_with_huggingface_transformers() {
     let files = tempfile::tempdir().unwrap();
-    for case in cases() {
+    for case in families() {
         for path in [case.write(&files), case.lay_out(&files)] {
             let mut model = Model::load(&path, 1, None).unwrap();
             let rows = logits(&mut model, &case.ids, case.ids.len());
@@ -149,7 +153,7 @@ const GOLDEN: [(&str, &str); 7] = [
 fn every_family_has_the_same_bits_on_every_path() {
     let files = tempfile::tempdir().unwrap();
     let mut found = Vec::new();
-    for case in cases() {
+    for case in families() {
         let path = case.lay_out(&files);
         let mut digests: Vec<String> = Vec::new();
         for (isa, threads, chunk) in ways() {

@@ -6,6 +6,7 @@ mod adapter;
 mod cache;
 mod configs;
 mod families;
+mod folders;
 mod kit;
 mod lifecycle;
 mod models;

@@ -3,7 +3,7 @@
 use tally_engine::LoadError;
 
 use crate::gguf_file::{LIST, Parts, TEXT, counted, list, text, typed, u32_value};
-use crate::mutate::{Random, damage};
+use crate::mutate::{Random, damage, seeds};
 use crate::watched::{folder, load};
 
 fn loaded(bytes: &[u8], what: &str) -> Result<(), LoadError> {
@@ -115,7 +115,7 @@ fn damaged_files_never_panic_and_never_make_a_large_allocation() {
     let sound = Parts::sound().write();
     let header = sound.marks.last().map_or(0, |mark| mark.at + mark.bytes);
     let (mut refused, mut accepted) = (0, 0);
-    for seed in 0..6000 {
+    for seed in seeds(6000) {
         let mut random = Random(seed);
         let mut bytes = sound.bytes.clone();
         let done = damage(&mut bytes, header, &sound.marks, &mut random);

@@ -20,6 +20,13 @@ impl Random {
     }
 }
 
+/// As many seeds as the test asks for, or as many as `TALLY_TEST_HOSTILE_SEEDS` says: a longer
+/// search by hand.
+pub fn seeds(count: u64) -> std::ops::Range<u64> {
+    let asked = std::env::var("TALLY_TEST_HOSTILE_SEEDS").ok();
+    0..asked.and_then(|count| count.parse().ok()).unwrap_or(count)
+}
+
 /// Does one to three kinds of damage to the first `header` bytes; says what was done.
 pub fn damage(bytes: &mut Vec<u8>, header: usize, marks: &[Mark], random: &mut Random) -> String {
     let mut done = String::new();
