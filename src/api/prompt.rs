@@ -194,6 +194,7 @@ fn sampling(map: &Map<String, Value>) -> Result<SamplingInput, Refusal> {
         repetition_penalty: fraction(map, "repetition_penalty", default.repetition_penalty)?,
         seed: whole(map, "seed")?,
         stop: stop(map)?,
+        ..default
     })
 }
 

@@ -7,6 +7,7 @@ pub mod local;
 #[cfg(feature = "test-support")]
 pub mod scripted;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
@@ -28,7 +29,7 @@ pub struct ModelCard {
     pub quantisation: String,
     /// Canonical text of the architecture's configuration, hashed into `modelSpec`.
     pub architecture: String,
-    /// Version of the engine's arithmetic; 0 while it is not canonical (docs/spec/numerics.md).
+    /// Version of the engine's arithmetic; 0 where it is not canonical (docs/spec/numerics.md).
     pub engine_spec: u32,
 }
 
@@ -70,6 +71,15 @@ pub struct Sampling {
     pub min_p: f32,
     /// Penalty on tokens already seen, > 0; 1 is none.
     pub repetition_penalty: f32,
+    /// Taken off a token's logit for each time it was generated, −2 … 2; 0 is none.
+    pub frequency_penalty: f32,
+    /// Taken off a token's logit once it was generated, −2 … 2; 0 is none.
+    pub presence_penalty: f32,
+    /// Added to the logits of these ids, −100 … 100.
+    pub logit_bias: BTreeMap<u32, f32>,
+    /// How many of the most likely tokens are told with each token, 0 … 20; `None` tells no
+    /// probabilities at all. Changes no token.
+    pub logprobs: Option<u32>,
     /// The seed: same seed, same text.
     pub seed: Hash32,
 }
@@ -105,8 +115,29 @@ pub enum EngineFinish {
     Failed(String),
 }
 
+/// How likely a generated token and the most likely ones at its place were, by the model's own
+/// distribution: before bias, penalties, temperature and truncation.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenLogprobs {
+    /// The generated token.
+    pub chosen: Logprob,
+    /// The most likely tokens, most likely first; the generated one may be among them.
+    pub top: Vec<Logprob>,
+}
+
+/// A token's probability.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Logprob {
+    /// The token.
+    pub id: u32,
+    /// Its text, perhaps a part of a character; empty for control tokens.
+    pub bytes: Vec<u8>,
+    /// Natural logarithm of its probability, at most 0.
+    pub logprob: f64,
+}
+
 /// What a generation tells, in order: `Prefilled`, tokens, one `Finished`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum EngineEvent {
     /// The prompt has been read.
     Prefilled {
@@ -121,6 +152,8 @@ pub enum EngineEvent {
         text: String,
         /// Digest of the hidden state that produced it; `None` where the engine has none.
         state_digest: Option<Hash32>,
+        /// How likely it was, where the generation asked.
+        logprobs: Option<Box<TokenLogprobs>>,
     },
     /// The end. Nothing follows.
     Finished {

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::mpsc;
 
 use super::{
-    Engine, EngineEvent, EngineFinish, EngineLoad, Generation, GenerationSpec, ModelCard, Prompt,
-    StartError, Turn,
+    Engine, EngineEvent, EngineFinish, EngineLoad, Generation, GenerationSpec, Logprob, ModelCard,
+    Prompt, StartError, TokenLogprobs, Turn,
 };
 use crate::units::Hash32;
 
@@ -282,10 +282,19 @@ fn said(script: &Script, spec: &GenerationSpec, cached_tokens: u32) -> Vec<Engin
             break;
         }
         told += text.len();
-        events.push(EngineEvent::Token { id: *id, text: text.clone(), state_digest: None });
+        let logprobs = spec.sampling.logprobs.map(|top| Box::new(certain(*id, text, top)));
+        let text = text.clone();
+        events.push(EngineEvent::Token { id: *id, text, state_digest: None, logprobs });
     }
     let is_cut = script.tokens.len() > bound;
     let reason = if is_cut { EngineFinish::Length } else { script.end.clone() };
     events.push(EngineEvent::Finished { reason, tail_text: String::new() });
     events
+}
+
+/// A script's token has probability one, and no rivals.
+fn certain(id: u32, text: &str, top: u32) -> TokenLogprobs {
+    let chosen = Logprob { id, bytes: text.as_bytes().to_vec(), logprob: 0.0 };
+    let top = if top == 0 { Vec::new() } else { vec![chosen.clone()] };
+    TokenLogprobs { chosen, top }
 }

@@ -74,6 +74,7 @@ fn options(engine: &EngineSettings, models: usize) -> EngineOptions {
         queue_max: size(engine.queue_max),
         prefill_chunk: size(engine.prefill_chunk),
         share_prefixes: engine.share_prefixes,
+        speculation: engine.speculation,
         ..EngineOptions::default()
     }
 }
@@ -157,6 +158,7 @@ mod tests {
             queue_max: 8,
             prefill_chunk: 128,
             share_prefixes: SharePrefixes::WithinOwner,
+            speculation: true,
         };
         assert_eq!(options(&engine, 1).kv_memory_bytes, 1000);
         assert_eq!(options(&engine, 3).kv_memory_bytes, 333);

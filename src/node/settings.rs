@@ -287,6 +287,8 @@ pub struct EngineSettings {
     pub prefill_chunk: u32,
     /// Whose prompts are not read again where they begin alike.
     pub share_prefixes: SharePrefixes,
+    /// Whether tokens are guessed where texts repeat themselves, and checked.
+    pub speculation: bool,
 }
 
 /// The chain and its contracts. A registry or ledger of earnings that is `None` is the one the

@@ -2,14 +2,18 @@
 //!
 //! Never hashes variable-length fields without their lengths. Layouts: docs/spec/proof.md.
 
+use std::collections::BTreeMap;
+
 use super::preimage::{Preimage, count, keccak256};
 use crate::billing::TurnHeader;
 use crate::units::{Hash32, JobId, TurnNo};
 
 const TAG_TURN: u8 = 0x01;
 
-/// Version of [`decode_spec`]'s encoding, its first byte.
-const DECODE_VERSION: u8 = 1;
+/// [`decode_spec`]'s encoding, its first byte, where nothing of version 2 is in use.
+const DECODE_PLAIN: u8 = 1;
+/// The encoding with frequency and presence penalty and logit bias.
+const DECODE_BIASED: u8 = 2;
 
 /// How a turn's tokens were chosen, as hashed into `decodeSpec`.
 #[derive(Debug, Clone, Copy)]
@@ -24,6 +28,12 @@ pub struct DecodeSpec<'a> {
     pub min_p: f32,
     /// Penalty on tokens already seen; 1 is none.
     pub repetition_penalty: f32,
+    /// Penalty for each time a token was generated; 0 is none.
+    pub frequency_penalty: f32,
+    /// Penalty on tokens that were generated; 0 is none.
+    pub presence_penalty: f32,
+    /// Added to the logits of ids.
+    pub logit_bias: &'a BTreeMap<u32, f32>,
     /// The client's bound on generated tokens.
     pub max_tokens: u32,
     /// Stop strings, in the client's order.
@@ -47,11 +57,23 @@ pub fn turn_hash(job: JobId, header: &TurnHeader, prev: Hash32) -> Hash32 {
         .finish()
 }
 
-/// `decodeSpec`: version byte, then fields in the order of [`DecodeSpec`]; floats by their bits
-/// (a negative zero as zero), stop strings counted and each preceded by its length in bytes.
+/// `decodeSpec`: version byte, then the fields of version 1 (docs/spec/proof.md); floats by their
+/// bits (a negative zero as zero), stop strings counted and each preceded by its length in bytes.
+///
+/// Version 2 goes on with the penalties of generated tokens and the biases, counted, ids
+/// ascending. It is used only where one of them isn't zero, so that equal ways to choose tokens
+/// have equal digests, those recorded before version 2 included.
 #[must_use]
 pub fn decode_spec(spec: &DecodeSpec<'_>) -> Hash32 {
-    let preimage = Preimage::tagged(DECODE_VERSION)
+    let biases: Vec<(u32, f32)> = spec
+        .logit_bias
+        .iter()
+        .map(|(id, bias)| (*id, *bias))
+        .filter(|(_, bias)| *bias != 0.0)
+        .collect();
+    let is_plain =
+        spec.frequency_penalty == 0.0 && spec.presence_penalty == 0.0 && biases.is_empty();
+    let preimage = Preimage::tagged(if is_plain { DECODE_PLAIN } else { DECODE_BIASED })
         .u32(float_bits(spec.temperature))
         .u32(spec.top_k)
         .u32(float_bits(spec.top_p))
@@ -59,7 +81,16 @@ pub fn decode_spec(spec: &DecodeSpec<'_>) -> Hash32 {
         .u32(float_bits(spec.repetition_penalty))
         .u32(spec.max_tokens)
         .u32(count(spec.stop.len()));
-    spec.stop.iter().fold(preimage, |preimage, stop| preimage.text(stop)).finish()
+    let preimage = spec.stop.iter().fold(preimage, |preimage, stop| preimage.text(stop));
+    if is_plain {
+        return preimage.finish();
+    }
+    let preimage = preimage
+        .u32(float_bits(spec.frequency_penalty))
+        .u32(float_bits(spec.presence_penalty))
+        .u32(count(biases.len()));
+    let one = |preimage: Preimage, (id, bias)| preimage.u32(id).u32(float_bits(bias));
+    biases.into_iter().fold(preimage, one).finish()
 }
 
 /// `modelSpec`: SHA-256 of the weight file, then its quantisation and architecture as text, each
@@ -109,6 +140,8 @@ mod tests {
     #[test]
     fn no_two_ways_to_choose_tokens_share_a_digest() {
         let strings = |texts: &[&str]| texts.iter().map(|t| (*t).to_owned()).collect::<Vec<_>>();
+        let none_biased = BTreeMap::new();
+        let (biased, other) = (BTreeMap::from([(7, 1.0)]), BTreeMap::from([(8, 1.0)]));
         let (none, split, joined) = (strings(&[]), strings(&["a", "b"]), strings(&["ab"]));
         let base = DecodeSpec {
             temperature: 0.7,
@@ -116,6 +149,9 @@ mod tests {
             top_p: 0.9,
             min_p: 0.05,
             repetition_penalty: 1.1,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+            logit_bias: &none_biased,
             max_tokens: 100,
             stop: &none,
         };
@@ -125,6 +161,10 @@ mod tests {
             DecodeSpec { top_k: 41, ..base },
             DecodeSpec { top_p: 0.05, min_p: 0.9, ..base },
             DecodeSpec { repetition_penalty: 1.0, ..base },
+            DecodeSpec { frequency_penalty: 0.5, ..base },
+            DecodeSpec { presence_penalty: 0.5, ..base },
+            DecodeSpec { logit_bias: &biased, ..base },
+            DecodeSpec { logit_bias: &other, ..base },
             DecodeSpec { max_tokens: 101, ..base },
             DecodeSpec { stop: &split, ..base },
             DecodeSpec { stop: &joined, ..base },
@@ -134,6 +174,9 @@ mod tests {
         let zero = DecodeSpec { temperature: 0.0, ..base };
         let negative = DecodeSpec { temperature: -0.0, ..base };
         assert_eq!(decode_spec(&zero), decode_spec(&negative));
+        let idle = BTreeMap::from([(7, 0.0)]);
+        let same = DecodeSpec { presence_penalty: -0.0, logit_bias: &idle, ..base };
+        assert_eq!(decode_spec(&same), decode_spec(&base));
     }
 
     #[test]

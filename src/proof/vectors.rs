@@ -141,12 +141,19 @@ fn specs_and_seeds_hash_as_the_independent_program_says() {
     for vector in specs["decode"].as_array().unwrap() {
         let stop = vector["stop"].as_array().unwrap();
         let stop: Vec<String> = stop.iter().map(|s| s.as_str().unwrap().to_owned()).collect();
+        let optional = |key: &str| vector.get(key).map_or(0.0, float);
+        let biases = vector.get("logit_bias").and_then(|map| map.as_object());
+        let biases = biases.into_iter().flatten();
+        let logit_bias = biases.map(|(id, bias)| (id.parse().unwrap(), float(bias))).collect();
         let spec = DecodeSpec {
             temperature: float(&vector["temperature"]),
             top_k: small(&vector["top_k"]),
             top_p: float(&vector["top_p"]),
             min_p: float(&vector["min_p"]),
             repetition_penalty: float(&vector["repetition_penalty"]),
+            frequency_penalty: optional("frequency_penalty"),
+            presence_penalty: optional("presence_penalty"),
+            logit_bias: &logit_bias,
             max_tokens: small(&vector["max_tokens"]),
             stop: &stop,
         };

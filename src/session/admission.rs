@@ -47,7 +47,7 @@ impl Sessions {
             return Err(Refusal::Paused(*reason));
         }
         self.check_chain_id(&request)?;
-        check_sampling(&request.sampling, request.max_tokens)?;
+        super::request::check(&request.sampling, request.max_tokens)?;
         match (&self.paid_by, request.job) {
             (Some(paid), Some(job)) => self.begin_paid(paid, job, &request).await,
             (Some(_), None) => {
@@ -269,6 +269,10 @@ impl Sessions {
             top_p: input.top_p as f32,
             min_p: input.min_p as f32,
             repetition_penalty: input.repetition_penalty as f32,
+            frequency_penalty: input.frequency_penalty as f32,
+            presence_penalty: input.presence_penalty as f32,
+            logit_bias: input.logit_bias.iter().map(|(id, bias)| (*id, *bias as f32)).collect(),
+            logprobs: input.logprobs,
             seed,
         };
         (sampling, origin)
@@ -436,6 +440,9 @@ fn turn_header(
         top_p: sampling.top_p,
         min_p: sampling.min_p,
         repetition_penalty: sampling.repetition_penalty,
+        frequency_penalty: sampling.frequency_penalty,
+        presence_penalty: sampling.presence_penalty,
+        logit_bias: &sampling.logit_bias,
         max_tokens: u32::try_from(checked.wanted.get()).unwrap_or(u32::MAX),
         stop: &checked.stop,
     };
@@ -477,36 +484,6 @@ fn check_not_empty(prompt: &Prompt) -> Result<(), Refusal> {
     };
     if is_empty {
         return Err(Refusal::invalid("prompt", "prompt must not be empty"));
-    }
-    Ok(())
-}
-
-/// Bounds of docs/spec/marketplace-api.md section 2; NaN fails every range.
-fn check_sampling(sampling: &SamplingInput, max_tokens: u64) -> Result<(), Refusal> {
-    if max_tokens == 0 {
-        return Err(Refusal::invalid("max_tokens", "max_tokens must be at least 1"));
-    }
-    let ranges = [
-        ("temperature", sampling.temperature, 2.0),
-        ("top_p", sampling.top_p, 1.0),
-        ("min_p", sampling.min_p, 1.0),
-        ("repetition_penalty", sampling.repetition_penalty, 2.0),
-    ];
-    for (field, value, max) in ranges {
-        if !(0.0..=max).contains(&value) {
-            let message = format!("{field} must be between 0 and {max} (got {value})");
-            return Err(Refusal::invalid(field, message));
-        }
-    }
-    if sampling.repetition_penalty == 0.0 {
-        return Err(Refusal::invalid("repetition_penalty", "repetition_penalty must be above 0"));
-    }
-    if sampling.stop.len() > 4 {
-        return Err(Refusal::invalid("stop", "at most 4 stop strings are allowed"));
-    }
-    let sizes = sampling.stop.iter().map(|stop| stop.chars().count());
-    if sizes.into_iter().any(|size| !(1..=100).contains(&size)) {
-        return Err(Refusal::invalid("stop", "a stop string has 1 to 100 characters"));
     }
     Ok(())
 }

@@ -15,7 +15,7 @@ use super::pace::Pace;
 use super::tracker::Hold;
 use super::turn::TurnMeter;
 use crate::billing::TurnEnd;
-use crate::engine::{EngineEvent, EngineFinish, Generation};
+use crate::engine::{EngineEvent, EngineFinish, Generation, TokenLogprobs};
 use crate::units::{JobId, TokenCount};
 
 /// Counts of one request.
@@ -48,6 +48,7 @@ pub struct Frame {
     /// Text of these ids; complete characters only, possibly empty.
     pub text: String,
     ids: Vec<u32>,
+    logprobs: Vec<TokenLogprobs>,
     meter: Arc<TurnMeter>,
     credit: Option<OwnedSemaphorePermit>,
 }
@@ -63,6 +64,12 @@ impl Frame {
     #[must_use]
     pub fn ids(&self) -> &[u32] {
         &self.ids
+    }
+
+    /// Probabilities of the ids, one for each, where the request asked for them; else none.
+    #[must_use]
+    pub fn logprobs(&self) -> &[TokenLogprobs] {
+        &self.logprobs
     }
 
     /// The transport took the frame's last byte: count it, then record it. Does not wait.
@@ -172,12 +179,13 @@ impl Reply {
     /// bounded by the credit; they count when the body's last byte was written.
     pub async fn whole(mut self) -> (Frame, ReplyEnd) {
         let mut text = String::new();
-        let mut ids = Vec::new();
+        let (mut ids, mut logprobs) = (Vec::new(), Vec::new());
         loop {
             match self.take_event().await {
                 EngineEvent::Prefilled { .. } => {}
-                EngineEvent::Token { id, text: piece, .. } => {
+                EngineEvent::Token { id, text: piece, logprobs: told, .. } => {
                     self.take_turn().await;
+                    logprobs.extend(told.map(|told| *told));
                     text.push_str(&piece);
                     ids.push(id);
                     self.framed(1);
@@ -185,7 +193,7 @@ impl Reply {
                 EngineEvent::Finished { reason, tail_text } => {
                     let end = self.end(&reason, tail_text);
                     let meter = Arc::clone(&self.meter);
-                    return (Frame { text, ids, meter, credit: None }, end);
+                    return (Frame { text, ids, logprobs, meter, credit: None }, end);
                 }
             }
         }
@@ -234,11 +242,12 @@ impl Reply {
     /// The pending token and those that are there already, as far as the credit reaches.
     fn frame(&mut self, mut credit: OwnedSemaphorePermit, most: usize) -> Frame {
         let mut text = String::new();
-        let mut ids = Vec::with_capacity(1);
+        let (mut ids, mut logprobs) = (Vec::with_capacity(1), Vec::new());
         loop {
             match self.pending.take() {
-                Some(EngineEvent::Token { id, text: piece, .. }) => {
+                Some(EngineEvent::Token { id, text: piece, logprobs: told, .. }) => {
                     ids.push(id);
+                    logprobs.extend(told.map(|told| *told));
                     text.push_str(&piece);
                 }
                 other => {
@@ -255,7 +264,7 @@ impl Reply {
             credit.merge(more);
         }
         self.framed(u32::try_from(ids.len()).unwrap_or(u32::MAX));
-        Frame { text, ids, meter: Arc::clone(&self.meter), credit: Some(credit) }
+        Frame { text, ids, logprobs, meter: Arc::clone(&self.meter), credit: Some(credit) }
     }
 
     /// Whether the answer ended because the deposit buys no more: a short hold, all of it made.

@@ -2,10 +2,18 @@
 //!
 //! Never a wire type: front-ends translate their JSON into these.
 
+use std::collections::BTreeMap;
+
 use secrecy::SecretString;
 
+use super::Refusal;
 use crate::engine::Prompt;
 use crate::units::JobId;
+
+/// Ids that may have a bias, as OpenAI's API bounds them.
+const LOGIT_BIAS_MAX: usize = 300;
+/// Most likely tokens that may be told with each token, as OpenAI's API bounds them.
+const LOGPROBS_MAX: u32 = 20;
 
 /// How the caller shows that the session is theirs.
 #[derive(Debug, Clone, Default)]
@@ -39,6 +47,14 @@ pub struct SamplingInput {
     pub min_p: f64,
     /// > 0; 1 is none.
     pub repetition_penalty: f64,
+    /// −2 … 2; 0 is none.
+    pub frequency_penalty: f64,
+    /// −2 … 2; 0 is none.
+    pub presence_penalty: f64,
+    /// −100 … 100 for each of at most 300 ids.
+    pub logit_bias: BTreeMap<u32, f64>,
+    /// Most likely tokens told with each token, 0 … 20; `None` tells no probabilities.
+    pub logprobs: Option<u32>,
     /// The client's own seed.
     pub seed: Option<u64>,
     /// At most 4 strings of 1 … 100 characters.
@@ -54,6 +70,10 @@ impl Default for SamplingInput {
             top_p: 1.0,
             min_p: 0.0,
             repetition_penalty: 1.0,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+            logit_bias: BTreeMap::new(),
+            logprobs: None,
             seed: None,
             stop: Vec::new(),
         }
@@ -77,4 +97,51 @@ pub struct PromptRequest {
     pub max_tokens: u64,
     /// How tokens are chosen.
     pub sampling: SamplingInput,
+}
+
+/// Bounds of docs/spec/marketplace-api.md section 2 and of the OpenAI face; NaN fails every
+/// range. Errors name the field.
+pub(super) fn check(sampling: &SamplingInput, max_tokens: u64) -> Result<(), Refusal> {
+    if max_tokens == 0 {
+        return Err(Refusal::invalid("max_tokens", "max_tokens must be at least 1"));
+    }
+    let ranges = [
+        ("temperature", sampling.temperature, 0.0..=2.0),
+        ("top_p", sampling.top_p, 0.0..=1.0),
+        ("min_p", sampling.min_p, 0.0..=1.0),
+        ("repetition_penalty", sampling.repetition_penalty, 0.0..=2.0),
+        ("frequency_penalty", sampling.frequency_penalty, -2.0..=2.0),
+        ("presence_penalty", sampling.presence_penalty, -2.0..=2.0),
+    ];
+    for (field, value, range) in ranges {
+        if !range.contains(&value) {
+            let (min, max) = (range.start(), range.end());
+            let message = format!("{field} must be between {min} and {max} (got {value})");
+            return Err(Refusal::invalid(field, message));
+        }
+    }
+    if sampling.repetition_penalty == 0.0 {
+        return Err(Refusal::invalid("repetition_penalty", "repetition_penalty must be above 0"));
+    }
+    if sampling.logit_bias.len() > LOGIT_BIAS_MAX {
+        let message = format!("at most {LOGIT_BIAS_MAX} ids may have a logit_bias");
+        return Err(Refusal::invalid("logit_bias", message));
+    }
+    let mut biases = sampling.logit_bias.iter();
+    if let Some((id, bias)) = biases.find(|(_, bias)| !(-100.0..=100.0).contains(*bias)) {
+        let message = format!("logit_bias of {id} must be between -100 and 100 (got {bias})");
+        return Err(Refusal::invalid("logit_bias", message));
+    }
+    if let Some(top) = sampling.logprobs.filter(|top| *top > LOGPROBS_MAX) {
+        let message = format!("top_logprobs must be between 0 and {LOGPROBS_MAX} (got {top})");
+        return Err(Refusal::invalid("top_logprobs", message));
+    }
+    if sampling.stop.len() > 4 {
+        return Err(Refusal::invalid("stop", "at most 4 stop strings are allowed"));
+    }
+    let sizes = sampling.stop.iter().map(|stop| stop.chars().count());
+    if sizes.into_iter().any(|size| !(1..=100).contains(&size)) {
+        return Err(Refusal::invalid("stop", "a stop string has 1 to 100 characters"));
+    }
+    Ok(())
 }

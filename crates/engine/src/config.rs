@@ -11,7 +11,7 @@ use crate::files::gguf::Gguf;
 use crate::kernels::attention::Heads;
 pub use crate::rope::{Pairing, RopeScaling};
 
-/// Which family's names and habits a model has; all share one forward pass.
+/// Which family's names and habits a model has; those that aren't candle's share one forward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
     /// Llama 2 and 3, SmolLM2, TinyLlama, Vicuna, Mistral.
@@ -20,6 +20,12 @@ pub enum Family {
     Qwen2,
     /// Qwen 3, without experts.
     Qwen3,
+    /// Gemma 3, by candle.
+    Gemma3,
+    /// Phi 2, by candle.
+    Phi2,
+    /// Phi 3, by candle.
+    Phi3,
 }
 
 impl Family {
@@ -29,6 +35,17 @@ impl Family {
             Family::Llama => "llama",
             Family::Qwen2 => "qwen2",
             Family::Qwen3 => "qwen3",
+            Family::Gemma3 => "gemma3",
+            Family::Phi2 => "phi2",
+            Family::Phi3 => "phi3",
+        }
+    }
+
+    /// Whether candle computes it: one sequence at a time, and not canonical.
+    pub fn is_adapted(self) -> bool {
+        match self {
+            Family::Llama | Family::Qwen2 | Family::Qwen3 => false,
+            Family::Gemma3 | Family::Phi2 | Family::Phi3 => true,
         }
     }
 }
@@ -105,10 +122,7 @@ impl ModelConfig {
             norm_eps: keys.number("attention.layer_norm_rms_epsilon")? as f32,
             // GGUF's default base when the key is absent.
             rope_base: keys.number_or("rope.freq_base", 10_000.0)?,
-            pairing: match family {
-                Family::Llama => Pairing::Neighbours,
-                Family::Qwen2 | Family::Qwen3 => Pairing::Halves,
-            },
+            pairing: if family == Family::Llama { Pairing::Neighbours } else { Pairing::Halves },
             rope_scaling: keys.rope_scaling(f64::from(context_length))?,
             window: match keys.integer("attention.sliding_window") {
                 None | Some(0) => None,
@@ -179,6 +193,9 @@ impl ModelConfig {
         if is_plain {
             return sizes;
         }
+        if self.family.is_adapted() {
+            return format!("{sizes} adapted=candle");
+        }
         let pairs = match self.pairing {
             Pairing::Neighbours => "neighbours",
             Pairing::Halves => "halves",
@@ -199,9 +216,9 @@ fn unsupported(family: Family, what: &str) -> LoadError {
 }
 
 /// A family's keys of a GGUF file, named without the family.
-struct Keys<'a> {
-    gguf: &'a Gguf,
-    family: Family,
+pub(crate) struct Keys<'a> {
+    pub(crate) gguf: &'a Gguf,
+    pub(crate) family: Family,
 }
 
 impl Keys<'_> {
@@ -213,11 +230,11 @@ impl Keys<'_> {
         self.gguf.integer(&self.key(name))
     }
 
-    fn is_there(&self, name: &str) -> bool {
+    pub(crate) fn is_there(&self, name: &str) -> bool {
         self.gguf.value(&self.key(name)).is_some()
     }
 
-    fn size(&self, name: &str) -> Result<usize, LoadError> {
+    pub(crate) fn size(&self, name: &str) -> Result<usize, LoadError> {
         let found = self.integer(name).and_then(|n| usize::try_from(n).ok());
         // Larger sizes than any real model's are damage, and products of them could overflow.
         found.filter(|n| (1..=1 << 24).contains(n)).ok_or_else(|| {
@@ -227,14 +244,14 @@ impl Keys<'_> {
         })
     }
 
-    fn size_or(&self, name: &str, default: usize) -> Result<usize, LoadError> {
+    pub(crate) fn size_or(&self, name: &str, default: usize) -> Result<usize, LoadError> {
         match self.is_there(name) {
             true => self.size(name),
             false => Ok(default),
         }
     }
 
-    fn number(&self, name: &str) -> Result<f64, LoadError> {
+    pub(crate) fn number(&self, name: &str) -> Result<f64, LoadError> {
         let found = self.gguf.number(&self.key(name));
         found.filter(|x| x.is_finite() && *x > 0.0).ok_or_else(|| {
             let found = self.gguf.value(&self.key(name));
@@ -243,7 +260,7 @@ impl Keys<'_> {
         })
     }
 
-    fn number_or(&self, name: &str, default: f64) -> Result<f64, LoadError> {
+    pub(crate) fn number_or(&self, name: &str, default: f64) -> Result<f64, LoadError> {
         match self.is_there(name) {
             true => self.number(name),
             false => Ok(default),

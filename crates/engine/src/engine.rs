@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 
 use crate::error::{EncodeError, LoadError, StartError};
 use crate::files::{ModelFiles, ModelKind};
-use crate::kernels::Isa;
+use crate::kernels::{Cpu, Isa};
 use crate::kv::{BLOCK_TOKENS, KvCache, KvPool, Scope};
 use crate::model::Model;
 use crate::runner::{EngineLoad, Runner, Shared};
@@ -60,6 +60,9 @@ pub struct EngineOptions {
     /// Prompt tokens in one step, all sequences together: 16 to 8192. More reads prompts
     /// faster, less keeps the others' tokens coming evenly.
     pub prefill_chunk: usize,
+    /// Whether tokens are guessed where a text repeats itself or its prompt, and checked several
+    /// at a time. Results don't depend on it.
+    pub speculation: bool,
     /// Who may use whose cached prefixes.
     pub share_prefixes: SharePrefixes,
     /// Instruction set; the best one if `None`. Results don't depend on it.
@@ -74,6 +77,7 @@ impl Default for EngineOptions {
             running_max: 8,
             queue_max: 64,
             prefill_chunk: 128,
+            speculation: true,
             share_prefixes: SharePrefixes::default(),
             isa: None,
         }
@@ -124,6 +128,9 @@ pub struct ModelInfo {
     pub memory_bytes: u64,
     /// The architecture's configuration as one fixed text, to be hashed.
     pub config_digest_input: String,
+    /// Version of the numeric rules that the model's text follows; 0 where another machine may
+    /// write another text: models that candle computes, one sequence at a time.
+    pub engine_spec: u32,
 }
 
 /// A loaded model and its thread. Clones are handles to the same; the last one stops it.
@@ -140,6 +147,7 @@ struct Inner {
     /// Sequences in the engine at once: running and waiting.
     sequences_max: usize,
     kv_blocks_total: usize,
+    cpu: Cpu,
     share_prefixes: SharePrefixes,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -184,7 +192,9 @@ impl Engine {
             (Ok(model), Ok(Ok(texts))) => (model, texts),
             (Ok(_), Err(_)) => return Err(LoadError::Tokenizer("it panicked".into())),
         };
+        let options = of_model(options, &model);
         let tokenizer = Arc::new(tokenizer);
+        let cpu = model.cpu();
         let kv = KvPool::new(model.config(), options.kv_memory_bytes);
         if kv.total_blocks() == 0 {
             let least = KvPool::block_bytes(model.config());
@@ -204,6 +214,9 @@ impl Engine {
                 running_max: options.running_max,
                 prefill_chunk: options.prefill_chunk,
             },
+            speculation: options.speculation,
+            guessed_tokens: 0,
+            guessed_right: 0,
             shared: Arc::clone(&shared),
             turns: turns.clone(),
             waiting: Default::default(),
@@ -222,6 +235,7 @@ impl Engine {
             shared,
             sequences_max: options.running_max + options.queue_max,
             kv_blocks_total: total,
+            cpu,
             share_prefixes: options.share_prefixes,
             thread: Mutex::new(Some(thread)),
         };
@@ -290,7 +304,7 @@ impl Engine {
         let tokens_max = self.check_request(&request)?;
         request.owner = inner.share_prefixes.scope(request.owner);
         let lease = Arc::new(Lease::default());
-        let sizes = (tokens_max, inner.info.vocab_size as usize);
+        let sizes = (tokens_max, inner.info.vocab_size as usize, inner.cpu);
         let mut sequence = Sequence::new(request, sizes, (sink, Arc::clone(&lease)));
         {
             let mut mailbox = inner.shared.lock();
@@ -346,7 +360,7 @@ impl Engine {
             let context_length = info.context_length;
             return Err(StartError::ContextTooLong { prompt_tokens, context_length });
         }
-        request.sampling.check().map_err(StartError::InvalidSampling)?;
+        request.sampling.check(info.vocab_size).map_err(StartError::InvalidSampling)?;
         let invalid = |what: &str| Err(StartError::InvalidSampling(what.into()));
         if request.max_tokens == 0 {
             return invalid("max_tokens must be at least 1");
@@ -396,6 +410,18 @@ impl Drop for SequenceHandle {
     }
 }
 
+/// The options that a model can be served with: candle's networks hold one sequence and share
+/// nothing.
+fn of_model(options: EngineOptions, model: &Model) -> EngineOptions {
+    match model.config().family.is_adapted() {
+        true => {
+            let share_prefixes = SharePrefixes::Nobody;
+            EngineOptions { running_max: 1, share_prefixes, ..options }
+        }
+        false => options,
+    }
+}
+
 /// What turns text to ids and back.
 fn texts(files: &ModelFiles) -> Result<(Tokenizer, ChatTemplate), LoadError> {
     match files.kind() {
@@ -425,5 +451,6 @@ fn model_info(files: &ModelFiles, model: &Model, tokenizer: &Tokenizer) -> Model
         weights_bytes: model.weights_bytes(),
         memory_bytes: model.memory_bytes(),
         config_digest_input: config.canonical_text(),
+        engine_spec: model.engine_spec(),
     }
 }

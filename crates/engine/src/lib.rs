@@ -17,8 +17,9 @@
 //!
 //! Where to read on: [`model`] is the forward pass on one page, [`kv`] the paged cache and its
 //! prefixes, `kernels` the hot loops, `scheduler` who does what, `sequence` what a request goes
-//! through.
+//! through, `speculation` how several tokens may come of one step.
 
+mod adapter;
 pub mod config;
 mod detokenizer;
 mod engine;
@@ -35,6 +36,7 @@ mod runner;
 mod sampler;
 mod scheduler;
 mod sequence;
+mod speculation;
 mod stop;
 mod template;
 mod tokenizer;
@@ -48,11 +50,11 @@ pub use error::{EncodeError, LoadError, StartError};
 pub use files::{LoadProgress, ModelFiles, WeightFile};
 pub use kernels::Isa;
 pub use runner::EngineLoad;
-pub use sampler::Sampling;
-pub use sequence::{Event, EventSink, FinishReason, SequenceRequest};
+pub use sampler::{LOGPROBS_MAX, Sampling};
+pub use sequence::{Event, EventSink, FinishReason, Logprob, SequenceRequest, TokenLogprobs};
 pub use template::ChatTurn;
 pub use turns::Turns;
 
-/// Number of the numeric rules that this engine follows. Any change of bits raises it; 0 means
-/// that the canonical form isn't settled and claims carry no canonical flag.
-pub const ENGINE_SPEC_VERSION: u32 = 0;
+/// Number of the numeric rules that this engine follows (docs/spec/numerics.md). Any change of
+/// bits raises it; 0 stands for models that follow none.
+pub const ENGINE_SPEC_VERSION: u32 = 1;

@@ -9,6 +9,7 @@ use crate::kernels::attention::{Rows, attend_rows, store_rows};
 use crate::kernels::matmul::{Then, product};
 use crate::kernels::pack::PackedMatrix;
 use crate::kernels::quantise::Activations;
+use crate::kernels::rows::rms_norm;
 use crate::kernels::threads::Threads;
 use crate::kv::KvPool;
 
@@ -46,6 +47,31 @@ impl Machine {
         out.resize(x.len() / weights[0].cols * outputs, 0.0);
         scratch.activations.take(self.parts(), x, Some(norm), weights);
         product(self.parts(), weights, &scratch.activations, Then::Store, out);
+    }
+
+    /// RMS-norm of each row: `[rows, width]` to the same.
+    pub(crate) fn norm(&self, x: &[f32], (weight, eps): Norm<'_>, out: &mut Vec<f32>) {
+        out.resize(x.len(), 0.0);
+        let rows = x.chunks_exact(weight.len()).zip(out.chunks_exact_mut(weight.len()));
+        for (x, out) in rows {
+            rms_norm(self.cpu, x, weight, eps, out);
+        }
+    }
+
+    /// Products with `weights`, one below the other: `[rows, width]` to `[rows, outputs]`.
+    pub(crate) fn linear(
+        &self,
+        x: &[f32],
+        weights: &[PackedMatrix],
+        scratch: &mut Scratch,
+        out: &mut Vec<f32>,
+    ) {
+        let outputs = weights.iter().map(|w| w.rows).sum::<usize>();
+        out.resize(x.len() / weights[0].cols * outputs, 0.0);
+        if !out.is_empty() {
+            scratch.activations.take(self.parts(), x, None, weights);
+            product(self.parts(), weights, &scratch.activations, Then::Store, out);
+        }
     }
 
     /// RMS-norm, then silu(gate·x)·(up·x): `[rows, width]` to `[rows, ff]`.

@@ -12,14 +12,18 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
 use crate::kv::{BlockTable, CacheCounts, KvCache, KvPool};
-use crate::model::{Batch, ForwardError, Logits, Model, Segment};
+use crate::model::{Batch, ForwardError, Logits, Model, Outputs, Segment};
 use crate::scheduler::{HEADROOM_TOKENS, Running, Scheduler, SequenceId, State, Step, Waiting};
 use crate::sequence::Sequence;
+use crate::speculation::DRAFT_MAX;
 use crate::tokenizer::Tokenizer;
 use crate::turns::Turns;
 
 /// A paused reader may close without calling `wake`; so the thread looks again this often.
 const PAUSED_LOOK: Duration = Duration::from_millis(50);
+
+/// With so many sequences at once no drafts are made: their own rows fill the kernels' groups.
+const SPECULATION_OFF_AT: usize = 4;
 
 /// How busy the engine is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -38,6 +42,10 @@ pub struct EngineLoad {
     pub cache: CacheCounts,
     /// Times that a running sequence's blocks were taken for an older one, since the start.
     pub preemptions: u64,
+    /// Tokens that were guessed and checked since the start.
+    pub guessed_tokens: u64,
+    /// How many of them came true: each is a token for which the weights weren't read once more.
+    pub guessed_right: u64,
 }
 
 /// What handles and the model's thread share.
@@ -84,6 +92,10 @@ pub(crate) struct Runner {
     pub(crate) kv: KvCache,
     pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) scheduler: Scheduler,
+    /// Whether drafts are made.
+    pub(crate) speculation: bool,
+    pub(crate) guessed_tokens: u64,
+    pub(crate) guessed_right: u64,
     pub(crate) shared: Arc<Shared>,
     /// Shared with the models that compute on the same processors.
     pub(crate) turns: Turns,
@@ -186,6 +198,8 @@ impl Runner {
             kv_blocks_total: self.kv.pool.total_blocks(),
             cache: self.kv.counts(),
             preemptions: self.preemptions,
+            guessed_tokens: self.guessed_tokens,
+            guessed_right: self.guessed_right,
         }
     }
 
@@ -267,9 +281,9 @@ impl Runner {
         }
     }
 
-    /// The step's rows: index of the sequence and how many tokens it feeds. Each has room.
-    fn rows(&mut self, step: &Step) -> Vec<(usize, usize)> {
-        let mut rows_of = Vec::new();
+    /// Prepares what each of the step's sequences feeds; gives their indices. Each has room.
+    fn feed(&mut self, step: &Step) -> Vec<usize> {
+        let mut feeding = Vec::new();
         for (id, count) in rows(step) {
             let found = self.running.iter_mut().enumerate().find(|(_, sequence)| sequence.id == id);
             let Some((index, sequence)) = found else { continue };
@@ -277,45 +291,67 @@ impl Runner {
             let end = sequence.cached + count;
             // The plan counted the blocks; should one lack, the next plan sees it.
             if sequence.table.as_mut().is_some_and(|table| self.kv.grow(table, end)) {
-                rows_of.push((index, count));
+                sequence.feed(count);
+                feeding.push(index);
             }
         }
-        rows_of
+        feeding
     }
 
-    /// Runs the step's rows and draws a token for each sequence that is ready for one.
+    /// Adds drafts to what decoding sequences feed.
+    fn guess(&mut self, feeding: &[usize]) {
+        let running = self.running.len();
+        if !self.speculation || running >= SPECULATION_OFF_AT {
+            return;
+        }
+        for index in feeding {
+            let sequence = &mut self.running[*index];
+            let is_decoding = sequence.cached + 1 == sequence.ids.len();
+            let (tokens, tokens_max) = (sequence.ids.len(), sequence.tokens_max());
+            let Some(table) = sequence.table.as_mut().filter(|_| is_decoding) else { continue };
+            // A block that will be needed soon, unless somebody else may need it sooner.
+            if self.kv.available_blocks() > running {
+                self.kv.grow(table, (tokens + DRAFT_MAX).min(tokens_max));
+            }
+            let room = table.capacity().saturating_sub(tokens);
+            self.guessed_tokens += sequence.guess(room, self.tokenizer.eos());
+        }
+    }
+
+    /// Runs the step's rows and draws a token for each sequence that is ready for one, or
+    /// several where a draft comes true.
     fn compute(&mut self, step: &Step) -> Result<(), ForwardError> {
         let turns = self.turns.clone();
         let _turn = turns.take();
-        let rows = self.rows(step);
+        let feeding = self.feed(step);
+        self.guess(&feeding);
         let mut batch = Batch::default();
-        let mut of_segment = Vec::new();
-        for (index, count) in rows {
+        let mut rows_of = Vec::new();
+        for index in feeding {
             let sequence = &self.running[index];
             let Some(table) = &sequence.table else { continue };
-            let end = sequence.cached + count;
-            let logits = match end == sequence.ids.len() {
-                true => Logits::Last,
-                false => Logits::None,
-            };
-            let tokens = &sequence.ids[sequence.cached..end];
+            let (tokens, logits) = sequence.fed();
             batch.segments.push(Segment { tokens, start: sequence.cached, table, logits });
-            of_segment.push((index, count, logits));
+            let rows = match logits {
+                Logits::None => 0,
+                Logits::Last => 1,
+                Logits::All => tokens.len(),
+            };
+            rows_of.push((index, rows));
         }
         if batch.segments.is_empty() {
             return Ok(());
         }
         let vocab_size = self.model.config().vocab_size;
-        let logits = self.model.forward(&batch, &mut self.kv.pool)?;
-        let mut logits = logits.chunks_exact_mut(vocab_size);
-        for (index, count, wanted) in of_segment {
+        let width = self.model.config().width;
+        let Outputs { logits, states } = self.model.forward(&batch, &mut self.kv.pool)?;
+        let states = states.chunks_exact(width).map(Some).chain(std::iter::repeat(None));
+        let mut outputs = logits.chunks_exact_mut(vocab_size).zip(states);
+        for (index, rows) in rows_of {
+            // All its rows, drawn from or not, before the next one's.
+            let rows: Vec<_> = outputs.by_ref().take(rows).collect();
             let sequence = &mut self.running[index];
-            sequence.advance(count);
-            if wanted == Logits::Last
-                && let Some(row) = logits.next()
-            {
-                sequence.generate(row, &self.tokenizer);
-            }
+            self.guessed_right += sequence.take(rows.into_iter(), &self.tokenizer);
             if let Some(table) = &mut sequence.table {
                 self.kv.keep(table, &sequence.ids[..sequence.cached]);
             }

@@ -9,10 +9,15 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use sha3::{Digest, Keccak256};
+
 use crate::detokenizer::Detokenizer;
+use crate::kernels::Cpu;
 use crate::kv::{BlockTable, Scope};
-use crate::sampler::{NotFinite, Sampler, Sampling};
+use crate::model::Logits;
+use crate::sampler::{Drawn, Logprobs, NotFinite, Sampler, Sampling};
 use crate::scheduler::SequenceId;
+use crate::speculation::Speculation;
 use crate::stop::{Outcome, Piece, StopMatcher};
 use crate::tokenizer::Tokenizer;
 
@@ -60,8 +65,11 @@ pub enum Event {
         id: u32,
         /// The text that became complete with it, perhaps none.
         text: String,
-        /// Digest of the hidden state that produced it, where the engine is canonical.
+        /// Keccak-256 of the bits (f32, little-endian) of the normed hidden state that produced
+        /// it, where the model is canonical.
         state_digest: Option<[u8; 32]>,
+        /// How likely it and its rivals were, where the request asked.
+        logprobs: Option<Box<TokenLogprobs>>,
     },
     /// The end; nothing comes after it.
     Finished {
@@ -72,6 +80,28 @@ pub enum Event {
         /// `Token` events that were emitted.
         completion_tokens: u32,
     },
+}
+
+/// How likely a generated token and the most likely ones at its place were, by the model alone:
+/// softmax of its logits before bias, penalties, temperature and truncation.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenLogprobs {
+    /// The generated token.
+    pub chosen: Logprob,
+    /// The most likely tokens, most likely first, of equals the lowest id first; as many as the
+    /// request asked for. The generated one may be among them.
+    pub top: Vec<Logprob>,
+}
+
+/// A token's probability.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Logprob {
+    /// The token.
+    pub id: u32,
+    /// Its text; perhaps a part of a character. Empty for control tokens.
+    pub bytes: Vec<u8>,
+    /// Natural logarithm of its probability, at most 0; within 10⁻⁶ of the exact value.
+    pub logprob: f64,
 }
 
 /// Why a sequence ended.
@@ -130,7 +160,14 @@ pub(crate) struct Sequence {
     /// `ids` never grows beyond this.
     tokens_max: usize,
     sampler: Sampler,
+    speculation: Speculation,
+    /// What the step feeds: ids that aren't cached, perhaps a draft after the last of them.
+    fed: Vec<u32>,
+    /// How many of them are a draft.
+    guessed: usize,
     stop: StopMatcher,
+    /// What is told with the tokens that `stop` holds, oldest first.
+    held: VecDeque<Told>,
     detokenizer: Detokenizer,
     sink: Box<dyn EventSink>,
     lease: Arc<Lease>,
@@ -147,16 +184,20 @@ impl Sequence {
     /// at most the context's length.
     pub(crate) fn new(
         request: SequenceRequest,
-        (tokens_max, vocab_size): (usize, usize),
+        (tokens_max, vocab_size, cpu): (usize, usize, Cpu),
         (sink, lease): (Box<dyn EventSink>, Arc<Lease>),
     ) -> Sequence {
         Sequence {
             id: 0,
             prompt_tokens: request.prompt_ids.len(),
             tokens_max,
-            sampler: Sampler::new(request.sampling, &request.prompt_ids, vocab_size),
+            sampler: Sampler::new(request.sampling, &request.prompt_ids, vocab_size, cpu),
+            speculation: Speculation::default(),
+            fed: Vec::new(),
+            guessed: 0,
             stop: StopMatcher::new(&request.stop),
             ids: request.prompt_ids,
+            held: VecDeque::new(),
             cached: 0,
             table: None,
             scope: request.owner,
@@ -214,7 +255,7 @@ impl Sequence {
     }
 
     /// Notes that `count` more tokens are cached.
-    pub(crate) fn advance(&mut self, count: usize) {
+    fn advance(&mut self, count: usize) {
         self.cached += count;
         // Told once, also where it is preempted and read again.
         if !self.is_prefilled && self.cached >= self.prompt_tokens {
@@ -226,18 +267,74 @@ impl Sequence {
         }
     }
 
+    /// Prepares what the next step feeds: `count` ids that aren't cached yet.
+    pub(crate) fn feed(&mut self, count: usize) {
+        self.fed.clear();
+        self.fed.extend_from_slice(&self.ids[self.cached..][..count]);
+        self.guessed = 0;
+    }
+
+    /// Adds a draft to what is fed, if there is one that is worth it: at most `room` ids, none
+    /// of them in `ends`. Only where the sequence decodes. Gives the draft's length.
+    pub(crate) fn guess(&mut self, room: usize, ends: &[u32]) -> u64 {
+        // After the draft one more token is drawn.
+        let room = room.min(self.tokens_max.saturating_sub(self.ids.len() + 1));
+        let draft = self.speculation.draft(&self.ids, room, ends);
+        self.fed.extend_from_slice(draft);
+        self.guessed = draft.len();
+        self.guessed as u64
+    }
+
+    /// What the next step feeds, and for which of it logits are wanted.
+    pub(crate) fn fed(&self) -> (&[u32], Logits) {
+        let ends_here = self.cached + self.fed.len() - self.guessed == self.ids.len();
+        let logits = match (ends_here, self.guessed) {
+            (false, _) => Logits::None,
+            (true, 0) => Logits::Last,
+            (true, _) => Logits::All,
+        };
+        (&self.fed, logits)
+    }
+
+    /// Takes what the step gave: logits and hidden state of each row that they were wanted for
+    /// (no states where the model has none to show). Notes
+    /// what is cached and draws: the next token, and further ones as long as the draft's come
+    /// true. Nothing of the others stays: what they left in the cache is beyond `cached`. Gives
+    /// how many came true.
+    pub(crate) fn take<'a>(
+        &mut self,
+        rows: impl Iterator<Item = (&'a mut [f32], Option<&'a [f32]>)>,
+        tokenizer: &Tokenizer,
+    ) -> u64 {
+        let certain = self.fed.len() - self.guessed;
+        self.advance(certain);
+        let mut came_true = 0;
+        for (row, next) in rows.zip(certain..) {
+            self.generate(row, tokenizer);
+            if self.has_ended() || self.ids.last() != self.fed.get(next) {
+                break;
+            }
+            self.advance(1);
+            came_true += 1;
+        }
+        came_true
+    }
+
     /// Draws the next token from the logits of its last cached one.
-    pub(crate) fn generate(&mut self, logits: &mut [f32], tokenizer: &Tokenizer) {
-        let id = match self.sampler.sample(logits, self.ids.len() as u32) {
-            Ok(id) => id,
+    fn generate(&mut self, (logits, state): (&mut [f32], Option<&[f32]>), tokenizer: &Tokenizer) {
+        let Drawn { id, logprobs } = match self.sampler.sample(logits, self.ids.len() as u32) {
+            Ok(drawn) => drawn,
             Err(NotFinite) => return self.fail("the model gave logits that are not finite"),
         };
+        self.speculation.observe(id);
         if tokenizer.eos().contains(&id) {
             self.release_held();
             return self.finish(FinishReason::Stop, String::new());
         }
         let bytes = tokenizer.bytes_after(self.ids.last().copied(), id);
         self.ids.push(id);
+        let logprobs = logprobs.map(|logprobs| Box::new(with_texts(id, logprobs, tokenizer)));
+        self.held.push_back(Told { logprobs, state_digest: state.map(digest) });
         match self.stop.push(id, bytes) {
             Outcome::Released(pieces) => self.release(pieces),
             Outcome::Stopped { released, tail, stop } => {
@@ -252,9 +349,10 @@ impl Sequence {
         }
     }
 
-    /// Gives the sink what it has room for.
+    /// Gives the sink what it has room for; one that closed gets nothing more, not even of the
+    /// same step.
     pub(crate) fn flush(&mut self) {
-        while !self.is_end_told && self.sink.is_ready() {
+        while !self.is_end_told && !self.sink.is_closed() && self.sink.is_ready() {
             if let Some(event) = self.outbox.pop_front() {
                 self.emitted_tokens += u32::from(matches!(event, Event::Token { .. }));
                 self.sink.emit(event);
@@ -280,7 +378,31 @@ impl Sequence {
     fn release(&mut self, pieces: Vec<Piece>) {
         for (id, bytes) in pieces {
             let text = self.detokenizer.push(&bytes);
-            self.outbox.push_back(Event::Token { id, text, state_digest: None });
+            let Told { state_digest, logprobs } = self.held.pop_front().unwrap_or_default();
+            self.outbox.push_back(Event::Token { id, text, state_digest, logprobs });
         }
+    }
+}
+
+/// What is told with a token besides its text.
+#[derive(Default)]
+struct Told {
+    state_digest: Option<[u8; 32]>,
+    logprobs: Option<Box<TokenLogprobs>>,
+}
+
+/// Keccak-256 of a hidden state's bits, little-endian.
+fn digest(state: &[f32]) -> [u8; 32] {
+    let mut hash = Keccak256::new();
+    state.iter().for_each(|x| hash.update(x.to_bits().to_le_bytes()));
+    hash.finalize().into()
+}
+
+/// A drawn token's probabilities with the tokens' texts.
+fn with_texts(id: u32, logprobs: Logprobs, tokenizer: &Tokenizer) -> TokenLogprobs {
+    let one = |(id, logprob)| Logprob { id, bytes: tokenizer.bytes(id).to_vec(), logprob };
+    TokenLogprobs {
+        chosen: one((id, logprobs.chosen)),
+        top: logprobs.top.into_iter().map(one).collect(),
     }
 }

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use super::{
     CacheCounts, Engine, EngineEvent, EngineFinish, EngineLoad, Generation, GenerationSpec,
-    ModelCard, Prompt, Sampling, StartError,
+    Logprob, ModelCard, Prompt, Sampling, StartError, TokenLogprobs,
 };
 use crate::units::Hash32;
 
@@ -63,7 +63,7 @@ impl Served {
             tokenizer_sha256: model.tokenizer_sha256,
             quantisation: info.quantisation.clone(),
             architecture: info.config_digest_input.clone(),
-            engine_spec: native::ENGINE_SPEC_VERSION,
+            engine_spec: info.engine_spec,
         };
         Self { engine: model.engine, card }
     }
@@ -162,9 +162,12 @@ impl native::EventSink for Sink {
 fn translate(event: native::Event) -> EngineEvent {
     match event {
         native::Event::Prefilled { cached_tokens, .. } => EngineEvent::Prefilled { cached_tokens },
-        native::Event::Token { id, text, state_digest } => {
-            EngineEvent::Token { id, text, state_digest: state_digest.map(Hash32::new) }
-        }
+        native::Event::Token { id, text, state_digest, logprobs } => EngineEvent::Token {
+            id,
+            text,
+            state_digest: state_digest.map(Hash32::new),
+            logprobs: logprobs.map(|logprobs| Box::new(token_logprobs(*logprobs))),
+        },
         native::Event::Finished { reason, tail_text, .. } => {
             let reason = match reason {
                 native::FinishReason::Stop | native::FinishReason::StopString(_) => {
@@ -177,6 +180,11 @@ fn translate(event: native::Event) -> EngineEvent {
             EngineEvent::Finished { reason, tail_text }
         }
     }
+}
+
+fn token_logprobs(logprobs: native::TokenLogprobs) -> TokenLogprobs {
+    let one = |native::Logprob { id, bytes, logprob }| Logprob { id, bytes, logprob };
+    TokenLogprobs { chosen: one(logprobs.chosen), top: logprobs.top.into_iter().map(one).collect() }
 }
 
 fn chat(turns: &[super::Turn]) -> Vec<native::ChatTurn> {
@@ -194,6 +202,10 @@ fn sampling(sampling: &Sampling) -> native::Sampling {
         top_p: sampling.top_p,
         min_p: sampling.min_p,
         repetition_penalty: sampling.repetition_penalty,
+        frequency_penalty: sampling.frequency_penalty,
+        presence_penalty: sampling.presence_penalty,
+        logit_bias: sampling.logit_bias.clone(),
+        logprobs: sampling.logprobs,
         seed: *sampling.seed.bytes(),
     }
 }

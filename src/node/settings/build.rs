@@ -219,6 +219,7 @@ fn engine(reader: &mut Reader) -> EngineSettings {
             Some("everyone") => SharePrefixes::Everyone,
             _ => SharePrefixes::WithinOwner,
         },
+        speculation: reader.switch("engine.speculation").unwrap_or_default(),
     }
 }
 

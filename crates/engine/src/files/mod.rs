@@ -88,6 +88,11 @@ impl ModelFiles {
         self.weight_files().iter().map(WeightFile::size).fold(0, u64::saturating_add)
     }
 
+    /// The file or folder.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     pub(crate) fn kind(&self) -> &ModelKind {
         &self.kind
     }

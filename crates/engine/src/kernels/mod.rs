@@ -26,6 +26,7 @@ pub(crate) mod rows;
 #[cfg(test)]
 mod tests;
 pub(crate) mod threads;
+pub(crate) mod vocabulary;
 
 /// An instruction set that the kernels are written for. All of them give the same bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

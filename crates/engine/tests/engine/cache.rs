@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 
 use tally_engine::{
-    Engine, EngineOptions, Event, EventSink, FinishReason, Sampling, SequenceHandle,
+    Engine, EngineLoad, EngineOptions, Event, EventSink, FinishReason, Sampling, SequenceHandle,
     SequenceRequest, SharePrefixes,
 };
 
@@ -181,10 +181,17 @@ fn a_preempted_sequence_says_what_it_would_have_said() {
 
 #[test]
 fn many_sequences_in_little_room_all_end_and_lose_no_block() {
+    crowd_in_little_room(true);
+    // Without drafts they take longer and get in each other's way.
+    assert!(crowd_in_little_room(false).preemptions > 0);
+}
+
+fn crowd_in_little_room(speculation: bool) -> EngineLoad {
     let options = EngineOptions {
         kv_memory_bytes: 30 * BLOCK_BYTES,
         running_max: 12,
         prefill_chunk: 48,
+        speculation,
         ..options()
     };
     let engine = load(options);
@@ -204,7 +211,7 @@ fn many_sequences_in_little_room_all_end_and_lose_no_block() {
         .collect();
     let told = crowd(&engine, &requests);
     let load = wait_for(&engine, is_empty);
-    assert!(load.cache.hits > 0 && load.cache.evictions > 0 && load.preemptions > 0, "{load:?}");
+    assert!(load.cache.hits > 0 && load.cache.evictions > 0, "{load:?}");
     for (number, mut expected) in cold_ids(&requests).into_iter().enumerate() {
         let leaves_after = requests[number].1 as usize;
         let is_read_to_the_end = expected.len() < leaves_after;
@@ -218,6 +225,7 @@ fn many_sequences_in_little_room_all_end_and_lose_no_block() {
             end => assert!(!is_read_to_the_end, "{number} ended with {end:?}"),
         }
     }
+    load
 }
 
 #[test]

@@ -2,6 +2,7 @@
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
+mod adapter;
 mod cache;
 mod configs;
 mod families;
@@ -12,5 +13,6 @@ mod models;
 mod perplexity;
 mod reference;
 mod sameness;
+mod speculation;
 mod stream;
 mod text;

@@ -10,6 +10,21 @@ use candle_core::{Device, Tensor};
 use tally_engine::kv::KvPool;
 use tally_engine::model::{Batch, Logits, Model, Segment};
 
+/// Knuth's MMIX generator; its upper bits are good enough for weights.
+pub struct Noise(pub u64);
+
+impl Noise {
+    /// `count` values evenly between `offset` − `scale` and `offset` + `scale`.
+    pub fn floats(&mut self, count: usize, offset: f64, scale: f64) -> Vec<f32> {
+        let value = |_| {
+            self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            let uniform = (self.0 >> 40) as f64 / f64::from(1 << 23) - 1.0;
+            (offset + scale * uniform) as f32
+        };
+        (0..count).map(value).collect()
+    }
+}
+
 /// A model's settings, as a `config.json` has them, and its tensors.
 pub struct Made {
     pub config: serde_json::Value,
@@ -40,7 +55,7 @@ impl Made {
     /// Seeded weights, large enough that attention chooses and the logits differ.
     pub fn random(config: serde_json::Value, seed: u64) -> Made {
         let mut made = Made { config, tensors: BTreeMap::new() };
-        let mut state = seed;
+        let mut noise = Noise(seed);
         for (name, shape) in made.shapes() {
             let (offset, scale) = match name.as_str() {
                 name if name.ends_with("norm.weight") => (1.0, 0.3),
@@ -48,15 +63,7 @@ impl Made {
                 "model.embed_tokens.weight" => (0.0, 1.5),
                 _ => (0.0, 2.5 / (shape[shape.len() - 1] as f64).sqrt()),
             };
-            let values: Vec<f32> = (0..shape.iter().product())
-                .map(|_| {
-                    // Knuth's MMIX generator; its upper bits are good enough for weights.
-                    state =
-                        state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-                    let uniform = (state >> 40) as f64 / f64::from(1 << 23) - 1.0;
-                    (offset + scale * uniform) as f32
-                })
-                .collect();
+            let values = noise.floats(shape.iter().product(), offset, scale);
             made.tensors.insert(name, Tensor::from_vec(values, shape, &Device::Cpu).unwrap());
         }
         made
@@ -206,7 +213,7 @@ pub fn logits(model: &mut Model, ids: &[u32], chunk: usize) -> Vec<Vec<f32>> {
         let start = i * chunk;
         let segment = Segment { tokens, start, table: &table, logits: Logits::All };
         let out = model.forward(&Batch { segments: vec![segment] }, &mut kv).unwrap();
-        rows.extend(out.chunks_exact(vocab).map(<[f32]>::to_vec));
+        rows.extend(out.logits.chunks_exact(vocab).map(<[f32]>::to_vec));
     }
     rows
 }

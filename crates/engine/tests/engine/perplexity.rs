@@ -40,7 +40,7 @@ fn run(model: &mut Model, ids: &[u32], wanted: Logits) -> Vec<f32> {
     let mut kv = KvPool::new(model.config(), 64 << 20);
     let table = kv.allocate(ids.len()).unwrap();
     let segment = Segment { tokens: ids, start: 0, table: &table, logits: wanted };
-    model.forward(&Batch { segments: vec![segment] }, &mut kv).unwrap().to_vec()
+    model.forward(&Batch { segments: vec![segment] }, &mut kv).unwrap().logits.to_vec()
 }
 
 fn log_sum_exp(logits: &[f32]) -> f64 {
