@@ -50,7 +50,7 @@ async fn say(engine: &dyn Engine, model: &str, prompt: &str) -> String {
             repetition_penalty: 1.0,
             frequency_penalty: 0.0,
             presence_penalty: 0.0,
-            logit_bias: Default::default(),
+            logit_bias: BTreeMap::new(),
             logprobs: None,
             seed: Hash32::ZERO,
         },

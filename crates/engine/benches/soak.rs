@@ -124,6 +124,7 @@ fn converse(engine: &Engine, number: usize, seed: u64, until: Instant) -> Seen {
                 ..Sampling::greedy()
             },
             stop: Vec::new(),
+            ignore_eos: false,
             owner: Some([(number / 2) as u8; 32]),
         };
         let leave_after = if draw.below(3) == 0 { 1 + draw.below(60) } else { u32::MAX };
