@@ -76,7 +76,17 @@ metrics! {
     ENGINE_SEQUENCES_QUEUED = "engine_sequences_queued", Gauge, "sequences", [],
         "Sequences that wait for room";
     KV_BLOCK_COUNT_FREE = "kv_block_count_free", Gauge, "blocks", [],
-        "Blocks of the KV cache that are free";
+        "Blocks of the KV cache that no sequence uses, the cached ones among them";
+    KV_BLOCK_COUNT_CACHED = "kv_block_count_cached", Gauge, "blocks", [],
+        "Blocks that no sequence uses, kept with their tokens until room is needed";
+    KV_EVICTIONS = "kv_evictions_total", Counter, "blocks", [],
+        "Cached blocks that were given up for lack of room";
+    PREFIX_HITS = "prefix_hits_total", Counter, "sequences", [],
+        "Sequences that found a beginning of theirs in the KV cache";
+    PREFIX_TOKENS = "prefix_tokens_total", Counter, "tokens", [],
+        "Tokens that sequences found in the KV cache and that were not read again";
+    PREEMPTIONS = "preemptions_total", Counter, "sequences", [],
+        "Sequences that gave their blocks to older ones, to be read again later";
     SESSIONS_ACTIVE = "sessions_active", Gauge, "sessions", [],
         "Sessions that are not over on chain";
     CHAIN_HEAD_BLOCK = "chain_head_block", Gauge, "blocks", [],

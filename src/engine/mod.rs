@@ -97,6 +97,9 @@ pub struct GenerationSpec {
     pub stop: Vec<String>,
     /// The model never ends the text by itself.
     pub ignore_eos: bool,
+    /// Whose prompt it is: what was read before is not read again for prompts of one owner, which
+    /// their time to the first token tells.
+    pub owner: Hash32,
 }
 
 /// Why a generation ended.
@@ -137,7 +140,10 @@ pub struct Logprob {
 #[derive(Debug, Clone, PartialEq)]
 pub enum EngineEvent {
     /// The prompt has been read.
-    Prefilled,
+    Prefilled {
+        /// Tokens of it that were in the cache and were not read again.
+        cached_tokens: u32,
+    },
     /// One generated, billable token.
     Token {
         /// The id.
@@ -203,10 +209,27 @@ pub struct EngineLoad {
     pub running: u32,
     /// Sequences that wait for room.
     pub queued: u32,
-    /// KV blocks that are free, and all of them.
+    /// KV blocks that no sequence uses; the cached ones among them.
     pub kv_block_count_free: u32,
+    /// KV blocks that no sequence uses, kept with their tokens until room is needed.
+    pub kv_block_count_cached: u32,
     /// All KV blocks.
     pub kv_block_count: u32,
+    /// What the cache did since the start.
+    pub cache: CacheCounts,
+}
+
+/// What the KV cache did since the engine's start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CacheCounts {
+    /// Sequences that found a beginning of theirs in it.
+    pub hits: u64,
+    /// Tokens that they found.
+    pub hit_tokens: u64,
+    /// Cached blocks that were given up for lack of room.
+    pub evictions: u64,
+    /// Times that a sequence gave its blocks to an older one, to be read again later.
+    pub preemptions: u64,
 }
 
 /// Why a generation could not start. Nothing was generated in any of these cases.

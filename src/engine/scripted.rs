@@ -215,7 +215,7 @@ impl Engine for ScriptedEngine {
             return Err(StartError::Unavailable);
         }
         let (events, receiver) = mpsc::channel(EVENTS_MAX);
-        let mut left = said(&shared.script, &spec);
+        let mut left = said(&shared.script, &spec, cached_tokens(&shared.starts, &spec));
         left.reverse();
         let id = shared.starts.len();
         shared.starts.push(spec);
@@ -250,9 +250,20 @@ fn words(text: &str) -> impl Iterator<Item = u32> + '_ {
     })
 }
 
+/// Tokens that an earlier prompt of the same owner begins with too, all but the last at most.
+fn cached_tokens(starts: &[GenerationSpec], spec: &GenerationSpec) -> u32 {
+    let ids = &spec.prompt_ids;
+    let alike = |earlier: &GenerationSpec| {
+        earlier.prompt_ids.iter().zip(ids).take_while(|(a, b)| a == b).count()
+    };
+    let known = starts.iter().filter(|earlier| earlier.owner == spec.owner).map(alike).max();
+    let known = known.unwrap_or(0).min(ids.len().saturating_sub(1));
+    u32::try_from(known).unwrap_or(u32::MAX)
+}
+
 /// The events of one generation.
-fn said(script: &Script, spec: &GenerationSpec) -> Vec<EngineEvent> {
-    let mut events = vec![EngineEvent::Prefilled];
+fn said(script: &Script, spec: &GenerationSpec, cached_tokens: u32) -> Vec<EngineEvent> {
+    let mut events = vec![EngineEvent::Prefilled { cached_tokens }];
     let whole: String = script.tokens.iter().map(|(_, text)| text.as_str()).collect();
     let stops = spec.stop.iter().filter_map(|stop| whole.find(stop.as_str()));
     let stop_at = stops.min();

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use metrics::gauge;
+use metrics::{counter, gauge};
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -37,7 +37,10 @@ use crate::engine::local::LocalEngine;
 use crate::ledger::{Ledger, LedgerError};
 use crate::session::{Notice, PauseReason, Sessions};
 use crate::settlement::Observer;
-use crate::telemetry::{ENGINE_SEQUENCES_QUEUED, ENGINE_SEQUENCES_RUNNING, KV_BLOCK_COUNT_FREE};
+use crate::telemetry::{
+    ENGINE_SEQUENCES_QUEUED, ENGINE_SEQUENCES_RUNNING, KV_BLOCK_COUNT_CACHED, KV_BLOCK_COUNT_FREE,
+    KV_EVICTIONS, PREEMPTIONS, PREFIX_HITS, PREFIX_TOKENS,
+};
 use crate::units::{Hash32, JobId, TokenCount, TxHash};
 
 /// News a slow WebSocket client may lag behind before it misses some.
@@ -279,6 +282,11 @@ async fn upkeep_metrics(
         gauge!(ENGINE_SEQUENCES_RUNNING).set(f64::from(load.running));
         gauge!(ENGINE_SEQUENCES_QUEUED).set(f64::from(load.queued));
         gauge!(KV_BLOCK_COUNT_FREE).set(f64::from(load.kv_block_count_free));
+        gauge!(KV_BLOCK_COUNT_CACHED).set(f64::from(load.kv_block_count_cached));
+        counter!(KV_EVICTIONS).absolute(load.cache.evictions);
+        counter!(PREFIX_HITS).absolute(load.cache.hits);
+        counter!(PREFIX_TOKENS).absolute(load.cache.hit_tokens);
+        counter!(PREEMPTIONS).absolute(load.cache.preemptions);
         metrics.upkeep();
     }
     Ok(())

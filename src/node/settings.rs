@@ -21,6 +21,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use tally_engine::SharePrefixes;
+
 use crate::chain::evm::ContractVersion;
 use crate::session::ExposureRule;
 use crate::units::{Address, Amount, ChainSeconds, PricePerToken, TokenCount};
@@ -241,6 +243,10 @@ pub struct EngineSettings {
     pub queue_max: u32,
     /// Prompt tokens read in one step.
     pub prefill_chunk: u32,
+    /// Whose prompts are not read again where they begin alike.
+    pub share_prefixes: SharePrefixes,
+    /// Whether tokens are guessed where texts repeat themselves, and checked.
+    pub speculation: bool,
 }
 
 /// The chain and its contracts. A registry or ledger of earnings that is `None` is the one the

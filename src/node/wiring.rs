@@ -74,6 +74,8 @@ pub fn load_engine(settings: &Settings) -> Result<LocalEngine, WiringError> {
         running_max: size(engine.running_max),
         queue_max: size(engine.queue_max),
         prefill_chunk: size(engine.prefill_chunk),
+        share_prefixes: engine.share_prefixes,
+        speculation: engine.speculation,
         ..EngineOptions::default()
     };
     let name = settings.model.name.clone().or_else(|| file_stem(path));

@@ -68,7 +68,8 @@ impl Sessions {
         let sampling = self.sampling(&request.sampling, turn).0;
         let hold = Hold { tokens: checked.wanted, is_short: false };
         let info = reply_info(None, &checked);
-        let generation = self.start(&checked, sampling, hold)?;
+        // Whatever is served without pay is the operator's own.
+        let generation = self.start(&checked, Hash32::ZERO, sampling, hold)?;
         let credit = Arc::new(Semaphore::new(CREDIT_TOKENS));
         let meter = TurnMeter::free();
         let ended = CancellationToken::new();
@@ -130,7 +131,8 @@ impl Sessions {
         let (sampling, origin) = self.sampling(&request.sampling, turn);
         let header = turn_header(checked, turn, (&sampling, origin));
         // The engine's place first: a request that finds none leaves nothing in the ledger.
-        let generation = self.start(checked, sampling, hold).inspect_err(|_| {
+        let owner = owner(known.depositor);
+        let generation = self.start(checked, owner, sampling, hold).inspect_err(|_| {
             paid.books.tracker.turn_over(job, hold.tokens, TokenCount::ZERO, self.clock.now());
         })?;
         let started = Fact::TurnStarted(header);
@@ -252,6 +254,7 @@ impl Sessions {
     fn start(
         &self,
         checked: &Checked,
+        owner: Hash32,
         sampling: Sampling,
         hold: Hold,
     ) -> Result<Generation, Refusal> {
@@ -262,6 +265,7 @@ impl Sessions {
             sampling,
             stop: checked.stop.clone(),
             ignore_eos: checked.ignore_eos,
+            owner,
         };
         self.engine.start(spec).map_err(|error| refuse_start(error, self, &checked.model.name))
     }
@@ -425,10 +429,18 @@ struct BegunTurn {
 fn reply_info(job: Option<JobId>, checked: &Checked) -> ReplyInfo {
     let usage = Usage {
         prompt_tokens: u32::try_from(checked.prompt_ids.len()).unwrap_or(u32::MAX),
+        cached_tokens: 0,
         completion_tokens: 0,
         context_window: checked.model.context_length,
     };
     ReplyInfo { job, model: checked.model.name.clone(), usage }
+}
+
+/// All sessions of a depositor are one owner's, and no two depositors' are.
+fn owner(depositor: Address) -> Hash32 {
+    let mut bytes = [0; 32];
+    bytes[12..].copy_from_slice(depositor.bytes());
+    Hash32::new(bytes)
 }
 
 fn turn_header(

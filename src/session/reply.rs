@@ -23,6 +23,8 @@ use crate::units::{JobId, TokenCount};
 pub struct Usage {
     /// Tokens of the rendered prompt; not billed.
     pub prompt_tokens: u32,
+    /// Prompt tokens that the engine had read before; known once the prompt was read.
+    pub cached_tokens: u32,
     /// Billed tokens framed so far.
     pub completion_tokens: u32,
     /// The model's context, in tokens.
@@ -180,7 +182,7 @@ impl Reply {
         let (mut ids, mut logprobs) = (Vec::new(), Vec::new());
         loop {
             match self.take_event().await {
-                EngineEvent::Prefilled => {}
+                EngineEvent::Prefilled { .. } => {}
                 EngineEvent::Token { id, text: piece, logprobs: told, .. } => {
                     self.take_turn().await;
                     logprobs.extend(told.map(|told| *told));
@@ -205,13 +207,17 @@ impl Reply {
 
     async fn take_event(&mut self) -> EngineEvent {
         let finished = |reason| EngineEvent::Finished { reason, tail_text: String::new() };
-        tokio::select! {
+        let event = tokio::select! {
             biased;
             () = self.ended.cancelled() => finished(EngineFinish::Cancelled),
             event = self.generation.next() => event.unwrap_or_else(|| {
                 finished(EngineFinish::Failed("the engine vanished".into()))
             }),
+        };
+        if let EngineEvent::Prefilled { cached_tokens } = event {
+            self.info.usage.cached_tokens = cached_tokens;
         }
+        event
     }
 
     /// Waits for the next token's turn, or for the session's end. Tokens that may go now.

@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 use tally::chain::fixed::{DEPOSITOR, FixedWallet};
 use tally::session::LegacyAccess;
-use tally::units::Address;
+use tally::units::{Address, Hash32};
 
 use crate::support::http::{Client, call, get, post, text};
 use crate::support::ledger::Tallied;
@@ -277,6 +277,7 @@ async fn a_free_node_serves_any_session_name_and_records_nothing() {
     let answer = post(node.addr, "/v1/inference", &body).await;
     assert_eq!(answer.status, 200);
     assert_eq!(answer.json()["chain_id"], Value::Null);
+    assert_eq!(node.engine.starts()[0].owner, Hash32::ZERO, "all is the operator's own");
     let report = get(node.addr, "/v1/sessions/139").await;
     assert_eq!(refused(&report), (503, "service_unavailable".into()));
 }

@@ -5,20 +5,45 @@
 //! Relies on: `runner.rs`, which owns the model on a thread of its own.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use crate::error::{EncodeError, LoadError, StartError};
 use crate::gguf::Gguf;
-use crate::kernels::Isa;
-use crate::kv::{BLOCK_TOKENS, KvPool};
+use crate::kernels::{Cpu, Isa};
+use crate::kv::{BLOCK_TOKENS, KvCache, KvPool, Scope};
 use crate::model::Model;
 use crate::runner::{EngineLoad, Runner, Shared};
 use crate::scheduler::Scheduler;
 use crate::sequence::{EventSink, Lease, Sequence, SequenceRequest};
 use crate::template::{ChatTemplate, ChatTurn};
 use crate::tokenizer::Tokenizer;
+
+/// Who may use whose cached prefixes: tokens that were computed before are not computed again.
+///
+/// The text is the same either way. The time to the first token isn't: it tells the sender
+/// whether somebody it shares with has sent the same beginning before.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum SharePrefixes {
+    /// Nobody, not even a conversation its own earlier turns.
+    Nobody,
+    /// Requests of one owner; those without an owner share nothing.
+    #[default]
+    WithinOwner,
+    /// All requests.
+    Everyone,
+}
+
+impl SharePrefixes {
+    /// The scope that a request of `owner` shares in.
+    fn scope(self, owner: Option<[u8; 32]>) -> Option<Scope> {
+        match self {
+            SharePrefixes::Nobody => None,
+            SharePrefixes::WithinOwner => owner,
+            SharePrefixes::Everyone => Some(Scope::default()),
+        }
+    }
+}
 
 /// Settings of an engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +59,11 @@ pub struct EngineOptions {
     /// Prompt tokens in one step, all sequences together: 16 to 8192. More reads prompts
     /// faster, less keeps the others' tokens coming evenly.
     pub prefill_chunk: usize,
+    /// Whether tokens are guessed where a text repeats itself or its prompt, and checked several
+    /// at a time. Results don't depend on it.
+    pub speculation: bool,
+    /// Who may use whose cached prefixes.
+    pub share_prefixes: SharePrefixes,
     /// Instruction set; the best one if `None`. Results don't depend on it.
     pub isa: Option<Isa>,
 }
@@ -46,6 +76,8 @@ impl Default for EngineOptions {
             running_max: 8,
             queue_max: 64,
             prefill_chunk: 128,
+            speculation: true,
+            share_prefixes: SharePrefixes::default(),
             isa: None,
         }
     }
@@ -109,7 +141,8 @@ struct Inner {
     /// Sequences in the engine at once: running and waiting.
     sequences_max: usize,
     kv_blocks_total: usize,
-    next_id: AtomicU64,
+    cpu: Cpu,
+    share_prefixes: SharePrefixes,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -131,6 +164,11 @@ impl Engine {
         let tokenizer = Arc::new(Tokenizer::from_gguf(&gguf)?);
         let template = ChatTemplate::from_gguf(&gguf)?;
         let model = Model::from_gguf(&mut gguf, options.threads, options.isa)?;
+        let isa = model.isa();
+        let cpu = Cpu::new(isa).ok_or_else(|| {
+            let reason = format!("this processor has no {isa:?}");
+            LoadError::Options { option: "isa", reason }
+        })?;
         let kv = KvPool::new(model.config(), options.kv_memory_bytes);
         if kv.total_blocks() == 0 {
             let least = KvPool::block_bytes(model.config());
@@ -144,15 +182,19 @@ impl Engine {
             EngineLoad { kv_blocks_free: total, kv_blocks_total: total, ..EngineLoad::default() };
         let runner = Runner {
             model,
-            kv,
+            kv: KvCache::new(kv),
             tokenizer: Arc::clone(&tokenizer),
             scheduler: Scheduler {
                 running_max: options.running_max,
                 prefill_chunk: options.prefill_chunk,
             },
+            speculation: options.speculation,
+            guessed_tokens: 0,
+            guessed_right: 0,
             shared: Arc::clone(&shared),
             waiting: Default::default(),
             running: Vec::new(),
+            preemptions: 0,
             ending: Vec::new(),
         };
         let thread = std::thread::Builder::new()
@@ -166,7 +208,8 @@ impl Engine {
             shared,
             sequences_max: options.running_max + options.queue_max,
             kv_blocks_total: total,
-            next_id: AtomicU64::new(0),
+            cpu,
+            share_prefixes: options.share_prefixes,
             thread: Mutex::new(Some(thread)),
         };
         Ok(Engine { inner: Arc::new(inner) })
@@ -220,22 +263,23 @@ impl Engine {
 
     /// Starts a sequence; its events go to `sink`. Never blocks.
     ///
-    /// KV blocks for the prompt and all of `max_tokens` (up to the context's end) are reserved
-    /// when the sequence's turn comes.
+    /// When its turn comes it gets KV blocks for what it has and some more, and further ones as
+    /// it grows. Where the cache is full, younger sequences give theirs to older ones and are
+    /// read again later: they pause, and their text stays what it would have been.
     ///
     /// # Errors
     /// [`StartError`]; then nothing is emitted.
     pub fn start(
         &self,
-        request: SequenceRequest,
+        mut request: SequenceRequest,
         sink: Box<dyn EventSink>,
     ) -> Result<SequenceHandle, StartError> {
         let inner = &self.inner;
         let tokens_max = self.check_request(&request)?;
+        request.owner = inner.share_prefixes.scope(request.owner);
         let lease = Arc::new(Lease::default());
-        let id = inner.next_id.fetch_add(1, Ordering::Relaxed);
-        let sizes = (tokens_max, inner.info.vocab_size as usize);
-        let sequence = Sequence::new(id, request, sizes, (sink, Arc::clone(&lease)));
+        let sizes = (tokens_max, inner.info.vocab_size as usize, inner.cpu);
+        let mut sequence = Sequence::new(request, sizes, (sink, Arc::clone(&lease)));
         {
             let mut mailbox = inner.shared.lock();
             if mailbox.is_stopping {
@@ -245,6 +289,9 @@ impl Engine {
             if waiting >= inner.sequences_max {
                 return Err(StartError::QueueFull { waiting });
             }
+            // Under the lock, so that names are in order of arrival.
+            sequence.id = mailbox.next_id;
+            mailbox.next_id += 1;
             mailbox.arrivals.push_back(sequence);
         }
         inner.shared.wake();
@@ -287,7 +334,7 @@ impl Engine {
             let context_length = info.context_length;
             return Err(StartError::ContextTooLong { prompt_tokens, context_length });
         }
-        request.sampling.check().map_err(StartError::InvalidSampling)?;
+        request.sampling.check(info.vocab_size).map_err(StartError::InvalidSampling)?;
         let invalid = |what: &str| Err(StartError::InvalidSampling(what.into()));
         if request.max_tokens == 0 {
             return invalid("max_tokens must be at least 1");

@@ -14,12 +14,15 @@ use candle_core::{DType, Device};
 
 use crate::error::LoadError;
 use crate::kernels::blocks::Format;
+use crate::kernels::memory::Arena;
 use crate::kernels::pack::PackedMatrix;
 
 /// An open GGUF file.
 pub(crate) struct Gguf {
     content: Content,
     reader: BufReader<File>,
+    /// Where matrices are packed to.
+    arena: Arena,
 }
 
 impl Gguf {
@@ -30,7 +33,7 @@ impl Gguf {
         let mut reader = BufReader::new(File::open(path).map_err(io)?);
         let content = Content::read(&mut reader)
             .map_err(|e| LoadError::Format { path: name.clone(), reason: e.to_string() })?;
-        Ok(Gguf { content, reader })
+        Ok(Gguf { content, reader, arena: Arena::default() })
     }
 
     /// The raw value of a key.
@@ -159,7 +162,7 @@ impl Gguf {
             }
         };
         let raw = tensor.data().map_err(|e| bad(e.to_string()))?;
-        let packed = PackedMatrix::pack(format, rows, cols, &raw);
+        let packed = PackedMatrix::pack(format, (rows, cols), &raw, &self.arena);
         packed.ok_or_else(|| bad(format!("{} bytes are not {rows} x {cols}", raw.len())))
     }
 

@@ -7,12 +7,13 @@
 //!
 //! ```text
 //! Engine::start ─▶ mailbox ─▶ Runner (a thread) ─▶ Scheduler::plan ─▶ Model::forward ─▶ Sampler
-//!                                   ▲                                    (KvPool)          │
+//!                                   ▲             (KvCache)              (KvPool)          │
 //!                                   └──── EventSink ◀── Sequence: stop strings, text ◀─────┘
 //! ```
 //!
-//! Where to read on: [`model`] is the forward pass on one page, [`kv`] the paged cache,
-//! `kernels` the hot loops, `scheduler` who does what, `sequence` what a request goes through.
+//! Where to read on: [`model`] is the forward pass on one page, [`kv`] the paged cache and its
+//! prefixes, `kernels` the hot loops, `scheduler` who does what, `sequence` what a request goes
+//! through, `speculation` how several tokens may come of one step.
 
 pub mod config;
 mod detokenizer;
@@ -29,12 +30,13 @@ mod runner;
 mod sampler;
 mod scheduler;
 mod sequence;
+mod speculation;
 mod stop;
 mod template;
 mod tokenizer;
 mod weights;
 
-pub use engine::{Engine, EngineOptions, ModelInfo, SequenceHandle};
+pub use engine::{Engine, EngineOptions, ModelInfo, SequenceHandle, SharePrefixes};
 pub use error::{EncodeError, LoadError, StartError};
 pub use kernels::Isa;
 pub use runner::EngineLoad;

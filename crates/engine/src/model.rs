@@ -13,9 +13,6 @@
 //! ```
 
 use std::path::Path;
-use std::sync::Mutex;
-
-use candle_core::{Device, Tensor};
 
 use crate::config::ModelConfig;
 use crate::error::LoadError;
@@ -25,7 +22,7 @@ use crate::kernels::threads::Threads;
 use crate::kernels::{Cpu, Isa};
 use crate::kv::{BLOCK_TOKENS, BlockTable, KvPool};
 use crate::math;
-use crate::ops::{Attention, LinearAdd, Machine, NormLinear};
+use crate::ops::{Machine, Scratch};
 use crate::weights::Weights;
 
 /// Which rows of a segment the output head is computed for.
@@ -60,26 +57,31 @@ pub struct Batch<'a> {
     pub segments: Vec<Segment<'a>>,
 }
 
-/// A loaded model. Cheap to share; one forward pass at a time.
+/// A loaded model. One forward pass at a time.
 pub struct Model {
     config: ModelConfig,
     weights: Weights,
     machine: Machine,
     /// Angle of each pair of a head at position 1.
     frequencies: Vec<f64>, // [dim / 2]
+    buffers: Buffers,
 }
 
-/// A batch was refused, or a tensor operation failed. Nothing useful is in the cache for its
-/// positions.
+/// What a step computes, kept so that a step allocates next to nothing.
+#[derive(Default)]
+struct Buffers {
+    x: Vec<f32>,      // [rows, width]
+    qkv: Vec<f32>,    // [rows, (h + 2 kv) * dim]
+    mixed: Vec<f32>,  // [rows, h * dim]
+    hidden: Vec<f32>, // [rows, ff]
+    logits: Vec<f32>, // [wanted rows, vocab]
+    scratch: Scratch,
+}
+
+/// A batch was refused; nothing was computed.
 #[derive(Debug, thiserror::Error)]
 #[error("forward pass: {0}")]
 pub struct ForwardError(String);
-
-impl From<candle_core::Error> for ForwardError {
-    fn from(error: candle_core::Error) -> Self {
-        ForwardError(error.to_string())
-    }
-}
 
 impl Model {
     /// Loads a GGUF file for `threads` threads in all, on `isa` or the best instruction set.
@@ -103,7 +105,8 @@ impl Model {
         let threads = Threads::new(threads)
             .map_err(|e| option("threads", format!("cannot start {threads}: {e}")))?;
         let frequencies = frequencies(&config, weights.rope_factors.as_deref());
-        Ok(Model { config, weights, machine: Machine { cpu, threads }, frequencies })
+        let (machine, buffers) = (Machine { cpu, threads }, Buffers::default());
+        Ok(Model { config, weights, machine, frequencies, buffers })
     }
 
     /// Sizes and constants.
@@ -122,7 +125,8 @@ impl Model {
     }
 
     /// Runs the batch, writes its keys and values into `kv`, and returns the wanted logits,
-    /// `[wanted rows, vocab]` f32, in the order of the batch; `None` if none are wanted.
+    /// `[wanted rows][vocab]`, in the order of the batch; they are the caller's until the next
+    /// call.
     ///
     /// Synchronous: blocks until done, on the calling thread and the model's own.
     ///
@@ -130,50 +134,43 @@ impl Model {
     /// [`ForwardError`] for an id or position out of range, or two segments that write the same
     /// cache block.
     pub fn forward(
-        &self,
+        &mut self,
         batch: &Batch<'_>,
         kv: &mut KvPool,
-    ) -> Result<Option<Tensor>, ForwardError> {
+    ) -> Result<&mut [f32], ForwardError> {
         self.check(batch, kv)?;
         let places = places(batch);
+        let tables: Vec<&[u32]> = batch.segments.iter().map(|s| &s.table.blocks[..]).collect();
         let (cos, sin) = self.angles(&places);
-        let bases = |layer| -> Vec<Vec<usize>> {
-            let of = |segment: &Segment<'_>| {
-                segment.table.blocks.iter().map(|block| (*block, layer)).collect::<Vec<_>>()
+        let (machine, weights) = (&self.machine, &self.weights);
+        let (heads, eps) = (self.config.heads(), self.config.norm_eps);
+        let Buffers { x, qkv, mixed, hidden, logits, scratch } = &mut self.buffers;
+
+        embed(weights, self.config.width, batch, x);
+        for (index, layer) in weights.layers.iter().enumerate() {
+            machine.norm_linear((x, (&layer.attention_norm, eps)), &layer.qkv, scratch, qkv);
+            let rows = Rows {
+                heads,
+                places: &places,
+                tables: &tables,
+                layer_at: kv.layer_at(index),
+                window: None,
+                cos: &cos,
+                sin: &sin,
             };
-            let tables = batch.segments.iter().map(of);
-            tables.map(|t| t.into_iter().map(|(b, l)| kv.base(b, l)).collect()).collect()
-        };
-        let bases: Vec<_> = (0..self.config.layers).map(bases).collect();
-        let kv = Mutex::new(kv);
-        let machine = &self.machine;
-        let eps = self.config.norm_eps;
+            machine.attention(&rows, (qkv, kv), scratch, mixed);
+            machine.linear_add(mixed, &layer.attention_out, scratch, x);
 
-        let mut x = self.embed(batch)?; // [rows, width]
-        for (layer, bases) in self.weights.layers.iter().zip(&bases) {
-            let norm = (layer.attention_norm.as_slice(), eps);
-            let project = NormLinear { machine, norm, weights: &layer.qkv, gated: false };
-            let qkv = x.apply_op1_no_bwd(&project)?; // [rows, (h + 2 kv) * dim]
-
-            let heads = self.config.heads();
-            let rows = Rows { heads, places: &places, bases, cos: &cos, sin: &sin };
-            let attention = Attention { machine, rows, kv: &kv };
-            let mixed = qkv.apply_op1_no_bwd(&attention)?; // [rows, h * dim]
-            let out = LinearAdd { machine, weights: &layer.attention_out };
-            x = mixed.apply_op2_no_bwd(&x, &out)?; // [rows, width]
-
-            let norm = (layer.ff_norm.as_slice(), eps);
-            let gate_up = NormLinear { machine, norm, weights: &layer.gate_up, gated: true };
-            let hidden = x.apply_op1_no_bwd(&gate_up)?; // [rows, ff]
-            let down = LinearAdd { machine, weights: &layer.down };
-            x = hidden.apply_op2_no_bwd(&x, &down)?; // [rows, width]
+            machine.norm_gate((x, (&layer.ff_norm, eps)), &layer.gate_up, scratch, hidden);
+            machine.linear_add(hidden, &layer.down, scratch, x);
         }
-        let Some(x) = wanted_rows(batch, &x)? else {
-            return Ok(None);
-        };
-        let norm = (self.weights.output_norm.as_slice(), eps);
-        let head = NormLinear { machine, norm, weights: self.weights.head(), gated: false };
-        Ok(Some(x.apply_op1_no_bwd(&head)?)) // [wanted rows, vocab]
+        keep_wanted_rows(batch, self.config.width, x);
+        logits.clear();
+        if x.is_empty() {
+            return Ok(logits);
+        }
+        machine.norm_linear((x, (&weights.output_norm, eps)), weights.head(), scratch, logits);
+        Ok(logits)
     }
 
     fn check(&self, batch: &Batch<'_>, kv: &KvPool) -> Result<(), ForwardError> {
@@ -189,6 +186,12 @@ impl Model {
                 return fail(format!("id {id} is not in the vocabulary of {}", self.vocab()));
             }
             let blocks = segment.start / BLOCK_TOKENS..end.div_ceil(BLOCK_TOKENS);
+            if blocks.start < segment.table.shared {
+                return fail(format!(
+                    "a segment writes from {} on, to shared blocks",
+                    segment.start
+                ));
+            }
             written.extend_from_slice(&segment.table.blocks[blocks]);
         }
         written.sort_unstable();
@@ -202,17 +205,6 @@ impl Model {
 
     fn vocab(&self) -> usize {
         self.config.vocab_size
-    }
-
-    /// The embedding rows of the batch's tokens, `[rows, width]`.
-    fn embed(&self, batch: &Batch<'_>) -> Result<Tensor, ForwardError> {
-        let width = self.config.width;
-        let ids: Vec<u32> = batch.segments.iter().flat_map(|s| s.tokens).copied().collect();
-        let mut x = vec![0.0; ids.len() * width];
-        for (id, x) in ids.iter().zip(x.chunks_exact_mut(width)) {
-            self.weights.embedding[0].row(*id as usize, x);
-        }
-        Ok(Tensor::from_vec(x, (ids.len(), width), &Device::Cpu)?)
     }
 
     /// Cosines and sines of every row's angles, each `[rows][dim / 2]`. Computed anew for each
@@ -246,25 +238,29 @@ fn places(batch: &Batch<'_>) -> Vec<RowPlace> {
     places
 }
 
-/// The rows of `x` that logits are wanted for: the head is the largest matrix.
-fn wanted_rows(batch: &Batch<'_>, x: &Tensor) -> Result<Option<Tensor>, ForwardError> {
-    let mut wanted = Vec::new();
-    let mut first = 0;
+/// The embedding rows of the batch's tokens, `[rows, width]`.
+fn embed(weights: &Weights, width: usize, batch: &Batch<'_>, x: &mut Vec<f32>) {
+    let ids = batch.segments.iter().flat_map(|s| s.tokens);
+    x.resize(ids.clone().count() * width, 0.0);
+    for (id, x) in ids.zip(x.chunks_exact_mut(width)) {
+        weights.embedding[0].row(*id as usize, x);
+    }
+}
+
+/// Moves the rows of `x` that logits are wanted for to its front and drops the others: the head
+/// is the largest matrix.
+fn keep_wanted_rows(batch: &Batch<'_>, width: usize, x: &mut Vec<f32>) {
+    let (mut first, mut kept) = (0, 0);
     for segment in &batch.segments {
-        let end = first + segment.tokens.len() as u32;
-        match segment.logits {
-            Logits::None => {}
-            Logits::Last => wanted.push(end - 1),
-            Logits::All => wanted.extend(first..end),
-        }
-        first = end;
+        let end = first + segment.tokens.len();
+        let wanted = match segment.logits {
+            Logits::None => end..end,
+            Logits::Last => end - 1..end,
+            Logits::All => first..end,
+        };
+        let count = wanted.len();
+        x.copy_within(wanted.start * width..wanted.end * width, kept * width);
+        (first, kept) = (end, kept + count);
     }
-    if wanted.is_empty() {
-        return Ok(None);
-    }
-    if wanted.len() == first as usize {
-        return Ok(Some(x.clone()));
-    }
-    let count = wanted.len();
-    Ok(Some(x.index_select(&Tensor::from_vec(wanted, count, &Device::Cpu)?, 0)?))
+    x.truncate(kept * width);
 }

@@ -1,13 +1,8 @@
-//! The forward pass's operations over candle tensors.
+//! The forward pass's operations over rows of f32.
 //!
-//! For: `model.rs`, which strings them together. Each is a candle custom op: contiguous f32
-//! tensors in, one out; the work is in `kernels`.
-//! Must never: hold state between calls; the KV cache comes in as an argument.
+//! For: `model.rs`, which strings them together; the work is in `kernels`.
+//! Must never: hold state between calls: buffers and the KV cache come in as arguments.
 //! Relies on: `kernels` for the numbers (docs/spec/numerics.md, rules 1 to 4).
-
-use std::sync::Mutex;
-
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape};
 
 use crate::kernels::Cpu;
 use crate::kernels::attention::{Rows, attend_rows, store_rows};
@@ -17,106 +12,78 @@ use crate::kernels::quantise::Activations;
 use crate::kernels::threads::Threads;
 use crate::kv::KvPool;
 
-/// What every operation runs on.
+/// What every operation runs on. All of them block until done.
 pub(crate) struct Machine {
     pub(crate) cpu: Cpu,
     pub(crate) threads: Threads,
 }
 
+/// Buffers that operations need besides what they read and write; kept from step to step.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    activations: Activations,
+    attention: Vec<f32>,
+}
+
+/// A norm's weight, `[width]`, and epsilon.
+pub(crate) type Norm<'a> = (&'a [f32], f32);
+
 impl Machine {
     fn parts(&self) -> (Cpu, &Threads) {
         (self.cpu, &self.threads)
     }
-}
 
-/// RMS-norm, then a product: `[rows, width]` to `[rows, outputs]`.
-pub(crate) struct NormLinear<'a> {
-    pub(crate) machine: &'a Machine,
-    /// Norm weight, `[width]`, and epsilon.
-    pub(crate) norm: (&'a [f32], f32),
-    /// Matrices one below the other; if `gated`, two that are joined by silu(first)·second.
-    pub(crate) weights: &'a [PackedMatrix],
-    pub(crate) gated: bool,
-}
-
-impl CustomOp1 for NormLinear<'_> {
-    fn name(&self) -> &'static str {
-        "norm-linear"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (x, rows, cols) = contiguous(storage, layout)?;
-        let x = Activations::new(self.machine.parts(), x, cols, Some(self.norm), self.weights);
-        let (then, cols) = match self.gated {
-            true => (Then::SwiGlu, self.weights[0].rows),
-            false => (Then::Store, self.weights.iter().map(|w| w.rows).sum()),
-        };
-        let mut out = vec![0.0; rows * cols];
-        product(self.machine.parts(), self.weights, &x, then, &mut out);
-        Ok((CpuStorage::F32(out), (rows, cols).into()))
-    }
-}
-
-/// A product added to the residual stream: `[rows, inner]` and `[rows, width]` to
-/// `[rows, width]`.
-pub(crate) struct LinearAdd<'a> {
-    pub(crate) machine: &'a Machine,
-    pub(crate) weights: &'a [PackedMatrix; 1],
-}
-
-impl CustomOp2 for LinearAdd<'_> {
-    fn name(&self) -> &'static str {
-        "linear-add"
-    }
-
-    fn cpu_fwd(
+    /// RMS-norm of each row of `x`, then the products with `weights`, one below the other:
+    /// `[rows, width]` to `[rows, outputs]`.
+    pub(crate) fn norm_linear(
         &self,
-        storage: &CpuStorage,
-        layout: &Layout,
-        residual: &CpuStorage,
-        residual_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (x, rows, inner) = contiguous(storage, layout)?;
-        let (residual, _, width) = contiguous(residual, residual_layout)?;
-        let x = Activations::new(self.machine.parts(), x, inner, None, self.weights);
-        let mut out = vec![0.0; rows * width];
-        product(self.machine.parts(), self.weights, &x, Then::Add(residual), &mut out);
-        Ok((CpuStorage::F32(out), (rows, width).into()))
-    }
-}
-
-/// Rotary embedding, KV write, attention: queries, keys and values `[rows, (h + 2 kv) * dim]`
-/// to `[rows, h * dim]`.
-pub(crate) struct Attention<'a> {
-    pub(crate) machine: &'a Machine,
-    pub(crate) rows: Rows<'a>,
-    /// The cache. The lock is never contended; it is there because ops take `&self`.
-    pub(crate) kv: &'a Mutex<&'a mut KvPool>,
-}
-
-impl CustomOp1 for Attention<'_> {
-    fn name(&self) -> &'static str {
-        "attention"
+        (x, norm): (&[f32], Norm<'_>),
+        weights: &[PackedMatrix],
+        scratch: &mut Scratch,
+        out: &mut Vec<f32>,
+    ) {
+        let outputs = weights.iter().map(|w| w.rows).sum::<usize>();
+        out.resize(x.len() / weights[0].cols * outputs, 0.0);
+        scratch.activations.take(self.parts(), x, Some(norm), weights);
+        product(self.parts(), weights, &scratch.activations, Then::Store, out);
     }
 
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (qkv, rows, _) = contiguous(storage, layout)?;
-        let mut qkv = qkv.to_vec();
-        let mut kv = self.kv.lock().unwrap_or_else(|e| e.into_inner());
-        let threads = &self.machine.threads;
-        kv.saturated += store_rows(threads, &self.rows, &mut qkv, &mut kv.cells);
-        let cols = self.rows.heads.query * self.rows.heads.dim;
-        let mut out = vec![0.0; rows * cols];
-        attend_rows(self.machine.parts(), &self.rows, &qkv, &kv.cells, &mut out);
-        Ok((CpuStorage::F32(out), (rows, cols).into()))
+    /// RMS-norm, then silu(gate·x)·(up·x): `[rows, width]` to `[rows, ff]`.
+    pub(crate) fn norm_gate(
+        &self,
+        (x, norm): (&[f32], Norm<'_>),
+        weights: &[PackedMatrix; 2],
+        scratch: &mut Scratch,
+        out: &mut Vec<f32>,
+    ) {
+        out.resize(x.len() / weights[0].cols * weights[0].rows, 0.0);
+        scratch.activations.take(self.parts(), x, Some(norm), weights);
+        product(self.parts(), weights, &scratch.activations, Then::SwiGlu, out);
     }
-}
 
-/// The values of a contiguous f32 matrix, its rows and its columns.
-fn contiguous<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<(&'a [f32], usize, usize)> {
-    let (rows, cols) = layout.shape().dims2()?;
-    match layout.contiguous_offsets() {
-        Some((start, end)) => Ok((&storage.as_slice::<f32>()?[start..end], rows, cols)),
-        None => candle_core::bail!("a contiguous tensor is needed"),
+    /// A product added to the residual stream `out`: `[rows, inner]` to `[rows, width]`.
+    pub(crate) fn linear_add(
+        &self,
+        x: &[f32],
+        weights: &[PackedMatrix; 1],
+        scratch: &mut Scratch,
+        out: &mut [f32],
+    ) {
+        scratch.activations.take(self.parts(), x, None, weights);
+        product(self.parts(), weights, &scratch.activations, Then::Add, out);
+    }
+
+    /// Rotary embedding, KV write, attention: queries, keys and values
+    /// `[rows, (h + 2 kv) * dim]`, which it rotates in place, to `[rows, h * dim]`.
+    pub(crate) fn attention(
+        &self,
+        rows: &Rows<'_>,
+        (qkv, kv): (&mut [f32], &mut KvPool),
+        scratch: &mut Scratch,
+        out: &mut Vec<f32>,
+    ) {
+        out.resize(rows.places.len() * rows.heads.query * rows.heads.dim, 0.0);
+        kv.saturated += store_rows(&self.threads, rows, qkv, &mut kv.cells);
+        attend_rows(self.parts(), rows, (qkv, &kv.cells), &mut scratch.attention, out);
     }
 }

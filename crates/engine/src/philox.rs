@@ -8,18 +8,26 @@
 /// Ten rounds of Philox on four 32-bit words.
 #[inline]
 pub(crate) fn philox4x32_10(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
-    const MULTIPLIERS: [u32; 2] = [0xd251_1f53, 0xcd9e_8d57];
-    // The key's steps: golden ratio and √3 − 1, as 32-bit fractions.
-    const WEYL: [u32; 2] = [0x9e37_79b9, 0xbb67_ae85];
     let (mut c, mut k) = (counter, key);
     for _ in 0..10 {
-        let p0 = u64::from(MULTIPLIERS[0]) * u64::from(c[0]);
-        let p1 = u64::from(MULTIPLIERS[1]) * u64::from(c[2]);
-        let high = |p: u64| (p >> 32) as u32;
-        c = [high(p1) ^ c[1] ^ k[0], p1 as u32, high(p0) ^ c[3] ^ k[1], p0 as u32];
-        k = [k[0].wrapping_add(WEYL[0]), k[1].wrapping_add(WEYL[1])];
+        let ((high0, low0), (high1, low1)) = multiply(c[0], c[2]);
+        c = [high1 ^ c[1] ^ k[0], low1, high0 ^ c[3] ^ k[1], low0];
+        k = next_key(k);
     }
     c
+}
+
+/// A round's two products of 64 bits, as (high, low) words.
+#[inline(always)]
+pub(crate) fn multiply(c0: u32, c2: u32) -> ((u32, u32), (u32, u32)) {
+    let halves = |product: u64| ((product >> 32) as u32, product as u32);
+    (halves(0xd251_1f53 * u64::from(c0)), halves(0xcd9e_8d57 * u64::from(c2)))
+}
+
+/// The next round's key. Its steps are the golden ratio and √3 − 1, as 32-bit fractions.
+#[inline(always)]
+pub(crate) fn next_key(key: [u32; 2]) -> [u32; 2] {
+    [key[0].wrapping_add(0x9e37_79b9), key[1].wrapping_add(0xbb67_ae85)]
 }
 
 #[cfg(test)]

@@ -10,9 +10,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use crate::detokenizer::Detokenizer;
-use crate::kv::BlockTable;
-use crate::sampler::{NotFinite, Sampler, Sampling};
+use crate::kernels::Cpu;
+use crate::kv::{BlockTable, Scope};
+use crate::model::Logits;
+use crate::sampler::{Drawn, Logprobs, NotFinite, Sampler, Sampling};
 use crate::scheduler::SequenceId;
+use crate::speculation::Speculation;
 use crate::stop::{Outcome, Piece, StopMatcher};
 use crate::tokenizer::Tokenizer;
 
@@ -30,6 +33,9 @@ pub struct SequenceRequest {
     /// Never draw an id that ends the text: only `max_tokens`, the context's end or a stop text
     /// ends it then. For measurements, which want answers of one length.
     pub ignore_eos: bool,
+    /// Whose request it is, see [`SharePrefixes`](crate::SharePrefixes). `None`: nobody's that
+    /// is known.
+    pub owner: Option<[u8; 32]>,
 }
 
 /// The logit that an id gets which may not be drawn: finite, so that penalties leave it finite,
@@ -55,6 +61,8 @@ pub enum Event {
     Prefilled {
         /// Its tokens.
         prompt_tokens: u32,
+        /// So many of them were there already and were not computed again.
+        cached_tokens: u32,
     },
     /// A generated token that no stop string can swallow any more.
     Token {
@@ -140,16 +148,27 @@ impl Lease {
 
 /// A sequence that was accepted.
 pub(crate) struct Sequence {
+    /// 0 until it arrives.
     pub(crate) id: SequenceId,
     /// Prompt, then completion.
     pub(crate) ids: Vec<u32>,
     /// How many of `ids` are in the cache.
     pub(crate) cached: usize,
     pub(crate) table: Option<BlockTable>,
+    /// With whom its blocks are shared; `None`: nobody.
+    pub(crate) scope: Option<Scope>,
     prompt_tokens: usize,
+    /// Prompt tokens that it found in the cache when it was first admitted.
+    found_tokens: Option<usize>,
+    is_prefilled: bool,
     /// `ids` never grows beyond this.
     tokens_max: usize,
     sampler: Sampler,
+    speculation: Speculation,
+    /// What the step feeds: ids that aren't cached, perhaps a draft after the last of them.
+    fed: Vec<u32>,
+    /// How many of them are a draft.
+    guessed: usize,
     stop: StopMatcher,
     ignores_eos: bool,
     /// Of the tokens that `stop` holds, oldest first.
@@ -166,24 +185,30 @@ pub(crate) struct Sequence {
 }
 
 impl Sequence {
-    /// A sequence for a request that was checked; `tokens_max` is at most the context's length.
+    /// A sequence for a request that was checked, of which `owner` is the scope; `tokens_max` is
+    /// at most the context's length.
     pub(crate) fn new(
-        id: SequenceId,
         request: SequenceRequest,
-        (tokens_max, vocab_size): (usize, usize),
+        (tokens_max, vocab_size, cpu): (usize, usize, Cpu),
         (sink, lease): (Box<dyn EventSink>, Arc<Lease>),
     ) -> Sequence {
         Sequence {
-            id,
+            id: 0,
             prompt_tokens: request.prompt_ids.len(),
             tokens_max,
-            sampler: Sampler::new(request.sampling, &request.prompt_ids, vocab_size),
+            sampler: Sampler::new(request.sampling, &request.prompt_ids, vocab_size, cpu),
+            speculation: Speculation::default(),
+            fed: Vec::new(),
+            guessed: 0,
             stop: StopMatcher::new(&request.stop),
             ignores_eos: request.ignore_eos,
             ids: request.prompt_ids,
             logprobs: VecDeque::new(),
             cached: 0,
             table: None,
+            scope: request.owner,
+            found_tokens: None,
+            is_prefilled: false,
             detokenizer: Detokenizer::default(),
             sink,
             lease,
@@ -199,9 +224,11 @@ impl Sequence {
         self.tokens_max
     }
 
-    /// Prompt tokens that aren't cached; 0 when it decodes.
-    pub(crate) fn prompt_left(&self) -> usize {
-        self.prompt_tokens.saturating_sub(self.cached)
+    /// Gives it its blocks, with `cached` of its tokens in them.
+    pub(crate) fn begin(&mut self, table: BlockTable, cached: usize) {
+        self.table = Some(table);
+        self.cached = cached;
+        self.found_tokens.get_or_insert(cached);
     }
 
     /// Whether its reader has room for what the next step gives.
@@ -234,30 +261,88 @@ impl Sequence {
     }
 
     /// Notes that `count` more tokens are cached.
-    pub(crate) fn advance(&mut self, count: usize) {
-        let was_reading = self.prompt_left() > 0;
+    fn advance(&mut self, count: usize) {
         self.cached += count;
-        if was_reading && self.prompt_left() == 0 {
-            self.outbox.push_back(Event::Prefilled { prompt_tokens: self.prompt_tokens as u32 });
+        // Told once, also where it is preempted and read again.
+        if !self.is_prefilled && self.cached >= self.prompt_tokens {
+            self.is_prefilled = true;
+            self.outbox.push_back(Event::Prefilled {
+                prompt_tokens: self.prompt_tokens as u32,
+                cached_tokens: self.found_tokens.unwrap_or(0) as u32,
+            });
         }
     }
 
+    /// Prepares what the next step feeds: `count` ids that aren't cached yet.
+    pub(crate) fn feed(&mut self, count: usize) {
+        self.fed.clear();
+        self.fed.extend_from_slice(&self.ids[self.cached..][..count]);
+        self.guessed = 0;
+    }
+
+    /// Adds a draft to what is fed, if there is one that is worth it: at most `room` ids, none
+    /// of them in `ends`. Only where the sequence decodes. Gives the draft's length.
+    pub(crate) fn guess(&mut self, room: usize, ends: &[u32]) -> u64 {
+        // After the draft one more token is drawn.
+        let room = room.min(self.tokens_max.saturating_sub(self.ids.len() + 1));
+        let draft = self.speculation.draft(&self.ids, room, ends);
+        self.fed.extend_from_slice(draft);
+        self.guessed = draft.len();
+        self.guessed as u64
+    }
+
+    /// What the next step feeds, and for which of it logits are wanted.
+    pub(crate) fn fed(&self) -> (&[u32], Logits) {
+        let ends_here = self.cached + self.fed.len() - self.guessed == self.ids.len();
+        let logits = match (ends_here, self.guessed) {
+            (false, _) => Logits::None,
+            (true, 0) => Logits::Last,
+            (true, _) => Logits::All,
+        };
+        (&self.fed, logits)
+    }
+
+    /// Takes what the step gave: a row of logits for each row that they were wanted for. Notes
+    /// what is cached and draws: the next token, and further ones as long as the draft's come
+    /// true. Nothing of the others stays: what they left in the cache is beyond `cached`. Gives
+    /// how many came true.
+    pub(crate) fn digest<'a>(
+        &mut self,
+        rows: impl Iterator<Item = &'a mut [f32]>,
+        tokenizer: &Tokenizer,
+    ) -> u64 {
+        let certain = self.fed.len() - self.guessed;
+        self.advance(certain);
+        let mut came_true = 0;
+        for (row, next) in rows.zip(certain..) {
+            self.generate(row, tokenizer);
+            if self.has_ended() || self.ids.last() != self.fed.get(next) {
+                break;
+            }
+            self.advance(1);
+            came_true += 1;
+        }
+        came_true
+    }
+
     /// Draws the next token from the logits of its last cached one.
-    pub(crate) fn generate(&mut self, logits: &mut [f32], tokenizer: &Tokenizer) {
+    fn generate(&mut self, logits: &mut [f32], tokenizer: &Tokenizer) {
         if self.ignores_eos {
             for id in tokenizer.eos() {
                 logits.get_mut(*id as usize).into_iter().for_each(|logit| *logit = NEVER);
             }
         }
-        let id = match self.sampler.sample(logits, self.ids.len() as u32) {
-            Ok(id) => id,
+        let Drawn { id, logprobs } = match self.sampler.sample(logits, self.ids.len() as u32) {
+            Ok(drawn) => drawn,
             Err(NotFinite) => return self.fail("the model gave logits that are not finite"),
         };
+        self.speculation.observe(id);
         if tokenizer.eos().contains(&id) {
             self.release_held();
             return self.finish(FinishReason::Stop, String::new());
         }
         self.ids.push(id);
+        self.logprobs.push_back(logprobs.map(|logprobs| told(id, logprobs, tokenizer)));
         match self.stop.push(id, tokenizer.bytes(id)) {
             Outcome::Released(pieces) => self.release(pieces),
             Outcome::Stopped { released, tail, stop } => {
@@ -272,9 +357,10 @@ impl Sequence {
         }
     }
 
-    /// Gives the sink what it has room for.
+    /// Gives the sink what it has room for; one that closed gets nothing more, not even of the
+    /// same step.
     pub(crate) fn flush(&mut self) {
-        while !self.is_end_told && self.sink.is_ready() {
+        while !self.is_end_told && !self.sink.is_closed() && self.sink.is_ready() {
             if let Some(event) = self.outbox.pop_front() {
                 self.emitted_tokens += u32::from(matches!(event, Event::Token { .. }));
                 self.sink.emit(event);
@@ -303,5 +389,14 @@ impl Sequence {
             let logprobs = self.logprobs.pop_front().flatten().map(Box::new);
             self.outbox.push_back(Event::Token { id, text, state_digest: None, logprobs });
         }
+    }
+}
+
+/// A drawn token's probabilities with the tokens' texts.
+fn told(id: u32, logprobs: Logprobs, tokenizer: &Tokenizer) -> TokenLogprobs {
+    let one = |(id, logprob)| Logprob { id, bytes: tokenizer.bytes(id).to_vec(), logprob };
+    TokenLogprobs {
+        chosen: one((id, logprobs.chosen)),
+        top: logprobs.top.into_iter().map(one).collect(),
     }
 }

@@ -11,8 +11,8 @@ use tally_engine as native;
 use tokio::sync::mpsc;
 
 use super::{
-    Engine, EngineEvent, EngineFinish, EngineLoad, Generation, GenerationSpec, Logprob, ModelCard,
-    Prompt, Sampling, StartError, TokenLogprobs,
+    CacheCounts, Engine, EngineEvent, EngineFinish, EngineLoad, Generation, GenerationSpec,
+    Logprob, ModelCard, Prompt, Sampling, StartError, TokenLogprobs,
 };
 use crate::units::Hash32;
 
@@ -98,6 +98,7 @@ impl Engine for LocalEngine {
             sampling: sampling(&spec.sampling),
             stop: spec.stop,
             ignore_eos: spec.ignore_eos,
+            owner: Some(*spec.owner.bytes()),
         };
         let pause = Arc::new(Pause::default());
         let sink = Sink { sender, pause: Arc::clone(&pause) };
@@ -118,7 +119,14 @@ impl Engine for LocalEngine {
             running: count(load.running),
             queued: count(load.queued),
             kv_block_count_free: count(load.kv_blocks_free),
+            kv_block_count_cached: count(load.kv_blocks_cached),
             kv_block_count: count(load.kv_blocks_total),
+            cache: CacheCounts {
+                hits: load.cache.hits,
+                hit_tokens: load.cache.hit_tokens,
+                evictions: load.cache.evictions,
+                preemptions: load.preemptions,
+            },
         }
     }
 
@@ -178,7 +186,7 @@ impl native::EventSink for Sink {
 
 fn translate(event: native::Event) -> EngineEvent {
     match event {
-        native::Event::Prefilled { .. } => EngineEvent::Prefilled,
+        native::Event::Prefilled { cached_tokens, .. } => EngineEvent::Prefilled { cached_tokens },
         native::Event::Token { id, text, state_digest, logprobs } => EngineEvent::Token {
             id,
             text,
@@ -251,7 +259,7 @@ mod tests {
         let (sender, mut events) = mpsc::channel(2);
         let pause = Arc::new(Pause::default());
         let mut sink = Sink { sender, pause: Arc::clone(&pause) };
-        let event = || native::Event::Prefilled { prompt_tokens: 1 };
+        let event = || native::Event::Prefilled { prompt_tokens: 1, cached_tokens: 0 };
         for _ in 0..2 {
             assert!(sink.is_ready());
             sink.emit(event());

@@ -4,6 +4,8 @@
 
 use std::path::PathBuf;
 
+use tally_engine::SharePrefixes;
+
 use super::error::{Problem, SettingsError};
 use super::read::Reader;
 use super::table::THREADS_MAX;
@@ -210,6 +212,12 @@ fn engine(reader: &mut Reader) -> EngineSettings {
         running_max: reader.integer("engine.running_max").unwrap_or_default(),
         queue_max: reader.integer("engine.queue_max").unwrap_or_default(),
         prefill_chunk: reader.integer("engine.prefill_chunk").unwrap_or_default(),
+        share_prefixes: match reader.choice("engine.share_prefixes") {
+            Some("nobody") => SharePrefixes::Nobody,
+            Some("everyone") => SharePrefixes::Everyone,
+            _ => SharePrefixes::WithinOwner,
+        },
+        speculation: reader.switch("engine.speculation").unwrap_or_default(),
     }
 }
 

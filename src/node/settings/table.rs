@@ -168,6 +168,27 @@ const NODE: &[Setting] = &[
         about: "Prompt tokens read in one step, so that other sequences are not held up",
     },
     Setting {
+        key: "engine.share_prefixes",
+        flag: Some("engine-share-prefixes"),
+        env: "TALLY_ENGINE_SHARE_PREFIXES",
+        alias: None,
+        kind: Kind::Choice(&["nobody", "owner", "everyone"]),
+        fallback: Fallback::Text("owner"),
+        about: "Whose prompts are not read again where they begin like earlier ones: none, those of \
+                one depositor (in free mode all, as the operator's own), or all; the time to the \
+                first token then tells whether such a beginning was sent before",
+    },
+    Setting {
+        key: "engine.speculation",
+        flag: Some("engine-speculation"),
+        env: "TALLY_ENGINE_SPECULATION",
+        alias: None,
+        kind: Kind::Switch,
+        fallback: Fallback::Text("true"),
+        about: "Guess tokens of texts that repeat themselves or their prompt, and check the guesses \
+                in one step; the text is the same either way",
+    },
+    Setting {
         key: "chain.rpc_urls",
         flag: Some("chain-rpc-urls"),
         env: "TALLY_CHAIN_RPC_URLS",

@@ -16,7 +16,7 @@ use tally::session::{
     BooksParts, Credential, Frame, LegacyAccess, PaidBy, Phase, PromptInput, PromptRequest,
     Refusal, Reply, ReplyEvent, Sessions, Snapshot, Tracker,
 };
-use tally::units::{JobId, Millis, TokenCount, TurnNo};
+use tally::units::{Address, Hash32, JobId, Millis, TokenCount, TurnNo};
 use tokio_util::task::TaskTracker;
 
 use super::harness::{GRACE, request, tokens};
@@ -32,7 +32,8 @@ struct Desk {
 }
 
 impl Desk {
-    /// Job 1 buys 1000 tokens, job 2 buys 10, and of job 3 nothing can be claimed.
+    /// Job 1 buys 1000 tokens, job 2 buys 10, job 4 as job 1 for another depositor, and of job 3
+    /// nothing can be claimed.
     async fn new() -> Self {
         Self::on(MemoryLedger::new(), LegacyAccess::On { cap: None }).await
     }
@@ -43,6 +44,8 @@ impl Desk {
         chain.open(job(2), 10);
         chain.open(job(3), 1000);
         chain.change(job(3), |job| job.rate_per_second = 0);
+        chain.open(job(4), 1000);
+        chain.change(job(4), |job| job.depositor = Address::new([0xd4; 20]));
         let clock = Arc::<ManualClock>::default();
         let engine = ScriptedEngine::new(tokens(100));
         let ledger = Arc::new(ledger);
@@ -268,6 +271,22 @@ async fn a_conversation_continues_from_its_own_ids() {
     assert!(desk.engine.starts()[2].prompt_ids.len() < first.len());
     read(desk.try_begin(say("more")).await.unwrap()).await;
     assert!(desk.engine.starts()[3].prompt_ids.starts_with(second));
+}
+
+#[tokio::test]
+async fn prompts_share_what_is_cached_within_a_depositor_only() {
+    let desk = Desk::new().await;
+    for (number, is_known) in [(1, false), (4, false), (1, true), (2, true), (4, true)] {
+        let reply = desk.begin(number, 1).await;
+        let prompt = reply.info().usage.prompt_tokens;
+        let (frame, end) = reply.whole().await;
+        frame.delivered();
+        assert!(prompt > 1);
+        let expected = if is_known { prompt - 1 } else { 0 };
+        assert_eq!(end.usage.cached_tokens, expected, "job {number}");
+    }
+    let owners: Vec<Hash32> = desk.engine.starts().iter().map(|start| start.owner).collect();
+    assert!(owners[0] != owners[1] && owners.iter().all(|owner| *owner != Hash32::ZERO));
 }
 
 #[tokio::test]

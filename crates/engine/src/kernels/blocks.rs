@@ -1,7 +1,7 @@
 //! GGUF's weight formats: quantised blocks, read weight by weight, and plain floats.
 //!
 //! For: the one place that knows how a file lays its weights out.
-//! Must never: round: a scale that a format makes of two factors is exact in f32.
+//! Must never: round, or multiply: what the file keeps in two factors stays in two.
 //! Relies on: ggml's block formats (GGUF specification; ggml `block_q4_0` … `block_q6_K`).
 
 /// Weights that share a scale of a product's arithmetic, along k.
@@ -17,18 +17,18 @@ pub(crate) enum Format {
     Q4_0,
     /// q in 0..16, four bits, with minimum.
     Q4_1,
-    /// q in −16..16, five bits, kept as eight.
+    /// q in −16..16, five bits.
     Q5_0,
-    /// q in 0..32, five bits, kept as eight, with minimum.
+    /// q in 0..32, five bits, with minimum.
     Q5_1,
     /// q in −128..128.
     Q8_0,
     /// q in 0..16, four bits, with minimum; d and m are products of a half and six bits.
     Q4K,
-    /// q in 0..32, five bits, kept as eight; else as `Q4K`.
+    /// q in 0..32, five bits; else as `Q4K`.
     Q5K,
-    /// q in −32..32, six bits, kept as eight; d is the product of a half and eight bits, and each
-    /// 16 weights have one of their own.
+    /// q in −32..32, six bits; d is the product of a half and eight bits, and each 16 weights have
+    /// one of their own.
     Q6K,
     /// IEEE half precision, not quantised.
     F16,
@@ -90,42 +90,45 @@ impl Format {
         matches!(self, Format::Q4_1 | Format::Q5_1 | Format::Q4K | Format::Q5K)
     }
 
-    /// Whether weights are packed to eight bits (else, where they are quantised, to four).
-    pub(crate) fn is_octet(self) -> bool {
-        use Format::{Q5_0, Q5_1, Q5K, Q6K, Q8_0};
-        matches!(self, Q5_0 | Q5_1 | Q8_0 | Q5K | Q6K)
+    /// Bits that a weight is packed to; 0 for floats.
+    pub(crate) fn bits(self) -> usize {
+        match self {
+            Format::Q4_0 | Format::Q4_1 | Format::Q4K => 4,
+            Format::Q5_0 | Format::Q5_1 | Format::Q5K => 5,
+            Format::Q6K => 6,
+            Format::Q8_0 => 8,
+            Format::F16 | Format::Bf16 | Format::F32 => 0,
+        }
     }
 
-    /// Whether each half of a block has a scale of its own.
-    pub(crate) fn has_halves(self) -> bool {
-        self == Format::Q6K
+    /// Blocks of 32 that share their halves; each then has two factors of its own where it is
+    /// more than one.
+    pub(crate) fn scale_blocks(self) -> usize {
+        self.block_weights() / BLOCK
     }
 
-    /// Whether scales (or the weights themselves, where they are floats) need more than 16 bits.
-    pub(crate) fn is_wide(self) -> bool {
-        matches!(self, Format::Q4K | Format::Q5K | Format::Q6K | Format::F32)
-    }
-
-    /// What is added to q in the packed form: 128 for octets, 8 for `Q4_0`, 0 for four bits with
-    /// minimum.
+    /// What is added to q in the packed form.
     pub(crate) fn zero(self) -> i32 {
         match self {
             Format::Q4_0 => 8,
-            _ if self.is_octet() => 128,
+            Format::Q5_0 => 16,
+            Format::Q6K => 32,
+            Format::Q8_0 => 128,
             _ => 0,
         }
     }
 }
 
-/// 32 weights along k.
+/// 32 weights along k, as the file has them: nothing is rounded.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Block {
     /// q + zero.
     pub(crate) stored: [u8; BLOCK],
-    /// Factor of the first and of the second 16 weights; the same but in formats with halves.
-    pub(crate) d: [f32; 2],
-    /// What is added to each weight.
-    pub(crate) m: f32,
+    /// Half precision bits of the scale, and of the minimum that is added to each weight.
+    pub(crate) halves: [u16; 2],
+    /// In K-formats the whole numbers that the halves are multiplied by: of scale and minimum,
+    /// or signed ones of the scale in the first and second 16 weights.
+    pub(crate) factors: [u8; 2],
 }
 
 /// The `nth` 32 weights of a GGUF block of a quantised format.
@@ -137,51 +140,66 @@ pub(crate) fn block(format: Format, raw: &[u8], nth: usize) -> Block {
     }
 }
 
-fn half(raw: &[u8], at: usize) -> f32 {
-    half::f16::from_le_bytes([raw[at], raw[at + 1]]).to_f32_const()
+fn half(raw: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes([raw[at], raw[at + 1]])
 }
 
+/// The formats of 32 weights: scale, (minimum,) (32 fifth bits,) weights.
 fn plain(format: Format, raw: &[u8]) -> Block {
-    let nibble = |quants: &[u8], k: usize| (quants[k % 16] >> (k / 16 * 4)) & 15;
-    let fifth = |bits: &[u8], k: usize| (bits[k / 8] >> (k % 8) & 1) << 4;
-    let stored = std::array::from_fn(|k| match format {
-        Format::Q4_0 => nibble(&raw[2..], k),
-        Format::Q4_1 => nibble(&raw[4..], k),
-        Format::Q5_0 => (nibble(&raw[6..], k) | fifth(&raw[2..6], k)) + (128 - 16),
-        Format::Q5_1 => (nibble(&raw[8..], k) | fifth(&raw[4..8], k)) + 128,
-        _ => raw[2 + k] ^ 0x80,
-    });
-    let m = if format.has_minimum() { half(raw, 2) } else { 0.0 };
-    Block { stored, d: [half(raw, 0); 2], m }
+    let minimum = if format.has_minimum() { half(raw, 2) } else { 0 };
+    let rest = &raw[if format.has_minimum() { 4 } else { 2 }..];
+    let mut stored = [0; BLOCK];
+    if format.bits() == 8 {
+        for (stored, q) in stored.iter_mut().zip(rest) {
+            *stored = q ^ 0x80;
+        }
+    } else {
+        // Byte k holds the low four bits of weights k and k + 16.
+        let (fifths, nibbles) = rest.split_at(if format.bits() == 5 { 4 } else { 0 });
+        let (low, high) = stored.split_at_mut(BLOCK / 2);
+        for ((low, high), byte) in low.iter_mut().zip(high).zip(nibbles) {
+            (*low, *high) = (byte & 15, byte >> 4);
+        }
+        if let [a, b, c, d] = *fifths {
+            let bits = u32::from_le_bytes([a, b, c, d]);
+            for (k, stored) in stored.iter_mut().enumerate() {
+                *stored |= ((bits >> k & 1) << 4) as u8;
+            }
+        }
+    }
+    Block { stored, halves: [half(raw, 0), minimum], factors: [0; 2] }
 }
+
+/// Sign bit of half precision: minima of K-formats are subtracted.
+const SIGN: u16 = 0x8000;
 
 /// `Q4_K` and `Q5_K`: two halves, twelve bytes of six-bit factors, (32 bytes of fifth bits,) and
 /// four bits a weight, 64 weights to 32 bytes.
 fn minimum_k(format: Format, raw: &[u8], nth: usize) -> Block {
-    let (scale, minimum) = six_bits(&raw[4..16], nth);
     let is_fifth = format == Format::Q5K;
     let quants = &raw[if is_fifth { 48 } else { 16 }..][nth / 2 * BLOCK..][..BLOCK];
-    let stored = std::array::from_fn(|k| {
-        let nibble = (quants[k] >> (nth % 2 * 4)) & 15;
-        match is_fifth {
-            true => (nibble | (raw[16 + k] >> nth & 1) << 4) + 128,
-            false => nibble,
+    let mut stored = [0; BLOCK];
+    for (stored, byte) in stored.iter_mut().zip(quants) {
+        *stored = (byte >> (nth % 2 * 4)) & 15;
+    }
+    if is_fifth {
+        for (stored, bits) in stored.iter_mut().zip(&raw[16..48]) {
+            *stored |= (bits >> nth & 1) << 4;
         }
-    });
-    // Eleven bits and six: exact in f32, as is the sign.
-    let d = half(raw, 0) * f32::from(scale);
-    Block { stored, d: [d; 2], m: -(half(raw, 2) * f32::from(minimum)) }
+    }
+    let halves = [half(raw, 0), half(raw, 2) ^ SIGN];
+    Block { stored, halves, factors: six_bits(&raw[4..16], nth) }
 }
 
 /// Factor of scale and minimum of the `nth` of eight: the first four lie in the low six bits of
 /// bytes 0–3 and 4–7; the others have their low four bits in bytes 8–11 and their high two above
 /// those of the first.
-fn six_bits(packed: &[u8], nth: usize) -> (u8, u8) {
+fn six_bits(packed: &[u8], nth: usize) -> [u8; 2] {
     match nth.checked_sub(4) {
-        None => (packed[nth] & 63, packed[nth + 4] & 63),
+        None => [packed[nth] & 63, packed[nth + 4] & 63],
         Some(i) => {
             let (low, high) = (packed[i + 8] & 15, packed[i + 8] >> 4);
-            (low | packed[i] >> 6 << 4, high | packed[i + 4] >> 6 << 4)
+            [low | packed[i] >> 6 << 4, high | packed[i + 4] >> 6 << 4]
         }
     }
 }
@@ -192,12 +210,11 @@ fn halves_k(raw: &[u8], nth: usize) -> Block {
     let (part, quarter) = (nth / 4, nth % 4);
     let low = &raw[64 * part + quarter % 2 * BLOCK..][..BLOCK];
     let high = &raw[128 + 32 * part..][..BLOCK];
-    let stored = std::array::from_fn(|k| {
-        let nibble = (low[k] >> (quarter / 2 * 4)) & 15;
-        (nibble | (high[k] >> (2 * quarter) & 3) << 4) + (128 - 32)
-    });
-    let factor = |side: usize| f32::from(raw[192 + 2 * nth + side] as i8);
-    let d = half(raw, 208);
-    // Eleven bits and seven: exact in f32.
-    Block { stored, d: [d * factor(0), d * factor(1)], m: 0.0 }
+    let mut stored = [0; BLOCK];
+    for ((stored, low), high) in stored.iter_mut().zip(low).zip(high) {
+        let nibble = (low >> (quarter / 2 * 4)) & 15;
+        *stored = nibble | (high >> (2 * quarter) & 3) << 4;
+    }
+    let factors = [raw[192 + 2 * nth], raw[193 + 2 * nth]];
+    Block { stored, halves: [half(raw, 208), 0], factors }
 }

@@ -6,6 +6,8 @@
 //! whose order is fixed here for all.
 //! Relies on: callers being inside a function that enables the features (see `per_isa!`).
 
+use std::ops::Range;
+
 /// Lanes per vector: also the output rows of a weight tile and the tokens of a KV block.
 pub(crate) const LANES: usize = 16;
 
@@ -22,6 +24,8 @@ pub(crate) trait Lanes: Copy {
     /// Activation rows that share one pass over a weight tile, at most: 1, 2, 4 or 8. Speed
     /// only.
     const ROWS_TOGETHER: usize;
+    /// Sums that attention keeps at once beside what it adds to them. Speed only.
+    const SUMS: usize;
 
     /// All lanes `x`.
     fn splat(x: f32) -> Self;
@@ -52,16 +56,29 @@ pub(crate) trait Lanes: Copy {
     /// Adds `n` to the exponent, where `n` is the low bits of `biased` = 1.5·2²³ + n.
     fn shift_exponent(self, biased: Self) -> Self;
 
+    /// Lanes from bytes; exact.
+    fn load_u8(from: &[u8; LANES]) -> Self;
+    /// Lanes from bytes that are signed numbers; exact.
+    fn load_i8(from: &[u8; LANES]) -> Self;
+
     /// Four-bit weights: byte `4 lane + i` of line j holds k = 8j + i (low), 8j + 4 + i (high).
     fn unpack_nibbles(from: &[Line; 4]) -> Self::Weights;
+    /// Five-bit weights: four lines as of four bits, then one whose byte `4 lane + i` has in bit
+    /// j the fifth bit of k = 4j + i.
+    fn unpack_fives(from: &[Line; 5]) -> Self::Weights;
+    /// Six-bit weights: four lines as of four bits, then two whose bytes `4 lane + i` have in bits
+    /// 2j and 2j + 1 the upper bits of k = 4j + i and, in the second, of k = 16 + 4j + i.
+    fn unpack_sixes(from: &[Line; 6]) -> Self::Weights;
     /// Eight-bit weights, offset by 128: byte `4 lane + i` of line j holds k = 4j + i.
     fn unpack_octets(from: &[Line; 8]) -> Self::Weights;
     /// `Σ w·x + start` over the 32 of a block, exact; weights ≤ 15, `x` within ±127.
     fn dot_nibbles(weights: &Self::Weights, x: &[i8; 32], start: i32) -> Self;
-    /// `Σ (w - 128)·x` over the 32 of a block, exact; `sum` = Σ x, `x` within ±127.
-    fn dot_octets(weights: &Self::Weights, x: &[i8; 32], sum: i32) -> Self;
-    /// `Σ (w - 128)·x` over each half of a block, exact; `sums` = Σ x of the halves.
-    fn dot_octet_halves(weights: &Self::Weights, x: &[i8; 32], sums: [i32; 2]) -> [Self; 2];
+    /// The same for weights ≤ 31.
+    fn dot_fives(weights: &Self::Weights, x: &[i8; 32], start: i32) -> Self;
+    /// The same for weights ≤ 63 over each half of a block, with a start for each.
+    fn dot_six_halves(weights: &Self::Weights, x: &[i8; 32], starts: [i32; 2]) -> [Self; 2];
+    /// The same over a block for eight-bit weights; `start` = −128·Σ x, so it is Σ (w − 128)·x.
+    fn dot_octets(weights: &Self::Weights, x: &[i8; 32], start: i32) -> Self;
 }
 
 /// The sum of sixteen lanes in the one order: i + (i+8), then +4, +2, +1.
@@ -125,6 +142,7 @@ impl Lanes for Scalar {
     type Weights = [[u8; 32]; LANES];
 
     const ROWS_TOGETHER: usize = 1;
+    const SUMS: usize = 4;
 
     #[inline(always)]
     fn splat(x: f32) -> Self {
@@ -183,12 +201,41 @@ impl Lanes for Scalar {
         self.zip(biased, |p, b| f32::from_bits(p.to_bits().wrapping_add(b.to_bits() << 23)))
     }
 
+    fn load_u8(from: &[u8; LANES]) -> Self {
+        Scalar(from.map(f32::from))
+    }
+    fn load_i8(from: &[u8; LANES]) -> Self {
+        Scalar(from.map(|byte| f32::from(byte as i8)))
+    }
+
     fn unpack_nibbles(from: &[Line; 4]) -> Self::Weights {
         let mut out = [[0; 32]; LANES];
         for (j, line) in from.iter().enumerate() {
             for (at, byte) in line.0.iter().enumerate() {
                 out[at / 4][8 * j + at % 4] = byte & 15;
                 out[at / 4][8 * j + 4 + at % 4] = byte >> 4;
+            }
+        }
+        out
+    }
+    fn unpack_fives(from: &[Line; 5]) -> Self::Weights {
+        let [nibbles @ .., fifths] = from;
+        let mut out = Self::unpack_nibbles(nibbles);
+        for (at, byte) in fifths.0.iter().enumerate() {
+            for j in 0..8 {
+                out[at / 4][4 * j + at % 4] |= (byte >> j & 1) << 4;
+            }
+        }
+        out
+    }
+    fn unpack_sixes(from: &[Line; 6]) -> Self::Weights {
+        let [nibbles @ .., low, high] = from;
+        let mut out = Self::unpack_nibbles(nibbles);
+        for (half, line) in [low, high].into_iter().enumerate() {
+            for (at, byte) in line.0.iter().enumerate() {
+                for j in 0..4 {
+                    out[at / 4][16 * half + 4 * j + at % 4] |= (byte >> (2 * j) & 3) << 4;
+                }
             }
         }
         out
@@ -203,24 +250,29 @@ impl Lanes for Scalar {
         out
     }
     fn dot_nibbles(weights: &Self::Weights, x: &[i8; 32], start: i32) -> Self {
-        Scalar(weights.map(|row| {
-            let products = row.iter().zip(x).map(|(w, x)| i32::from(*w) * i32::from(*x));
-            (start + products.sum::<i32>()) as f32
-        }))
+        scalar_dot(weights, x, 0..32, start)
     }
-    fn dot_octets(weights: &Self::Weights, x: &[i8; 32], _sum: i32) -> Self {
-        Scalar(weights.map(|row| {
-            let products = row.iter().zip(x).map(|(w, x)| (i32::from(*w) - 128) * i32::from(*x));
-            products.sum::<i32>() as f32
-        }))
+    fn dot_fives(weights: &Self::Weights, x: &[i8; 32], start: i32) -> Self {
+        scalar_dot(weights, x, 0..32, start)
     }
-    fn dot_octet_halves(weights: &Self::Weights, x: &[i8; 32], _sums: [i32; 2]) -> [Self; 2] {
-        [0..16, 16..32].map(|half| {
-            Scalar(weights.map(|row| {
-                let pairs = row[half.clone()].iter().zip(&x[half.clone()]);
-                let products = pairs.map(|(w, x)| (i32::from(*w) - 128) * i32::from(*x));
-                products.sum::<i32>() as f32
-            }))
-        })
+    fn dot_six_halves(weights: &Self::Weights, x: &[i8; 32], starts: [i32; 2]) -> [Self; 2] {
+        [scalar_dot(weights, x, 0..16, starts[0]), scalar_dot(weights, x, 16..32, starts[1])]
     }
+    fn dot_octets(weights: &Self::Weights, x: &[i8; 32], start: i32) -> Self {
+        scalar_dot(weights, x, 0..32, start)
+    }
+}
+
+/// `Σ w·x + start` over `range` of a block, for each lane.
+fn scalar_dot(
+    weights: &[[u8; 32]; LANES],
+    x: &[i8; 32],
+    range: Range<usize>,
+    start: i32,
+) -> Scalar {
+    Scalar(weights.map(|row| {
+        let pairs = row[range.clone()].iter().zip(&x[range.clone()]);
+        let products = pairs.map(|(w, x)| i32::from(*w) * i32::from(*x));
+        (start + products.sum::<i32>()) as f32
+    }))
 }

@@ -3,7 +3,7 @@
 //! For: processors with AVX2, FMA and F16C.
 //! Must never: be used outside a function that enables those features (`per_isa!`).
 //! Relies on: `maddubs` (u8 × i8, two to an i16) saturating only beyond ±32767, which can't be
-//! reached: see [`dot_nibbles_half`] and [`dot_octets_half`].
+//! reached: see [`dot_small_half`] and [`dot_octets_half`].
 
 use std::arch::x86_64::*;
 
@@ -29,37 +29,52 @@ fn group(x: &[i8; 32], j: usize) -> __m256i {
     unsafe { _mm256_set1_epi32(i32::from_ne_bytes(four)) }
 }
 
-/// Σ w·x + start for eight rows: |w·x + w·x| ≤ 2·15·127 = 3810 a pair, eight pairs 30 480: no
-/// i16 is exceeded, so the pairs are added before they are widened.
+/// Σ w·x + start for eight rows, from group `first` of x on, for weights ≤ 15 (`RUN` = 8), 31 (4)
+/// or 63 (2): |w·x + w·x| ≤ 2·w·127 a pair, so the sums of `RUN` pairs are at most 30 480, 31 496
+/// and 32 004: within an i16, and pairs are added before they are widened.
 #[inline(always)]
-fn dot_nibbles_half(weights: &[__m256i], x: &[i8; 32], start: i32) -> __m256 {
+fn dot_small_half<const RUN: usize>(
+    weights: &[__m256i],
+    (x, first): (&[i8; 32], usize),
+    start: i32,
+) -> __m256 {
     // SAFETY: `per_isa!` proved AVX2; all operands are registers.
     unsafe {
-        let mut pairs = _mm256_setzero_si256();
-        for (j, w) in weights.iter().enumerate() {
-            pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(*w, group(x, j)));
+        let mut sums = _mm256_set1_epi32(start);
+        for (run, weights) in weights.chunks_exact(RUN).enumerate() {
+            let mut pairs = _mm256_setzero_si256();
+            for (j, w) in weights.iter().enumerate() {
+                let x = group(x, first + run * RUN + j);
+                pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(*w, x));
+            }
+            sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
         }
-        let sums = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-        _mm256_cvtepi32_ps(_mm256_add_epi32(sums, _mm256_set1_epi32(start)))
+        _mm256_cvtepi32_ps(sums)
     }
 }
 
-/// Σ w·x for eight rows of signed weights, from group `first` of x on: |w| as u8 (128 for −128)
-/// times x with w's sign: a pair is at most 2·128·127 = 32 512, within an i16; pairs are widened
-/// before they are added.
+/// Σ w·x for eight rows of signed weights: |w| as u8 (128 for −128) times x with w's sign: a pair
+/// is at most 2·128·127 = 32 512, within an i16; pairs are widened before they are added.
 #[inline(always)]
-fn dot_octets_half(weights: &[__m256i], x: &[i8; 32], first: usize) -> __m256 {
+fn dot_octets_half(weights: &[__m256i], x: &[i8; 32]) -> __m256 {
     // SAFETY: `per_isa!` proved AVX2; all operands are registers.
     unsafe {
         let mut sums = _mm256_setzero_si256();
         let ones = _mm256_set1_epi16(1);
         for (j, w) in weights.iter().enumerate() {
-            let signed = _mm256_sign_epi8(group(x, first + j), *w);
+            let signed = _mm256_sign_epi8(group(x, j), *w);
             let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(*w), signed);
             sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, ones));
         }
         _mm256_cvtepi32_ps(sums)
     }
+}
+
+/// `bits & mask | into`.
+#[inline(always)]
+fn or_masked(bits: __m256i, mask: __m256i, into: __m256i) -> __m256i {
+    // SAFETY: `per_isa!` proved AVX2; all operands are registers.
+    unsafe { _mm256_or_si256(_mm256_and_si256(bits, mask), into) }
 }
 
 // SAFETY of every block below: `per_isa!` proved AVX2, FMA and F16C; memory operands are
@@ -71,6 +86,8 @@ impl Lanes for Avx2 {
     /// Of 16 registers the weights alone take more than there are; four rows still share the
     /// unpacking.
     const ROWS_TOGETHER: usize = 4;
+    /// Two registers each.
+    const SUMS: usize = 6;
 
     #[inline(always)]
     fn splat(x: f32) -> Self {
@@ -170,6 +187,28 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    fn load_u8(from: &[u8; LANES]) -> Self {
+        let half = |at: usize| {
+            // SAFETY: eight bytes are readable from 0 and from 8, `per_isa!` proved AVX2.
+            unsafe {
+                let bytes = _mm_loadl_epi64(from[at..at + 8].as_ptr().cast());
+                _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes))
+            }
+        };
+        Avx2(half(0), half(8))
+    }
+    #[inline(always)]
+    fn load_i8(from: &[u8; LANES]) -> Self {
+        let half = |at: usize| {
+            // SAFETY: as in `load_u8`.
+            unsafe {
+                let bytes = _mm_loadl_epi64(from[at..at + 8].as_ptr().cast());
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes))
+            }
+        };
+        Avx2(half(0), half(8))
+    }
+    #[inline(always)]
     fn unpack_nibbles(from: &[Line; 4]) -> Self::Weights {
         // SAFETY: see the impl.
         unsafe {
@@ -185,6 +224,47 @@ impl Lanes for Avx2 {
             }
             out
         }
+    }
+    #[inline(always)]
+    fn unpack_fives(from: &[Line; 5]) -> Self::Weights {
+        let [nibbles @ .., fifths] = from;
+        let mut out = Self::unpack_nibbles(nibbles);
+        for side in 0..2 {
+            // SAFETY: see the impl.
+            unsafe {
+                let bits = load32(fifths, side);
+                let mask = _mm256_set1_epi8(16);
+                let out = &mut out[8 * side..8 * side + 8];
+                // Bits cross bytes in these shifts, but none of those that the mask keeps.
+                out[0] = or_masked(_mm256_slli_epi16::<4>(bits), mask, out[0]);
+                out[1] = or_masked(_mm256_slli_epi16::<3>(bits), mask, out[1]);
+                out[2] = or_masked(_mm256_slli_epi16::<2>(bits), mask, out[2]);
+                out[3] = or_masked(_mm256_slli_epi16::<1>(bits), mask, out[3]);
+                out[4] = or_masked(bits, mask, out[4]);
+                out[5] = or_masked(_mm256_srli_epi16::<1>(bits), mask, out[5]);
+                out[6] = or_masked(_mm256_srli_epi16::<2>(bits), mask, out[6]);
+                out[7] = or_masked(_mm256_srli_epi16::<3>(bits), mask, out[7]);
+            }
+        }
+        out
+    }
+    #[inline(always)]
+    fn unpack_sixes(from: &[Line; 6]) -> Self::Weights {
+        let [nibbles @ .., low, high] = from;
+        let mut out = Self::unpack_nibbles(nibbles);
+        for (part, side) in [(0, 0), (1, 0), (0, 1), (1, 1)] {
+            // SAFETY: see the impl.
+            unsafe {
+                let bits = load32(if part == 0 { low } else { high }, side);
+                let mask = _mm256_set1_epi8(48);
+                let out = &mut out[8 * side + 4 * part..8 * side + 4 * part + 4];
+                out[0] = or_masked(_mm256_slli_epi16::<4>(bits), mask, out[0]);
+                out[1] = or_masked(_mm256_slli_epi16::<2>(bits), mask, out[1]);
+                out[2] = or_masked(bits, mask, out[2]);
+                out[3] = or_masked(_mm256_srli_epi16::<2>(bits), mask, out[3]);
+            }
+        }
+        out
     }
     #[inline(always)]
     fn unpack_octets(from: &[Line; 8]) -> Self::Weights {
@@ -204,19 +284,27 @@ impl Lanes for Avx2 {
     #[inline(always)]
     fn dot_nibbles(weights: &Self::Weights, x: &[i8; 32], start: i32) -> Self {
         let (low, high) = weights.split_at(8);
-        Avx2(dot_nibbles_half(low, x, start), dot_nibbles_half(high, x, start))
+        Avx2(dot_small_half::<8>(low, (x, 0), start), dot_small_half::<8>(high, (x, 0), start))
     }
     #[inline(always)]
-    fn dot_octets(weights: &Self::Weights, x: &[i8; 32], _sum: i32) -> Self {
+    fn dot_fives(weights: &Self::Weights, x: &[i8; 32], start: i32) -> Self {
         let (low, high) = weights.split_at(8);
-        Avx2(dot_octets_half(low, x, 0), dot_octets_half(high, x, 0))
+        Avx2(dot_small_half::<4>(low, (x, 0), start), dot_small_half::<4>(high, (x, 0), start))
     }
     #[inline(always)]
-    fn dot_octet_halves(weights: &Self::Weights, x: &[i8; 32], _sums: [i32; 2]) -> [Self; 2] {
-        let half = |first: usize| {
+    fn dot_six_halves(weights: &Self::Weights, x: &[i8; 32], starts: [i32; 2]) -> [Self; 2] {
+        let half = |first: usize, start: i32| {
             let (low, high) = (&weights[first..first + 4], &weights[8 + first..12 + first]);
-            Avx2(dot_octets_half(low, x, first), dot_octets_half(high, x, first))
+            Avx2(
+                dot_small_half::<2>(low, (x, first), start),
+                dot_small_half::<2>(high, (x, first), start),
+            )
         };
-        [half(0), half(4)]
+        [half(0, starts[0]), half(4, starts[1])]
+    }
+    #[inline(always)]
+    fn dot_octets(weights: &Self::Weights, x: &[i8; 32], _start: i32) -> Self {
+        let (low, high) = weights.split_at(8);
+        Avx2(dot_octets_half(low, x), dot_octets_half(high, x))
     }
 }

@@ -45,6 +45,13 @@ fn dot(weights: &[__m512i; 8], x: &[i8; 32], start: i32) -> Avx512 {
     }
 }
 
+/// `bits & mask | into`, in one instruction.
+#[inline(always)]
+fn or_masked(bits: __m512i, mask: __m512i, into: __m512i) -> __m512i {
+    // SAFETY: `per_isa!` proved AVX-512; all operands are registers.
+    unsafe { _mm512_ternarylogic_epi32::<0b1110_1010>(bits, mask, into) }
+}
+
 // SAFETY of every block below: `per_isa!` proved AVX-512 F/BW/VL/DQ/VNNI; memory operands are
 // references to arrays of the width that is read or written.
 impl Lanes for Avx512 {
@@ -52,6 +59,7 @@ impl Lanes for Avx512 {
 
     /// Accumulators, unpacked weights and scales of eight rows fit the 32 registers.
     const ROWS_TOGETHER: usize = 8;
+    const SUMS: usize = 16;
 
     #[inline(always)]
     fn splat(x: f32) -> Self {
@@ -134,6 +142,22 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    fn load_u8(from: &[u8; LANES]) -> Self {
+        // SAFETY: see the impl.
+        unsafe {
+            let bytes = _mm_loadu_si128(from.as_ptr().cast());
+            Avx512(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes)))
+        }
+    }
+    #[inline(always)]
+    fn load_i8(from: &[u8; LANES]) -> Self {
+        // SAFETY: see the impl.
+        unsafe {
+            let bytes = _mm_loadu_si128(from.as_ptr().cast());
+            Avx512(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)))
+        }
+    }
+    #[inline(always)]
     fn unpack_nibbles(from: &[Line; 4]) -> Self::Weights {
         // SAFETY: see the impl.
         unsafe {
@@ -146,6 +170,44 @@ impl Lanes for Avx512 {
             }
             out
         }
+    }
+    #[inline(always)]
+    fn unpack_fives(from: &[Line; 5]) -> Self::Weights {
+        let [nibbles @ .., fifths] = from;
+        let mut out = Self::unpack_nibbles(nibbles);
+        // SAFETY: see the impl.
+        unsafe {
+            let bits = load64(fifths);
+            let mask = _mm512_set1_epi8(16);
+            // Bits cross bytes in these shifts, but none of those that the mask keeps.
+            out[0] = or_masked(_mm512_slli_epi16::<4>(bits), mask, out[0]);
+            out[1] = or_masked(_mm512_slli_epi16::<3>(bits), mask, out[1]);
+            out[2] = or_masked(_mm512_slli_epi16::<2>(bits), mask, out[2]);
+            out[3] = or_masked(_mm512_slli_epi16::<1>(bits), mask, out[3]);
+            out[4] = or_masked(bits, mask, out[4]);
+            out[5] = or_masked(_mm512_srli_epi16::<1>(bits), mask, out[5]);
+            out[6] = or_masked(_mm512_srli_epi16::<2>(bits), mask, out[6]);
+            out[7] = or_masked(_mm512_srli_epi16::<3>(bits), mask, out[7]);
+        }
+        out
+    }
+    #[inline(always)]
+    fn unpack_sixes(from: &[Line; 6]) -> Self::Weights {
+        let [nibbles @ .., low, high] = from;
+        let mut out = Self::unpack_nibbles(nibbles);
+        for (half, line) in [low, high].into_iter().enumerate() {
+            // SAFETY: see the impl.
+            unsafe {
+                let bits = load64(line);
+                let mask = _mm512_set1_epi8(48);
+                let out = &mut out[4 * half..4 * half + 4];
+                out[0] = or_masked(_mm512_slli_epi16::<4>(bits), mask, out[0]);
+                out[1] = or_masked(_mm512_slli_epi16::<2>(bits), mask, out[1]);
+                out[2] = or_masked(bits, mask, out[2]);
+                out[3] = or_masked(_mm512_srli_epi16::<2>(bits), mask, out[3]);
+            }
+        }
+        out
     }
     #[inline(always)]
     fn unpack_octets(from: &[Line; 8]) -> Self::Weights {
@@ -161,20 +223,24 @@ impl Lanes for Avx512 {
         dot(weights, x, start)
     }
     #[inline(always)]
-    fn dot_octets(weights: &Self::Weights, x: &[i8; 32], sum: i32) -> Self {
-        dot(weights, x, -128 * sum)
+    fn dot_fives(weights: &Self::Weights, x: &[i8; 32], start: i32) -> Self {
+        dot(weights, x, start)
     }
     #[inline(always)]
-    fn dot_octet_halves(weights: &Self::Weights, x: &[i8; 32], sums: [i32; 2]) -> [Self; 2] {
+    fn dot_six_halves(weights: &Self::Weights, x: &[i8; 32], starts: [i32; 2]) -> [Self; 2] {
         // SAFETY: see the impl.
         unsafe {
-            let mut low = _mm512_set1_epi32(-128 * sums[0]);
-            let mut high = _mm512_set1_epi32(-128 * sums[1]);
+            let mut low = _mm512_set1_epi32(starts[0]);
+            let mut high = _mm512_set1_epi32(starts[1]);
             for j in 0..4 {
                 low = _mm512_dpbusd_epi32(low, weights[j], group(x, j));
                 high = _mm512_dpbusd_epi32(high, weights[4 + j], group(x, 4 + j));
             }
             [Avx512(_mm512_cvtepi32_ps(low)), Avx512(_mm512_cvtepi32_ps(high))]
         }
+    }
+    #[inline(always)]
+    fn dot_octets(weights: &Self::Weights, x: &[i8; 32], start: i32) -> Self {
+        dot(weights, x, start)
     }
 }

@@ -6,7 +6,7 @@
 //! `acc = fma(m, s·Σx, acc)`; where each 16 weights have a scale, two steps of 16
 //! (docs/spec/numerics.md, rule 1). Float weights: `acc = fma(w, x, acc)`, k ascending. Rows that
 //! are computed together don't touch each other.
-//! Relies on: exact block dots of [`Lanes`].
+//! Relies on: exact block dots of [`Lanes`], and scales that are exact in f32.
 
 use std::ops::Range;
 
@@ -33,11 +33,12 @@ macro_rules! unrolled {
 }
 
 /// What is done with a product before it is stored.
-pub(crate) enum Then<'a> {
+#[derive(Clone, Copy)]
+pub(crate) enum Then {
     /// `out[r] = [w₀·x[r] | w₁·x[r] | …]`, the matrices one below the other.
     Store,
-    /// `out[r] = w₀·x[r] + residual[r]`.
-    Add(&'a [f32]),
+    /// `out[r] = w₀·x[r] + out[r]`.
+    Add,
     /// `out[r] = silu(w₀·x[r]) · (w₁·x[r])`; two matrices of one shape.
     SwiGlu,
 }
@@ -46,7 +47,7 @@ pub(crate) enum Then<'a> {
 struct Product<'a> {
     weights: &'a [PackedMatrix],
     x: &'a Activations,
-    then: Then<'a>,
+    then: Then,
     out: Disjoint<'a, f32>,
     out_cols: usize,
 }
@@ -58,14 +59,14 @@ pub(crate) fn product(
     (cpu, threads): (Cpu, &Threads),
     weights: &[PackedMatrix],
     x: &Activations,
-    then: Then<'_>,
+    then: Then,
     out: &mut [f32],
 ) {
     let (tiles, out_cols) = match then {
         Then::Store => {
             (weights.iter().map(PackedMatrix::tiles).sum(), weights.iter().map(|w| w.rows).sum())
         }
-        Then::Add(_) | Then::SwiGlu => (weights[0].tiles(), weights[0].rows),
+        Then::Add | Then::SwiGlu => (weights[0].tiles(), weights[0].rows),
     };
     assert_eq!(out.len(), x.rows * out_cols, "a product's output has rows × columns");
     assert!(weights.iter().all(|w| w.cols == x.cols), "a product's inner sizes agree");
@@ -133,13 +134,13 @@ fn store<V: Lanes>(job: &Product<'_>, rows: Range<usize>, cols: Range<usize>, do
         let mut lanes = [0.0; LANES];
         dot.store(&mut lanes);
         let at = row * job.out_cols + cols.start;
-        if let Then::Add(residual) = job.then {
-            for (lane, residual) in lanes.iter_mut().zip(&residual[at..at + cols.len()]) {
-                *lane += residual;
-            }
-        }
         // SAFETY: these columns belong to this tile alone, and tiles are disjoint.
         let out = unsafe { job.out.part(at, cols.len()) };
+        if let Then::Add = job.then {
+            for (lane, out) in lanes.iter_mut().zip(out.iter()) {
+                *lane += out;
+            }
+        }
         out.copy_from_slice(&lanes[..cols.len()]);
     }
 }
@@ -163,45 +164,50 @@ trait Form {
 
 /// A form of quantised blocks.
 trait Blocks {
-    /// Weights of eight bits.
-    const OCTET: bool;
+    /// Bits of a weight. With six, each 16 weights have a scale.
+    const BITS: usize;
+    /// What a stored weight is above its value.
+    const ZERO: i32 = 0;
     /// With a minimum.
     const MINIMUM: bool = false;
-    /// With f32 scales.
-    const WIDE: bool = false;
-    /// With a scale for each 16 weights.
-    const HALVES: bool = false;
+    /// With scales (and minima) that are products of a half and a whole number.
+    const FACTORS: bool = false;
 }
 
 macro_rules! forms {
     ($($name:ident { $($option:ident = $value:literal),* })*) => {$(
         struct $name;
         impl Blocks for $name {
-            $(const $option: bool = $value;)*
+            $(const $option: forms!(@ $option) = $value;)*
         }
     )*};
+    (@ BITS) => { usize };
+    (@ ZERO) => { i32 };
+    (@ $option:ident) => { bool };
 }
 forms! {
-    Nibbles { OCTET = false }
-    NibblesMinimum { OCTET = false, MINIMUM = true }
-    NibblesMinimumWide { OCTET = false, MINIMUM = true, WIDE = true }
-    Octets { OCTET = true }
-    OctetsMinimum { OCTET = true, MINIMUM = true }
-    OctetsMinimumWide { OCTET = true, MINIMUM = true, WIDE = true }
-    OctetHalves { OCTET = true, WIDE = true, HALVES = true }
+    Q4_0 { BITS = 4, ZERO = 8 }
+    Q4_1 { BITS = 4, MINIMUM = true }
+    Q5_0 { BITS = 5, ZERO = 16 }
+    Q5_1 { BITS = 5, MINIMUM = true }
+    Q8_0 { BITS = 8, ZERO = 128 }
+    Q4K { BITS = 4, MINIMUM = true, FACTORS = true }
+    Q5K { BITS = 5, MINIMUM = true, FACTORS = true }
+    Q6K { BITS = 6, ZERO = 32, FACTORS = true }
 }
 
 /// `dots[i] = tile·x[rows.start + i]`, choosing the form by format and row count.
 #[inline(always)]
 fn dot_tile<V: Lanes>(tile: Tile<'_>, x: &Activations, rows: Range<usize>, dots: &mut [V; GROUP]) {
     match tile.weights.format {
-        Format::Q4_0 => dot_rows::<V, Nibbles>(tile, x, rows, dots),
-        Format::Q4_1 => dot_rows::<V, NibblesMinimum>(tile, x, rows, dots),
-        Format::Q5_0 | Format::Q8_0 => dot_rows::<V, Octets>(tile, x, rows, dots),
-        Format::Q5_1 => dot_rows::<V, OctetsMinimum>(tile, x, rows, dots),
-        Format::Q4K => dot_rows::<V, NibblesMinimumWide>(tile, x, rows, dots),
-        Format::Q5K => dot_rows::<V, OctetsMinimumWide>(tile, x, rows, dots),
-        Format::Q6K => dot_rows::<V, OctetHalves>(tile, x, rows, dots),
+        Format::Q4_0 => dot_rows::<V, Q4_0>(tile, x, rows, dots),
+        Format::Q4_1 => dot_rows::<V, Q4_1>(tile, x, rows, dots),
+        Format::Q5_0 => dot_rows::<V, Q5_0>(tile, x, rows, dots),
+        Format::Q5_1 => dot_rows::<V, Q5_1>(tile, x, rows, dots),
+        Format::Q8_0 => dot_rows::<V, Q8_0>(tile, x, rows, dots),
+        Format::Q4K => dot_rows::<V, Q4K>(tile, x, rows, dots),
+        Format::Q5K => dot_rows::<V, Q5K>(tile, x, rows, dots),
+        Format::Q6K => dot_rows::<V, Q6K>(tile, x, rows, dots),
         Format::F16 | Format::Bf16 | Format::F32 => dot_rows::<V, Floats>(tile, x, rows, dots),
     }
 }
@@ -249,16 +255,17 @@ impl<F: Blocks> Form for F {
             unrolled!(M, |R| {
                 let (q, s) = (&q[R][b], s[R][b]);
                 let scale = V::splat(s.scale);
-                if F::HALVES {
-                    let [low, high] =
-                        V::dot_octet_halves(&weights, q, [s.low_sum, s.sum - s.low_sum]);
+                if F::BITS == 6 {
+                    let sums = [s.low_sum, s.sum - s.low_sum];
+                    let [low, high] = V::dot_six_halves(&weights, q, sums.map(|s| -F::ZERO * s));
                     acc[R] = low.fma(d.mul(scale), acc[R]);
                     acc[R] = high.fma(second.mul(scale), acc[R]);
                 } else {
-                    let dot = if F::OCTET {
-                        V::dot_octets(&weights, q, s.sum)
-                    } else {
-                        V::dot_nibbles(&weights, q, if F::MINIMUM { 0 } else { -8 * s.sum })
+                    let start = -F::ZERO * s.sum;
+                    let dot = match F::BITS {
+                        4 => V::dot_nibbles(&weights, q, start),
+                        5 => V::dot_fives(&weights, q, start),
+                        _ => V::dot_octets(&weights, q, start),
                     };
                     acc[R] = dot.fma(d.mul(scale), acc[R]);
                 }
@@ -309,22 +316,28 @@ impl Form for Floats {
 /// where a format has neither.
 #[inline(always)]
 fn scales_of<V: Lanes, F: Blocks>(parts: TileParts<'_>, block: usize) -> (V, V) {
-    let (count, second) = if F::MINIMUM || F::HALVES { (2, 1) } else { (1, 0) };
-    let at = block * count;
-    if F::WIDE {
-        let scales = parts.fulls.as_chunks::<LANES>().0;
-        (V::load(&scales[at]), V::load(&scales[at + second]))
-    } else {
-        let scales = parts.halves.as_chunks::<LANES>().0;
-        (V::load_f16(&scales[at]), V::load_f16(&scales[at + second]))
+    let halves = parts.halves.as_chunks::<LANES>().0;
+    let (blocks, count) = (if F::FACTORS { 8 } else { 1 }, if F::MINIMUM { 2 } else { 1 });
+    let at = block / blocks * count;
+    let (d, second) = (V::load_f16(&halves[at]), V::load_f16(&halves[at + count - 1]));
+    if !F::FACTORS {
+        return (d, second);
+    }
+    let factors = parts.factors.as_chunks::<LANES>().0;
+    let (first, other) = (&factors[2 * block], &factors[2 * block + 1]);
+    // Eleven bits times six or seven: exact.
+    match F::BITS {
+        6 => (d.mul(V::load_i8(first)), d.mul(V::load_i8(other))),
+        _ => (d.mul(V::load_u8(first)), second.mul(V::load_u8(other))),
     }
 }
 
 #[inline(always)]
 fn unpack<V: Lanes, F: Blocks>(lines: &[Line], block: usize) -> V::Weights {
-    if F::OCTET {
-        V::unpack_octets(&lines.as_chunks::<8>().0[block])
-    } else {
-        V::unpack_nibbles(&lines.as_chunks::<4>().0[block])
+    match F::BITS {
+        4 => V::unpack_nibbles(&lines.as_chunks::<4>().0[block]),
+        5 => V::unpack_fives(&lines.as_chunks::<5>().0[block]),
+        6 => V::unpack_sixes(&lines.as_chunks::<6>().0[block]),
+        _ => V::unpack_octets(&lines.as_chunks::<8>().0[block]),
     }
 }

@@ -19,12 +19,14 @@ pub(crate) mod lanes_avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod lanes_avx512;
 pub(crate) mod matmul;
+pub(crate) mod memory;
 pub(crate) mod pack;
 pub(crate) mod quantise;
 pub(crate) mod rows;
 #[cfg(test)]
 mod tests;
 pub(crate) mod threads;
+pub(crate) mod vocabulary;
 
 /// An instruction set that the kernels are written for. All of them give the same bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -14,6 +14,7 @@ use super::{Cpu, per_isa};
 
 /// Rows as products read them: x ≈ scale·q, one scale to a block of 32, for quantised weights; x
 /// itself for float weights.
+#[derive(Default)]
 pub(crate) struct Activations {
     pub(crate) rows: usize,
     pub(crate) cols: usize,
@@ -37,23 +38,24 @@ pub(crate) struct BlockScale {
 }
 
 impl Activations {
-    /// Prepares `x`, rows of `cols` values (a multiple of 32), for products with `weights`, each
-    /// row first normed if `norm` (weight and epsilon) is given. Blocks; `threads` share the rows
-    /// out.
-    pub(crate) fn new(
+    /// Takes `x`, rows of as many values as `weights` have columns (a multiple of 32), for
+    /// products with them, each row first normed if `norm` (weight and epsilon) is given. Blocks;
+    /// `threads` share the rows out.
+    pub(crate) fn take(
+        &mut self,
         (cpu, threads): (Cpu, &Threads),
         x: &[f32],
-        cols: usize,
         norm: Option<(&[f32], f32)>,
         weights: &[PackedMatrix],
-    ) -> Self {
+    ) {
+        let cols = weights[0].cols;
         let rows = x.len() / cols;
         let blocks = cols / BLOCK;
-        let mut out = Activations::empty(rows, cols, weights);
-        let has_q = !out.q.is_empty();
-        let has_floats = !out.floats.is_empty();
-        let (q, scales) = (Disjoint::new(&mut out.q), Disjoint::new(&mut out.scales));
-        let floats = Disjoint::new(&mut out.floats);
+        self.resize(rows, cols, weights);
+        let has_q = !self.q.is_empty();
+        let has_floats = !self.floats.is_empty();
+        let (q, scales) = (Disjoint::new(&mut self.q), Disjoint::new(&mut self.scales));
+        let floats = Disjoint::new(&mut self.floats);
         threads.run_ranges(rows, &|range| {
             let mut normed = vec![0.0; if norm.is_some() { cols } else { 0 }];
             for row in range {
@@ -75,22 +77,17 @@ impl Activations {
                 }
             }
         });
-        out
     }
 
-    /// Space for `rows` rows of `cols` values, `cols` a multiple of 32.
-    fn empty(rows: usize, cols: usize, weights: &[PackedMatrix]) -> Self {
-        let blocks = rows * cols / BLOCK;
+    /// Makes space for `rows` rows of `cols` values, in the forms that `weights` want.
+    fn resize(&mut self, rows: usize, cols: usize, weights: &[PackedMatrix]) {
+        (self.rows, self.cols) = (rows, cols);
         let count = |is_wanted: bool, count| if is_wanted { count } else { 0 };
-        let of_q = count(weights.iter().any(|w| !w.format.is_float()), blocks);
-        let of_floats = count(weights.iter().any(|w| w.format.is_float()), rows * cols);
-        Activations {
-            rows,
-            cols,
-            q: vec![[0; BLOCK]; of_q],
-            scales: vec![BlockScale::default(); of_q],
-            floats: vec![0.0; of_floats],
-        }
+        let blocks = count(weights.iter().any(|w| !w.format.is_float()), rows * cols / BLOCK);
+        self.q.resize(blocks, [0; BLOCK]);
+        self.scales.resize(blocks, BlockScale::default());
+        let floats = count(weights.iter().any(|w| w.format.is_float()), rows * cols);
+        self.floats.resize(floats, 0.0);
     }
 
     /// The values of one row, for float weights.

@@ -8,6 +8,7 @@ use super::attention::{Heads, RowPlace, Rows, attend_rows, store_rows};
 use super::blocks::{BLOCK, Format};
 use super::lanes::{LANES, Lanes, Scalar, exp};
 use super::matmul::{Then, product};
+use super::memory::Arena;
 use super::pack::PackedMatrix;
 use super::quantise::Activations;
 use super::rows::rms_norm;
@@ -208,12 +209,22 @@ fn oracle_dot(format: Format, raw_row: &[u8], x: &[f32]) -> f32 {
     acc
 }
 
+fn packed(format: Format, size: (usize, usize), raw: &[u8]) -> Option<PackedMatrix> {
+    PackedMatrix::pack(format, size, raw, &Arena::default())
+}
+
+fn taken(run: (Cpu, &Threads), x: &[f32], weights: &[PackedMatrix]) -> Activations {
+    let mut activations = Activations::default();
+    activations.take(run, x, None, weights);
+    activations
+}
+
 fn check_product(format: Format, (rows, outputs, cols): (usize, usize, usize), seed: u64) {
     let mut bytes = Bytes(seed);
     let raw = bytes.blocks(format, outputs * cols / format.block_weights());
     let mut x = bytes.floats(rows * cols, 3.0);
     x[..BLOCK].fill(0.0);
-    let matrix = [PackedMatrix::pack(format, outputs, cols, &raw).unwrap()];
+    let matrix = [packed(format, (outputs, cols), &raw).unwrap()];
     let residual = bytes.floats(rows * outputs, 1.0);
     let row_bytes = cols / format.block_weights() * format.block_bytes();
     let mut expected = residual.clone();
@@ -225,9 +236,8 @@ fn check_product(format: Format, (rows, outputs, cols): (usize, usize, usize), s
     for cpu in cpus() {
         for threads in [1, 3] {
             let run = (cpu, &Threads::new(threads).unwrap());
-            let x = Activations::new(run, &x, cols, None, &matrix);
-            let mut out = vec![0.0; rows * outputs];
-            product(run, &matrix, &x, Then::Add(&residual), &mut out);
+            let mut out = residual.clone();
+            product(run, &matrix, &taken(run, &x, &matrix), Then::Add, &mut out);
             assert_eq!(bits(&out), bits(&expected), "{format:?} {cpu:?} {threads} threads");
         }
     }
@@ -274,14 +284,13 @@ fn block_dots_are_exact_at_the_extremes() {
             for block in raw.chunks_exact_mut(format.block_bytes()) {
                 set_scales(format, block, 1.0, -1.0);
             }
-            let matrix = [PackedMatrix::pack(format, 16, cols, &raw).unwrap()];
+            let matrix = [packed(format, (16, cols), &raw).unwrap()];
             let x = vec![x; cols];
             let expected = oracle_dot(format, &raw[..format.block_bytes()], &x);
             for cpu in cpus() {
                 let run = (cpu, &Threads::new(1).unwrap());
-                let x = Activations::new(run, &x, cols, None, &matrix);
                 let mut out = [0.0; 16];
-                product(run, &matrix, &x, Then::Store, &mut out);
+                product(run, &matrix, &taken(run, &x, &matrix), Then::Store, &mut out);
                 assert_eq!(out, [expected; 16], "{format:?} {byte:#x} {cpu:?}");
             }
         }
@@ -314,6 +323,15 @@ fn oracle_attention(heads: Heads, qkv: &[f32], keys: usize) -> Vec<f64> {
     out
 }
 
+fn rows<'a>(
+    heads: Heads,
+    places: &'a [RowPlace],
+    tables: &'a [&'a [u32]],
+    (cos, sin): (&'a [f32], &'a [f32]),
+) -> Rows<'a> {
+    Rows { heads, places, tables, layer_at: 0, window: None, cos, sin }
+}
+
 fn check_attention(heads: Heads, keys: usize, seed: u64) {
     let mut bytes = Bytes(seed);
     let qkv = bytes.floats(keys * heads.qkv_cols(), 2.0);
@@ -322,23 +340,70 @@ fn check_attention(heads: Heads, keys: usize, seed: u64) {
     let places: Vec<_> = (0..keys).map(|position| RowPlace { position, sequence: 0 }).collect();
     let blocks = keys.div_ceil(LANES);
     // Blocks in reverse order of memory: paging must not matter.
-    let bases = vec![(0..blocks).rev().map(|b| b * heads.block_values()).collect::<Vec<_>>()];
+    let table: Vec<u32> = (0..blocks as u32).rev().collect();
     let oracle = oracle_attention(heads, &qkv, keys);
     let mut first: Option<Vec<u32>> = None;
     for cpu in cpus() {
         for threads in [1, 2] {
             let threads = Threads::new(threads).unwrap();
-            let rows = Rows { heads, places: &places, bases: &bases, cos: &cos, sin: &sin };
-            let mut cells = vec![0; blocks * heads.block_values()];
+            // Of two layers the second: the first must stay untouched.
+            let layer_at = blocks * heads.block_values();
+            let tables = [&table[..]];
+            let rows = Rows { layer_at, ..rows(heads, &places, &tables, (&cos, &sin)) };
+            let mut cells = vec![0; 2 * blocks * heads.block_values()];
             let mut qkv = qkv.clone();
             assert_eq!(store_rows(&threads, &rows, &mut qkv, &mut cells), 0);
             let mut out = vec![0.0; keys * heads.query * heads.dim];
-            attend_rows((cpu, &threads), &rows, &qkv, &cells, &mut out);
+            attend_rows((cpu, &threads), &rows, (&qkv, &cells), &mut Vec::new(), &mut out);
+            assert!(cells[..layer_at].iter().all(|cell| *cell == 0));
             let last = &out[(keys - 1) * heads.query * heads.dim..];
             for (ours, oracle) in last.iter().zip(&oracle) {
                 assert!((f64::from(*ours) - oracle).abs() < 2e-5, "{ours} {oracle} {cpu:?}");
             }
             assert_eq!(*first.get_or_insert_with(|| bits(&out)), bits(&out), "{cpu:?}");
+        }
+    }
+}
+
+/// The last row alone takes other ways through the kernels than all rows together (its keys and
+/// dimensions are divided among threads); windows hide what lies before them.
+#[test]
+fn a_row_alone_has_the_bits_it_has_among_others() {
+    let shapes = [(3, 1, 64, 700), (8, 1, 48, 613), (9, 3, 64, 530), (2, 2, 16, 1040)];
+    for (query, kv, dim, keys) in shapes {
+        let heads = Heads { query, kv, dim };
+        let mut bytes = Bytes(keys as u64);
+        let mut qkv = bytes.floats(keys * heads.qkv_cols(), 2.0);
+        let (cos, sin) = (vec![1.0; keys * dim / 2], vec![0.0; keys * dim / 2]);
+        let places: Vec<_> = (0..keys).map(|position| RowPlace { position, sequence: 0 }).collect();
+        let table: Vec<u32> = (0..keys.div_ceil(LANES) as u32).rev().collect();
+        let mut cells = vec![0; table.len() * heads.block_values()];
+        let tables = [&table[..]];
+        let all = rows(heads, &places, &tables, (&cos, &sin));
+        store_rows(&Threads::new(1).unwrap(), &all, &mut qkv, &mut cells);
+        let last = &qkv[(keys - 1) * heads.qkv_cols()..];
+        for window in [None, Some(1), Some(17), Some(512), Some(keys)] {
+            let mut alone: Option<Vec<u32>> = None;
+            for (cpu, threads) in cpus().into_iter().flat_map(|cpu| [(cpu, 1), (cpu, 3)]) {
+                let run = (cpu, &Threads::new(threads).unwrap());
+                let mut out = vec![0.0; query * dim];
+                let place = [RowPlace { position: keys - 1, sequence: 0 }];
+                let row = Rows { window, ..rows(heads, &place, &tables, (&cos, &sin)) };
+                attend_rows(run, &row, (last, &cells), &mut Vec::new(), &mut out);
+                assert_eq!(*alone.get_or_insert_with(|| bits(&out)), bits(&out), "{window:?}");
+                let some =
+                    Rows { window, ..rows(heads, &places[keys - 9..], &tables, (&cos, &sin)) };
+                let mut out = vec![0.0; 9 * query * dim];
+                let of_some = &qkv[(keys - 9) * heads.qkv_cols()..];
+                attend_rows(run, &some, (of_some, &cells), &mut Vec::new(), &mut out);
+                assert_eq!(alone.as_deref(), Some(&bits(&out)[8 * query * dim..]), "{window:?}");
+            }
+            let seen = window.unwrap_or(keys).min(keys);
+            let oracle = oracle_attention(heads, &qkv[(keys - seen) * heads.qkv_cols()..], seen);
+            for (ours, oracle) in alone.iter().flatten().zip(&oracle) {
+                let ours = f64::from(f32::from_bits(*ours));
+                assert!((ours - oracle).abs() < 2e-5, "{ours} {oracle} {window:?}");
+            }
         }
     }
 }
@@ -350,8 +415,7 @@ fn keys_and_values_beyond_half_precision_are_held_and_counted() {
     (qkv[16], qkv[17], qkv[32]) = (1e6, 65504.0, -70000.0);
     let (cos, sin) = (vec![1.0; 8], vec![0.0; 8]);
     let places = [RowPlace { position: 0, sequence: 0 }];
-    let bases = vec![vec![0]];
-    let rows = Rows { heads, places: &places, bases: &bases, cos: &cos, sin: &sin };
+    let rows = rows(heads, &places, &[&[0]], (&cos, &sin));
     let mut cells = vec![0; heads.block_values()];
     let held = store_rows(&Threads::new(1).unwrap(), &rows, &mut qkv, &mut cells);
     assert_eq!(held, 2);
@@ -395,14 +459,13 @@ fn exp_is_within_its_stated_error() {
 #[test]
 fn a_block_that_is_not_finite_stays_visible() {
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-        let matrix = PackedMatrix::pack(Format::Q8_0, 16, BLOCK, &[1; 16 * 34]).unwrap();
+        let matrix = [packed(Format::Q8_0, (16, BLOCK), &[1; 16 * 34]).unwrap()];
         let mut x = [1.0; BLOCK];
         x[7] = bad;
         for cpu in cpus() {
             let run = (cpu, &Threads::new(1).unwrap());
-            let x = Activations::new(run, &x, BLOCK, None, std::slice::from_ref(&matrix));
             let mut out = [0.0; 16];
-            product(run, std::slice::from_ref(&matrix), &x, Then::Store, &mut out);
+            product(run, &matrix, &taken(run, &x, &matrix), Then::Store, &mut out);
             assert!(out.iter().all(|y| y.is_nan()), "{bad} {cpu:?}");
         }
     }
@@ -413,7 +476,7 @@ fn a_packed_row_reads_back_as_it_was() {
     for format in Format::ALL {
         let cols = 3 * format.block_weights();
         let raw = Bytes(5).blocks(format, 20 * 3);
-        let matrix = PackedMatrix::pack(format, 20, cols, &raw).unwrap();
+        let matrix = packed(format, (20, cols), &raw).unwrap();
         for (row, raw) in raw.chunks_exact(3 * format.block_bytes()).enumerate() {
             let mut out = vec![0.0; cols];
             matrix.row(row, &mut out);
@@ -422,8 +485,8 @@ fn a_packed_row_reads_back_as_it_was() {
             let expected: Vec<f32> = expected.map(|w| w.d * w.q as f32 + w.m).collect();
             assert_eq!(out, expected, "{format:?} row {row}");
         }
-        assert!(PackedMatrix::pack(format, 20, cols, &raw[1..]).is_none());
-        assert!(PackedMatrix::pack(format, 20, cols - 1, &raw).is_none());
+        assert!(packed(format, (20, cols), &raw[1..]).is_none());
+        assert!(packed(format, (20, cols - 1), &raw).is_none());
     }
 }
 
@@ -449,7 +512,7 @@ fn packed_rows_are_what_candle_reads() {
     let tensor = Tensor::from_vec(values, (16, 512), &Device::Cpu).unwrap();
     for (format, dtype) in Format::ALL.into_iter().zip(dtypes) {
         let quantised = QTensor::quantize(&tensor, dtype).unwrap();
-        let matrix = PackedMatrix::pack(format, 16, 512, &quantised.data().unwrap()).unwrap();
+        let matrix = packed(format, (16, 512), &quantised.data().unwrap()).unwrap();
         let theirs = quantised.dequantize(&Device::Cpu).unwrap().to_vec2::<f32>().unwrap();
         for (row, theirs) in theirs.iter().enumerate() {
             let mut ours = vec![0.0; 512];

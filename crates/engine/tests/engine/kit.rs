@@ -6,8 +6,12 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, OnceLock};
 
 use tally_engine::{
-    ChatTurn, Engine, EngineOptions, Event, EventSink, FinishReason, Sampling, SequenceRequest,
+    ChatTurn, Engine, EngineLoad, EngineOptions, Event, EventSink, FinishReason, Sampling,
+    SequenceRequest, TokenLogprobs,
 };
+
+/// As much room for events as anybody needs.
+pub const ROOM: usize = usize::MAX / 2;
 
 /// The model file; a missing variable fails the test with its name.
 pub fn model_path() -> PathBuf {
@@ -64,8 +68,12 @@ impl EventSink for Tap {
 /// What a sequence gave.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Answer {
+    /// Prompt tokens that were not computed again.
+    pub cached: u32,
     pub ids: Vec<u32>,
     pub texts: Vec<String>,
+    /// Of each token; `None` where they weren't asked for.
+    pub logprobs: Vec<Option<Box<TokenLogprobs>>>,
     pub reason: FinishReason,
     pub tail: String,
     pub counted: u32,
@@ -79,14 +87,17 @@ impl Answer {
 
 /// Reads events to the end; checks their order and count.
 pub fn collect(events: &Receiver<Event>) -> Answer {
-    let (mut ids, mut texts, mut prefilled) = (Vec::new(), Vec::new(), 0);
+    let (mut ids, mut texts, mut logprobs) = (vec![], vec![], vec![]);
+    let (mut prefilled, mut cached) = (0, 0);
     for event in events {
         match event {
-            Event::Prefilled { .. } => {
+            Event::Prefilled { cached_tokens, .. } => {
+                cached = cached_tokens;
                 assert!(ids.is_empty(), "prefill is told before tokens");
                 prefilled += 1;
             }
-            Event::Token { id, text, .. } => {
+            Event::Token { id, text, logprobs: told, .. } => {
+                logprobs.push(told);
                 ids.push(id);
                 texts.push(text);
             }
@@ -94,7 +105,7 @@ pub fn collect(events: &Receiver<Event>) -> Answer {
                 assert_eq!(counted as usize, ids.len(), "counted are the tokens that came");
                 assert!(prefilled == 1 || ids.is_empty());
                 assert!(events.try_recv().is_err(), "nothing comes after the end");
-                return Answer { ids, texts, reason, tail, counted };
+                return Answer { cached, ids, texts, logprobs, reason, tail, counted };
             }
         }
     }
@@ -107,12 +118,28 @@ pub fn user(content: &str) -> ChatTurn {
 
 pub fn request(prompt_ids: Vec<u32>, max_tokens: u32) -> SequenceRequest {
     let (sampling, stop) = (Sampling::greedy(), Vec::new());
-    SequenceRequest { prompt_ids, max_tokens, sampling, stop, ignore_eos: false }
+    SequenceRequest { prompt_ids, max_tokens, sampling, stop, ignore_eos: false, owner: None }
 }
 
 /// Starts a request with endless room and waits for its end.
 pub fn answer(engine: &Engine, request: SequenceRequest) -> Answer {
-    let (tap, events) = Tap::new(usize::MAX / 2);
+    let (tap, events) = Tap::new(ROOM);
     let _handle = engine.start(request, Box::new(tap)).unwrap();
     collect(&events)
+}
+
+/// Waits until the engine's load satisfies `until`; the engine publishes it every step.
+pub fn wait_for(engine: &Engine, until: impl Fn(EngineLoad) -> bool) -> EngineLoad {
+    loop {
+        let load = engine.load_state();
+        if until(load) {
+            return load;
+        }
+        std::thread::yield_now();
+    }
+}
+
+/// Nothing runs, nothing waits, and no block is held.
+pub fn is_empty(load: EngineLoad) -> bool {
+    load.running == 0 && load.queued == 0 && load.kv_blocks_free == load.kv_blocks_total
 }

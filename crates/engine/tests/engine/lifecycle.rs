@@ -5,28 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use tally_engine::{
-    Engine, EngineLoad, EngineOptions, Event, EventSink, FinishReason, LoadError, Sampling,
-    SequenceRequest, StartError,
+    Engine, EngineOptions, Event, EventSink, FinishReason, LoadError, Sampling, SequenceRequest,
+    StartError,
 };
 
-use crate::kit::{Tap, answer, collect, load, model_path, options, request, shared};
-
-const ROOM: usize = usize::MAX / 2;
-
-/// Waits until the engine's load satisfies `until`; the engine publishes it every step.
-fn wait_for(engine: &Engine, until: impl Fn(EngineLoad) -> bool) -> EngineLoad {
-    loop {
-        let load = engine.load_state();
-        if until(load) {
-            return load;
-        }
-        std::thread::yield_now();
-    }
-}
-
-fn is_empty(load: EngineLoad) -> bool {
-    load.running == 0 && load.queued == 0 && load.kv_blocks_free == load.kv_blocks_total
-}
+use crate::kit::{
+    ROOM, Tap, answer, collect, is_empty, load, model_path, options, request, shared, wait_for,
+};
 
 fn refusal(engine: &Engine, request: SequenceRequest) -> StartError {
     let (tap, events) = Tap::new(ROOM);
@@ -95,7 +80,7 @@ fn a_sink_without_room_pauses_its_sequence_alone() {
     let _handle = engine.start(request(vec![5; 4], 10), Box::new(tap)).unwrap();
     // Prefilled and two tokens; then it waits while another one runs to its end.
     let first: Vec<Event> = (0..3).map(|_| events.recv().unwrap()).collect();
-    assert!(matches!(first[0], Event::Prefilled { prompt_tokens: 4 }));
+    assert!(matches!(first[0], Event::Prefilled { prompt_tokens: 4, cached_tokens: 0 }));
     assert_eq!(answer(&engine, request(vec![5; 4], 10)), free);
     assert!(events.try_recv().is_err());
     wait_for(&engine, |load| load.running == 1);

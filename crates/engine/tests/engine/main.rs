@@ -2,9 +2,11 @@
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
+mod cache;
 mod kit;
 mod lifecycle;
 mod reference;
 mod sameness;
+mod speculation;
 mod stream;
 mod text;

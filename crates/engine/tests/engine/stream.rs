@@ -113,3 +113,47 @@ fn a_penalty_and_a_seed_change_the_text_and_replay() {
     assert_eq!(with(penalised.clone()), with(penalised.clone()));
     assert_ne!(with(penalised), with(Sampling::greedy()));
 }
+
+#[test]
+fn penalties_of_the_completion_and_biases_reach_the_sampler() {
+    let engine = shared();
+    let with = |sampling: Sampling| {
+        answer(&engine, SequenceRequest { sampling, max_tokens: 60, ..capital() }).ids
+    };
+    let free = with(Sampling::greedy());
+    let most = |ids: &[u32]| {
+        ids.iter().map(|id| ids.iter().filter(|one| *one == id).count()).max().unwrap()
+    };
+    let frequent = with(Sampling { frequency_penalty: 2.0, ..Sampling::greedy() });
+    assert!(most(&frequent) < most(&free), "{frequent:?}");
+    let present = with(Sampling { presence_penalty: 2.0, ..Sampling::greedy() });
+    assert!(most(&present) < most(&free), "{present:?}");
+    let bias = [(free[0], -100.0)].into();
+    let banned = with(Sampling { logit_bias: bias, ..Sampling::greedy() });
+    assert!(!banned.contains(&free[0]));
+}
+
+#[test]
+fn logprobs_are_told_with_each_token_also_where_a_stop_string_holds_it_back() {
+    let engine = shared();
+    let free = answer(&engine, capital());
+    assert!(free.logprobs.iter().all(Option::is_none), "nobody asked");
+    let sampling = Sampling { logprobs: Some(3), ..Sampling::greedy() };
+    // Held back token by token until it turns out that it doesn't come.
+    let stop = vec![free.text()[..20].to_string() + "§"];
+    let told = answer(&engine, SequenceRequest { sampling, stop, ..capital() });
+    assert_eq!((&told.ids, told.text()), (&free.ids, free.text()));
+    let mut previous = f64::NEG_INFINITY;
+    for (id, logprobs) in told.ids.iter().zip(&told.logprobs) {
+        let logprobs = logprobs.as_ref().unwrap();
+        // Greedy: the drawn token is the first of the most likely ones.
+        assert_eq!((logprobs.chosen.id, logprobs.top.len()), (*id, 3));
+        assert_eq!(logprobs.top[0], logprobs.chosen);
+        assert!(logprobs.top.is_sorted_by(|a, b| a.logprob >= b.logprob));
+        let mass: f64 = logprobs.top.iter().map(|one| one.logprob.exp()).sum();
+        assert!(mass <= 1.0 + 1e-9 && logprobs.chosen.logprob <= 0.0);
+        assert_eq!(String::from_utf8_lossy(&logprobs.chosen.bytes), engine.decode(&[*id]));
+        assert_ne!(logprobs.chosen.logprob, previous, "each token has its own");
+        previous = logprobs.chosen.logprob;
+    }
+}

@@ -1,19 +1,21 @@
-//! The paged KV cache: one allocation, blocks of 16 tokens, half precision.
+//! The memory of the KV cache: one allocation, blocks of 16 tokens, half precision.
 //!
 //! For: holding the attention state of all sequences; it is an argument of the forward pass,
 //! never part of a layer, so that sequences batch and blocks can move between them.
 //! Must never: grow after it was made, or hand one block to two owners.
 //! Relies on: the layout that `kernels/attention.rs` defines for a block and layer.
 
+use super::Scope;
 use crate::config::ModelConfig;
 use crate::kernels::attention::Heads;
+use crate::kernels::memory::Space;
 
 /// Tokens to a block: also the lanes of a vector, so a key's lane doesn't depend on paging.
 pub const BLOCK_TOKENS: usize = 16;
 
 /// A fixed pool of KV blocks.
 pub struct KvPool {
-    pub(crate) cells: Vec<u16>,
+    pub(crate) cells: Space<u16>,
     pub(crate) heads: Heads,
     layers: usize,
     free: Vec<u32>,
@@ -22,11 +24,16 @@ pub struct KvPool {
     pub(crate) saturated: u64,
 }
 
-/// The blocks that hold one sequence, in order of position. Give it back with
-/// [`KvPool::release`]; a dropped table is a leak of its blocks (never a double use).
+/// The blocks that hold one sequence, in order of position. Give it back to whom it is from,
+/// with [`KvPool::release`] or `KvCache::end`; a dropped table is a leak of its blocks (never a
+/// double use).
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct BlockTable {
     pub(crate) blocks: Vec<u32>,
+    /// So many of the first blocks belong to the tree of prefixes: they are only read.
+    pub(crate) shared: usize,
+    /// With whom prefixes are shared; `None`: nobody.
+    pub(super) scope: Option<Scope>,
 }
 
 impl BlockTable {
@@ -39,13 +46,16 @@ impl BlockTable {
 impl KvPool {
     /// As many blocks as fit into `bytes`. The memory is touched when it is first used.
     pub fn new(config: &ModelConfig, bytes: u64) -> KvPool {
-        let heads = config.heads();
         let total = (bytes / Self::block_bytes(config)) as usize;
-        let total = total.min(u32::MAX as usize);
+        Self::with_blocks(config.heads(), config.layers, total.min(u32::MAX as usize))
+    }
+
+    /// So many blocks for a model of these sizes.
+    pub(crate) fn with_blocks(heads: Heads, layers: usize, total: usize) -> KvPool {
         KvPool {
-            cells: vec![0; total * config.layers * heads.block_values()],
+            cells: Space::zeroed(total * layers * heads.block_values()),
             heads,
-            layers: config.layers,
+            layers,
             // Lowest block first, so that a run is the same every time.
             free: (0..total as u32).rev().collect(),
             total,
@@ -68,12 +78,32 @@ impl KvPool {
         let keep = self.free.len().checked_sub(Self::blocks_for(tokens))?;
         let mut blocks = self.free.split_off(keep);
         blocks.reverse();
-        Some(BlockTable { blocks })
+        Some(BlockTable { blocks, ..BlockTable::default() })
     }
 
-    /// Takes a table's blocks back.
+    /// Takes a table's own blocks back.
     pub fn release(&mut self, table: BlockTable) {
-        self.free.extend(table.blocks.into_iter().rev());
+        self.free.extend(table.blocks.into_iter().skip(table.shared).rev());
+    }
+
+    /// A free block.
+    pub(super) fn take(&mut self) -> Option<u32> {
+        self.free.pop()
+    }
+
+    /// Takes back a block that nobody uses any more.
+    pub(super) fn give(&mut self, block: u32) {
+        self.free.push(block);
+    }
+
+    /// Copies all of a block, over all layers: a memory copy, however many tokens are wanted.
+    pub(super) fn copy_block(&mut self, from: u32, to: u32) {
+        let values = self.heads.block_values();
+        for layer in 0..self.layers {
+            let at = |block: u32| self.layer_at(layer) + block as usize * values;
+            let (from, to) = (at(from), at(to));
+            self.cells.copy_within(from..from + values, to);
+        }
     }
 
     /// Blocks that nobody holds.
@@ -86,8 +116,9 @@ impl KvPool {
         self.total
     }
 
-    /// Index of the first value of `block` in `layer`.
-    pub(crate) fn base(&self, block: u32, layer: usize) -> usize {
-        (block as usize * self.layers + layer) * self.heads.block_values()
+    /// Index of the first value of a layer; its blocks follow one another from there, so that a
+    /// sequence in neighbouring blocks is read almost in one run.
+    pub(crate) fn layer_at(&self, layer: usize) -> usize {
+        layer * self.total * self.heads.block_values()
     }
 }
