@@ -16,6 +16,7 @@ counts. One JSON line to a figure:
 
 import argparse
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -29,7 +30,7 @@ from statistics import mean
 from figures import best, line, run
 
 HERE = Path(__file__).resolve().parent
-BLOCK_TOKENS = 16  # crates/engine/src/kv.rs
+BLOCK_TOKENS = 16  # crates/engine/src/kv/pool.rs
 READY_SECONDS_MAX = 120
 # The node's name for the model; llama-server takes any.
 MODEL = "bench"
@@ -211,6 +212,8 @@ def main():
     parser.add_argument("--turns", type=int, default=4, help="of each conversation")
     parser.add_argument("--context", type=int, default=2048, help="tokens of room to a client")
     options = parser.parse_args()
+    # As an exception, so that no server is left behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     for figure in measure(options):
         print(json.dumps(figure), flush=True)
 

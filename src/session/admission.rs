@@ -270,8 +270,8 @@ impl Sessions {
             max_tokens: u32::try_from(hold.tokens.get()).unwrap_or(u32::MAX),
             sampling,
             stop: checked.stop.clone(),
-            owner,
             ignore_eos: checked.ignore_eos,
+            owner,
         };
         self.engine.start(spec).map_err(|error| refuse_start(error, self, &checked.model.name))
     }

@@ -32,12 +32,12 @@ pub struct SequenceRequest {
     pub sampling: Sampling,
     /// Texts that end the generation; none of them empty.
     pub stop: Vec<String>,
-    /// Whose request it is, see [`SharePrefixes`](crate::SharePrefixes). `None`: nobody's that
-    /// is known.
-    pub owner: Option<[u8; 32]>,
     /// Never draw an id that ends the text: only `max_tokens`, the context's end or a stop text
     /// ends it then. For measurements, which want answers of one length.
     pub ignore_eos: bool,
+    /// Whose request it is, see [`SharePrefixes`](crate::SharePrefixes). `None`: nobody's that
+    /// is known.
+    pub owner: Option<[u8; 32]>,
 }
 
 /// The logit that an id gets which may not be drawn: finite, so that penalties leave it finite,

@@ -121,8 +121,7 @@ pub fn user(content: &str) -> ChatTurn {
 
 pub fn request(prompt_ids: Vec<u32>, max_tokens: u32) -> SequenceRequest {
     let (sampling, stop) = (Sampling::greedy(), Vec::new());
-    let (ignore_eos, owner) = (false, None);
-    SequenceRequest { prompt_ids, max_tokens, sampling, stop, ignore_eos, owner }
+    SequenceRequest { prompt_ids, max_tokens, sampling, stop, ignore_eos: false, owner: None }
 }
 
 /// Starts a request with endless room and waits for its end.
