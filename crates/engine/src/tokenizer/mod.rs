@@ -8,8 +8,9 @@
 //! on more than 100,000 strings (`tests.rs`), and with llama.cpp on a corpus.
 //!
 //! ```text
-//! text ─▶ special.rs: control and user-defined tokens ─▶ bytes.rs: split.rs, NFC ─▶ merge.rs ─▶ ids
-//!                                                     └▶ pieces.rs: ▁, spaces   ─┘
+//! text ─▶ special.rs (control and user-defined tokens)
+//!           ├▶ bytes.rs (split.rs, NFC) ─▶ merge.rs ─▶ ids
+//!           └▶ pieces.rs (spaces)       ─▶ merge.rs ─▶ ids
 //! ```
 
 mod bytes;
