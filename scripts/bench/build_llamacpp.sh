@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Builds llama.cpp (llama-bench, -batched-bench, -quantize, -server) from the source that the
-# llama-cpp-python sdist on PyPI carries. Needs python3 and gcc/g++. Binaries: $DEST/build/bin
+# Builds llama.cpp (llama-bench, -batched-bench, -perplexity, -quantize, -server) from the source
+# that the llama-cpp-python sdist on PyPI carries. Needs python3 and gcc/g++. Binaries:
+# $DEST/build/bin
 #
 #   DEST=dir        where to work (default: ./llamacpp)
 #   VERSION=x.y.z   version of the sdist (default: newest)
@@ -58,5 +59,5 @@ cmake -S src -B build -G Ninja -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON \
     -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF \
     ${EXTRA:-} >cmake.log
 cmake --build build -j"$JOBS" \
-    --target llama-bench llama-batched-bench llama-quantize llama-server
+    --target llama-bench llama-batched-bench llama-perplexity llama-quantize llama-server
 ls -l build/bin

@@ -21,13 +21,15 @@ pub struct ModelCard {
     pub name: String,
     /// Longest prompt plus answer, in tokens.
     pub context_length: u32,
-    /// SHA-256 of the weight file.
+    /// SHA-256 of the weights: of their file, or of the list of several.
     pub weights_sha256: Hash32,
+    /// SHA-256 of the file that describes the tokenizer; often that of the weights too.
+    pub tokenizer_sha256: Hash32,
     /// Quantisation of the weight file, as its format names it (`Q4_1`).
     pub quantisation: String,
     /// Canonical text of the architecture's configuration, hashed into `modelSpec`.
     pub architecture: String,
-    /// Version of the engine's arithmetic; 0 while it is not canonical (docs/spec/numerics.md).
+    /// Version of the engine's arithmetic; 0 where it is not canonical (docs/spec/numerics.md).
     pub engine_spec: u32,
 }
 

@@ -94,6 +94,7 @@ impl ScriptedEngine {
             name: "scripted".to_owned(),
             context_length: 64,
             weights_sha256: Hash32::new([7; 32]),
+            tokenizer_sha256: Hash32::new([7; 32]),
             quantisation: "none".to_owned(),
             architecture: "scripted".to_owned(),
             engine_spec: 0,

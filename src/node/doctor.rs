@@ -3,11 +3,13 @@
 //! Never starts anything and never writes. Prints what the preflight of `tally serve` checks, and
 //! what serving itself would find out: key, weight file, reachability.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tally_engine::ModelFiles;
 
-use super::file_hash::sha256_file;
+use super::file_hash::sha256_model;
 use super::model_pull::plain;
 use super::preflight::{self, Finding, Findings, Grade, Subject, examine};
 use super::settings::{ChainSettings, KeySource, Settings};
@@ -33,10 +35,19 @@ pub async fn examine_all(settings: &Settings) -> Findings {
     findings
 }
 
-async fn weights(settings: &Settings, findings: &mut Findings) -> Option<Hash32> {
-    let path = settings.model.path.clone();
+/// Hashes of all models' weights; `None` where one cannot be read.
+async fn weights(settings: &Settings, findings: &mut Findings) -> Option<Vec<Hash32>> {
+    let mut hashes = Vec::new();
+    for model in settings.model.all() {
+        hashes.push(weights_of(model.path, findings).await);
+    }
+    hashes.into_iter().collect()
+}
+
+async fn weights_of(path: PathBuf, findings: &mut Findings) -> Option<Hash32> {
     let shown = path.display().to_string();
-    let hashed = tokio::task::spawn_blocking(move || sha256_file(&path)).await;
+    let open = move || ModelFiles::open(&path).map(|files| sha256_model(&files));
+    let hashed = tokio::task::spawn_blocking(open).await;
     match hashed {
         Ok(Ok(hash)) => {
             findings.ok("weights", format!("{shown}, SHA-256 {}", plain(hash)));
@@ -57,7 +68,7 @@ async fn weights(settings: &Settings, findings: &mut Findings) -> Option<Hash32>
 async fn paid(
     settings: &Settings,
     (chain, key): (&ChainSettings, &KeySource),
-    weights: Option<Hash32>,
+    weights: Option<Vec<Hash32>>,
     findings: &mut Findings,
 ) {
     let wallet = match access::open_wallet(key) {
@@ -77,10 +88,12 @@ async fn paid(
     findings.ok("key", format!("of {}", chain.host()));
     preflight::endpoints(&chain.endpoints().await, findings);
     // Without its file no model agrees with the registry; that failure is noted already.
-    let weights_sha256 = weights.unwrap_or(Hash32::ZERO);
+    let has_weights = weights.is_some();
+    let without = || vec![Hash32::ZERO; settings.model.all().len()];
+    let weights_sha256 = &weights.unwrap_or_else(without)[..];
     let subject = Subject { chain: &chain, registry: &chain, settings, weights_sha256 };
     let more = examine(&subject).await;
-    let is_doubled = |finding: &Finding| weights.is_none() && finding.check == "model";
+    let is_doubled = |finding: &Finding| !has_weights && finding.check == "model";
     findings.0.extend(more.0.into_iter().filter(|finding| !is_doubled(finding)));
     if let Ok(standing) = chain.host_standing().await
         && !standing.api_url.is_empty()

@@ -1,12 +1,13 @@
-//! SHA-256 of a file: what the model registry compares.
+//! SHA-256 of weights: what the model registry compares.
 //!
-//! Never holds the file in memory. Blocks for as long as reading takes (about a second a GiB).
+//! Never holds a file in memory. Blocks for as long as reading takes (about a second a GiB).
 
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
 use sha2::{Digest, Sha256};
+use tally_engine::{ModelFiles, WeightFile};
 
 use crate::units::Hash32;
 
@@ -28,4 +29,27 @@ pub fn sha256_file(path: &Path) -> std::io::Result<Hash32> {
             Some(bytes) => hasher.update(bytes),
         }
     }
+}
+
+/// SHA-256 of a model's weights: of its file, or, where there are several, of the lines that
+/// `sha256sum` prints for them in the order of their names.
+#[must_use]
+pub fn sha256_model(model: &ModelFiles) -> Hash32 {
+    match &model.weight_files()[..] {
+        [file] => Hash32::new(sha256_weights(file)),
+        files => {
+            let mut lines = Sha256::new();
+            for file in files {
+                let hash = hex::encode(sha256_weights(file));
+                lines.update(format!("{hash}  {}\n", file.name()));
+            }
+            Hash32::new(lines.finalize().into())
+        }
+    }
+}
+
+fn sha256_weights(file: &WeightFile<'_>) -> [u8; 32] {
+    let mut hasher = Sha256::new();
+    file.read_through(&mut |bytes| hasher.update(bytes));
+    hasher.finalize().into()
 }

@@ -19,6 +19,7 @@ pub mod logging;
 pub mod metrics;
 pub mod model_names;
 pub mod model_pull;
+pub mod models;
 pub mod operator;
 pub mod orders;
 pub mod pause;

@@ -59,6 +59,7 @@ mod tests {
             name: name.into(),
             context_length: 1,
             weights_sha256: Hash32::new([byte; 32]),
+            tokenizer_sha256: Hash32::new([byte; 32]),
             quantisation: "Q4_1".into(),
             architecture: "llama".into(),
             engine_spec: 0,

@@ -12,7 +12,7 @@ use crate::chain::{Chain, ChainError, Fees, Limits};
 use crate::units::{Address, Amount, Gas, Hash32, TokenCount};
 
 use super::orders;
-use super::settings::Settings;
+use super::settings::{ModelFile, Settings};
 
 /// Gas of a claim and a completion in the dearest version, rounded up: v3's 30th proof takes 219 k
 /// (docs/spec/contract.md section 2), the first of v7, which stores its content id, 267 k, and the
@@ -106,8 +106,8 @@ pub struct Subject<'a> {
     pub registry: &'a dyn Registry,
     /// The settings.
     pub settings: &'a Settings,
-    /// SHA-256 of the weight file.
-    pub weights_sha256: Hash32,
+    /// SHA-256 of each model's weights, in the order of the settings.
+    pub weights_sha256: &'a [Hash32],
 }
 
 /// Looks at everything that needs the chain. Network reads only.
@@ -116,8 +116,10 @@ pub async fn examine(subject: &Subject<'_>) -> Findings {
     connection(subject, &mut findings);
     let limits = limits(subject, &mut findings).await;
     host(subject, &mut findings).await;
-    model(subject, &mut findings).await;
-    model_terms(subject, &mut findings).await;
+    for (file, sha256) in subject.settings.model.all().iter().zip(subject.weights_sha256) {
+        model(subject, (file, *sha256), &mut findings).await;
+        model_terms(subject, file, &mut findings).await;
+    }
     cold_address(subject, &mut findings);
     let fees = gas(subject, &mut findings).await;
     price(subject, limits, fees, &mut findings);
@@ -201,11 +203,15 @@ fn is_same_url(one: &str, other: &str) -> bool {
     one.trim_end_matches('/') == other.trim_end_matches('/')
 }
 
-async fn model(subject: &Subject<'_>, findings: &mut Findings) {
+async fn model(
+    subject: &Subject<'_>,
+    (served, sha256): (&ModelFile, Hash32),
+    findings: &mut Findings,
+) {
     const CHECK: &str = "model";
-    let settings = &subject.settings.model;
-    let (Some(repo), Some(file)) = (&settings.repo, &settings.file) else {
-        let remedy = "set model.repo (and model.file) to its name in the model registry";
+    let Some((repo, file)) = &served.registered else {
+        let remedy = "set model.repo (and model.file), or its part of model.more_registered, to \
+                      its name in the model registry";
         if subject.registry.binds_models() {
             // Each session names its model there, and a nameless one is never the right one.
             let found = "it has no name, so that every session of this contract is refused";
@@ -220,9 +226,9 @@ async fn model(subject: &Subject<'_>, findings: &mut Findings) {
     };
     let name = format!("{repo}/{file}");
     if let Some(wanted) = standing.weights_sha256
-        && wanted != subject.weights_sha256
+        && wanted != sha256
     {
-        let found = format!("{name}: file {}, registry {wanted}", subject.weights_sha256);
+        let found = format!("{name}: file {sha256}, registry {wanted}");
         let remedy = "these are other weights than the registered: fetch the file again with \
                       `tally model pull --sha256`, or correct model.repo and model.file";
         return findings.fail(CHECK, found, remedy);
@@ -243,9 +249,8 @@ async fn model(subject: &Subject<'_>, findings: &mut Findings) {
 
 /// What sessions for the model come under, where they are bound to one. Nothing here stops the
 /// node: sessions that are open already want their claims, and the owner may set a rate any time.
-async fn model_terms(subject: &Subject<'_>, findings: &mut Findings) {
-    let model = &subject.settings.model;
-    let (Some(repo), Some(file)) = (&model.repo, &model.file) else { return };
+async fn model_terms(subject: &Subject<'_>, served: &ModelFile, findings: &mut Findings) {
+    let Some((repo, file)) = &served.registered else { return };
     if !subject.registry.binds_models() {
         return;
     }
@@ -505,7 +510,7 @@ mod tests {
     async fn findings(registry: Registered, more: &[(&str, &str)]) -> Findings {
         let (chain, settings) = (FixedChain::new(1), settings(more));
         let (chain, settings) = (chain.as_ref(), &settings);
-        let subject = Subject { chain, registry: &registry, settings, weights_sha256: WEIGHTS };
+        let subject = Subject { chain, registry: &registry, settings, weights_sha256: &[WEIGHTS] };
         let findings = examine(&subject).await;
         let lacks_remedy =
             |finding: &&Finding| finding.grade != Grade::Ok && finding.remedy.is_empty();
@@ -603,7 +608,7 @@ mod tests {
         chain.set_reachable(false);
         let registry = Registered::default();
         let (chain, settings) = (chain.as_ref(), &settings);
-        let subject = Subject { chain, registry: &registry, settings, weights_sha256: WEIGHTS };
+        let subject = Subject { chain, registry: &registry, settings, weights_sha256: &[WEIGHTS] };
         assert!(examine(&subject).await.has_failure());
     }
 }

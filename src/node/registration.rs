@@ -98,10 +98,12 @@ pub fn wanted(settings: &RegistrationSettings, public_key: [u8; 33]) -> Result<W
     if let Some(price) = settings.price_native {
         model_prices.entry(Address::ZERO).or_insert(price);
     }
+    let models = std::iter::once((repo, file));
+    let models = models.chain(settings.models_more.iter().map(|(repo, file)| (repo, file)));
     let listing = Listing {
         metadata: metadata(settings, public_key).to_string(),
         api_url: api_url.clone(),
-        models: vec![ModelId::of(repo, file)],
+        models: models.map(|(repo, file)| ModelId::of(repo, file)).collect(),
         prices: settings.price_native.zip(settings.price_stable),
     };
     Ok(Wanted { listing, model_prices })
@@ -253,6 +255,7 @@ mod tests {
         RegistrationSettings {
             public_url: Some("https://host.example".into()),
             model: Some(("owner/repo".into(), "m.gguf".into())),
+            models_more: Vec::new(),
             price_native: Some(3000),
             price_stable: Some(40),
             model_prices: BTreeMap::from([(USD, 41)]),

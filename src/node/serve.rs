@@ -19,6 +19,7 @@ use super::access::{self, WalletError};
 use super::doctor;
 use super::lock::{self, LockError, WalletLock};
 use super::metrics::{Metrics, MetricsError};
+use super::models;
 use super::operator::Operator;
 use super::preflight::Findings;
 use super::settings::{Cors, Settings};
@@ -178,7 +179,7 @@ fn start_settlement(tasks: &Tasks, money: Money<'_>, stop: &CancellationToken) -
 
 async fn load_engine(settings: &Settings) -> Result<Arc<LocalEngine>, ServeError> {
     let copy = settings.clone();
-    let loading = tokio::task::spawn_blocking(move || wiring::load_engine(&copy));
+    let loading = tokio::task::spawn_blocking(move || models::load(&copy));
     let engine = loading.await.map_err(|error| ServeError::Task(error.to_string()))??;
     for card in engine.catalog() {
         tracing::info!(

@@ -21,7 +21,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use tally_engine::SharePrefixes;
+use tally_engine::{KvType, SharePrefixes};
 
 use crate::chain::evm::ContractVersion;
 use crate::session::ExposureRule;
@@ -161,6 +161,8 @@ pub struct RegistrationSettings {
     pub public_url: Option<String>,
     /// Names of its model in the model registry, `(repository, file)`.
     pub model: Option<(String, String)>,
+    /// The same of the models that it serves besides.
+    pub models_more: Vec<(String, String)>,
     /// Lowest price in native coin.
     pub price_native: Option<u128>,
     /// Lowest price in payment tokens.
@@ -215,7 +217,7 @@ fn ledger_path(data_dir: &std::path::Path, chain: Option<&ChainSettings>) -> Pat
     data_dir.join(folder).join("ledger.sqlite3")
 }
 
-/// The model to serve.
+/// The models to serve: the first one, and more.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelSettings {
     /// The weight file. Whether it exists is the loader's to say.
@@ -228,6 +230,44 @@ pub struct ModelSettings {
     pub file: Option<String>,
     /// Other names, each for a served model's name.
     pub aliases: BTreeMap<String, String>,
+    /// Models that are served beside the first one.
+    pub more: Vec<ModelFile>,
+}
+
+/// A model to serve.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelFile {
+    /// Its weights: a GGUF file or a folder of safetensors.
+    pub path: PathBuf,
+    /// The name clients send; `None`: the file's without its ending, or the folder's.
+    pub name: Option<String>,
+    /// Its repository and file in the model registry, where they are known.
+    pub registered: Option<(String, String)>,
+}
+
+impl ModelSettings {
+    /// All models, the first one first.
+    #[must_use]
+    pub fn all(&self) -> Vec<ModelFile> {
+        let first = ModelFile {
+            path: self.path.clone(),
+            name: self.name.clone(),
+            registered: self.repo.clone().zip(self.file.clone()),
+        };
+        std::iter::once(first).chain(self.more.iter().cloned()).collect()
+    }
+}
+
+impl ModelFile {
+    /// The name it is served under: `SmolLM2-135M-Instruct.Q4_1` for a file of that name with an
+    /// ending, which clients can read off a hub, where the name inside the file is often a
+    /// training run's. A folder's name is whole.
+    #[must_use]
+    pub fn served_name(&self) -> String {
+        let own = if self.path.is_dir() { self.path.file_name() } else { self.path.file_stem() };
+        let own = || own.map(|name| name.to_string_lossy().into_owned());
+        self.name.clone().or_else(own).unwrap_or_default()
+    }
 }
 
 /// The engine's room.
@@ -235,8 +275,12 @@ pub struct ModelSettings {
 pub struct EngineSettings {
     /// Threads of the forward pass; by default all cores, as far as the engine takes them.
     pub threads: usize,
-    /// Bytes of the KV cache.
+    /// Bytes of the KV cache of all models together.
     pub kv_memory_bytes: u64,
+    /// What keys and values are stored as.
+    pub kv_type: KvType,
+    /// Bytes that weights and KV caches of all models may take; `None`: as many as they need.
+    pub memory_bytes: Option<u64>,
     /// Sequences that make progress at once.
     pub running_max: u32,
     /// Sequences that may wait.

@@ -74,7 +74,7 @@ pub(super) fn log_finding(finding: &Finding) {
 async fn check(
     settings: &Settings,
     chain: &EvmChain,
-    weights_sha256: Hash32,
+    weights_sha256: &[Hash32],
 ) -> Result<(), StartError> {
     let subject = Subject { chain, registry: chain, settings, weights_sha256 };
     let mut findings = Findings::default();
@@ -97,11 +97,12 @@ async fn connect(
     wallet: &Arc<EvmWallet>,
 ) -> Result<Arc<EvmChain>, StartError> {
     let Parts { settings, engine, clock } = parts;
-    let weights_sha256 = engine.catalog().first().map_or(Hash32::ZERO, |card| card.weights_sha256);
+    let weights_sha256: Vec<_> =
+        engine.catalog().into_iter().map(|card| card.weights_sha256).collect();
     let mut tries = 1;
     loop {
         let failed = match access::connect(chain, Arc::clone(wallet)).await {
-            Ok(connected) => match check(settings, &connected, weights_sha256).await {
+            Ok(connected) => match check(settings, &connected, &weights_sha256).await {
                 Ok(()) => return Ok(Arc::new(connected)),
                 Err(error) => error,
             },

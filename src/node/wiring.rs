@@ -3,20 +3,17 @@
 //! Never opens a port and never starts a task: whatever fails here fails before anyone was
 //! promised anything. Relies on the settings being complete.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tally_engine::EngineOptions;
-
-use super::file_hash::sha256_file;
 use super::settings::{LegacyMode, MoneySettings, Settings};
 use crate::billing::{AccountFault, Accounts, Entry, Fact, TurnEnd};
 use crate::chain::evm::{ConnectError, EvmChain, EvmWallet};
 use crate::chain::registry::ModelId;
 use crate::chain::{Chain, ChainError, Limits, Wallet};
 use crate::clock::Clock;
-use crate::engine::local::{LocalEngine, LocalModel};
 use crate::ledger::sqlite::{LedgerBinding, SqliteLedger, SqliteOptions};
 use crate::ledger::{Ledger, LedgerError};
 use crate::session::{BooksParts, Grace, LegacyAccess, PaidBy, SessionRules, Tracker};
@@ -39,6 +36,24 @@ pub enum WiringError {
         /// What is wrong with it.
         why: String,
     },
+    /// A model that does not fit beside the others.
+    #[error(
+        "model {model}: its weights take {needed} bytes, and of engine.memory_bytes = {all} \
+         beside KV caches and the models before it {left} are left"
+    )]
+    Memory {
+        /// Its name.
+        model: String,
+        /// Bytes that it takes.
+        needed: u64,
+        /// Bytes that are left for it.
+        left: u64,
+        /// Bytes in all.
+        all: u64,
+    },
+    /// Two models of one name.
+    #[error("two models are named {0}: set model.name, or another name in model.more")]
+    ModelName(String),
     /// The chain.
     #[error(transparent)]
     Connect(#[from] ConnectError),
@@ -56,37 +71,6 @@ pub enum WiringError {
     /// The ledger holds an entry that does not fit: it was written by another version, or edited.
     #[error("the ledger does not add up: {0}")]
     Account(#[from] AccountFault),
-}
-
-/// Loads the model. Blocks for the time it takes to read the file twice: once for its hash.
-///
-/// # Errors
-/// [`WiringError::Model`].
-pub fn load_engine(settings: &Settings) -> Result<LocalEngine, WiringError> {
-    let path = &settings.model.path;
-    let fail = |why: String| WiringError::Model { path: path.display().to_string(), why };
-    let sha256 = sha256_file(path).map_err(|error| fail(error.to_string()))?;
-    let engine = &settings.engine;
-    let size = |count: u32| usize::try_from(count).unwrap_or(usize::MAX);
-    let options = EngineOptions {
-        threads: engine.threads,
-        kv_memory_bytes: engine.kv_memory_bytes,
-        running_max: size(engine.running_max),
-        queue_max: size(engine.queue_max),
-        prefill_chunk: size(engine.prefill_chunk),
-        share_prefixes: engine.share_prefixes,
-        speculation: engine.speculation,
-        ..EngineOptions::default()
-    };
-    let name = settings.model.name.clone().or_else(|| file_stem(path));
-    let model = LocalModel { path, name, sha256 };
-    LocalEngine::load(model, options).map_err(|error| fail(error.to_string()))
-}
-
-/// `SmolLM2-135M-Instruct.Q4_1` for a file of that name: what clients can read off a hub, where
-/// the name inside the file is often a training run's.
-fn file_stem(path: &Path) -> Option<String> {
-    path.file_stem().map(|stem| stem.to_string_lossy().into_owned())
 }
 
 /// Opens the ledger of this chain, contract and wallet. Blocks.
@@ -213,7 +197,7 @@ pub fn session_rules(settings: &Settings) -> SessionRules {
             .map(|of| (of.address, of.price_min))
             .collect(),
         exposure: session.exposure,
-        model_ids: model_id(settings).into_iter().collect(),
+        model_ids: model_ids(settings),
         aliases: settings.model.aliases.clone(),
         legacy: match session.legacy {
             LegacyMode::Off => LegacyAccess::Off,
@@ -252,12 +236,14 @@ pub fn settlement_rules(money: &MoneySettings<'_>) -> SettlementRules {
     }
 }
 
-/// The registry's id of the model that is served, where its repository is known.
-fn model_id(settings: &Settings) -> Option<Hash32> {
-    let model = &settings.model;
-    let of_path = || model.path.file_name().map(|name| name.to_string_lossy().into_owned());
-    let file = model.file.clone().or_else(of_path)?;
-    Some(ModelId::of(model.repo.as_ref()?, &file).hash())
+/// The registry's ids of the models that are served, of those whose repository is known.
+fn model_ids(settings: &Settings) -> BTreeMap<Hash32, String> {
+    let all = settings.model.all().into_iter();
+    all.filter_map(|model| {
+        let name = model.served_name();
+        model.registered.map(|(repo, file)| (ModelId::of(&repo, &file).hash(), name))
+    })
+    .collect()
 }
 
 fn millis(span: Duration) -> Millis {

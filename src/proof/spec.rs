@@ -108,11 +108,11 @@ pub fn model_spec(weights_sha256: Hash32, quantisation: &str, architecture: &str
     Preimage::new().hash(weights_sha256).text(quantisation).text(architecture).finish()
 }
 
-/// `tokenizerSpec` where the tokenizer stands in the weight file: keccak256 of the file's SHA-256,
-/// which fixes every byte of the tokenizer's definition.
+/// `tokenizerSpec`: keccak256 of the SHA-256 of the file that the tokenizer stands in (a GGUF file
+/// itself), which fixes every byte of its definition.
 #[must_use]
-pub fn tokenizer_spec(weights_sha256: Hash32) -> Hash32 {
-    keccak256(weights_sha256.bytes())
+pub fn tokenizer_spec(file_sha256: Hash32) -> Hash32 {
+    keccak256(file_sha256.bytes())
 }
 
 /// The seed derived from both sides' nonces, which neither side can choose alone.

@@ -8,7 +8,7 @@ use std::sync::{Arc, PoisonError};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::live::{CREDIT_TOKENS, Snapshot};
+use super::live::{CREDIT_TOKENS, Conversation, Snapshot};
 use super::pace::{Beyond, Pace};
 use super::reply::{Reply, ReplyInfo, ReplyParts, Usage};
 use super::tracker::{Hold, Reservation, ReserveError, ReserveLimits};
@@ -87,9 +87,14 @@ impl Sessions {
         self.check_owner(paid, job, &request.credential)?;
         self.check_terms(&known)?;
         let is_conversation = matches!(request.input, PromptInput::Continue(_));
-        let history =
-            if is_conversation { paid.books.tracker.conversation(job) } else { Vec::new() };
+        let history = match is_conversation {
+            true => paid.books.tracker.conversation(job, self.rules.name_of(&request.model)),
+            false => Vec::new(),
+        };
         let checked = self.check_prompt(request, &history).await?;
+        if !self.rules.is_opened_for(&known, &checked.model.name) {
+            return Err(Refusal::OtherModel(job));
+        }
         self.open_account(paid, &known).await?;
         self.run_paid(paid, &known, PaidRun { request, checked, is_conversation })
     }
@@ -138,7 +143,8 @@ impl Sessions {
         let started = Fact::TurnStarted(header);
         let mut paid_turn = PaidTurn::new(paid.books.clone(), job, turn, hold.tokens);
         if *is_conversation {
-            paid_turn.conversation = Some(checked.prompt_ids.clone());
+            let (model, ids) = (checked.model.name.clone(), checked.prompt_ids.clone());
+            paid_turn.conversation = Some(Conversation { model, ids });
         }
         if let Err(error) = paid.books.submit(job, vec![started], TokenCount::ZERO, || {}) {
             tracing::error!(%job, %error, "turn not recorded");
@@ -189,7 +195,7 @@ impl Sessions {
         if known.price.get() < price_min {
             return Err(Refusal::PriceTooLow { job, price_min });
         }
-        if known.model.is_some_and(|model| !self.rules.model_ids.contains(&model)) {
+        if known.model.is_some_and(|model| !self.rules.model_ids.contains_key(&model)) {
             return Err(Refusal::OtherModel(job));
         }
         // Nothing could be claimed, also of a session that names no model where others do.
@@ -242,7 +248,7 @@ impl Sessions {
     }
 
     fn resolve(&self, asked: &str) -> Result<ModelCard, Refusal> {
-        let name = self.rules.aliases.get(asked).map_or(asked, String::as_str);
+        let name = self.rules.name_of(asked);
         let catalog = self.engine.catalog();
         let found = catalog.iter().find(|card| card.name == name).cloned();
         found.ok_or_else(|| Refusal::ModelNotFound {
@@ -469,7 +475,7 @@ fn turn_header(
             &model.quantisation,
             &model.architecture,
         ),
-        tokenizer_spec: proof::tokenizer_spec(model.weights_sha256),
+        tokenizer_spec: proof::tokenizer_spec(model.tokenizer_sha256),
         decode_spec: proof::decode_spec(&decode),
         engine_spec: model.engine_spec,
         seed: sampling.seed,

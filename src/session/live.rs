@@ -16,6 +16,15 @@ use crate::units::{Millis, TokenCount};
 /// (docs/spec/marketplace-api.md, "What is billed"). Also the most ids a frame may hold.
 pub const CREDIT_TOKENS: usize = 8;
 
+/// What was said over a job's WebSocket.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Conversation {
+    /// Catalog name of the model that it was said with.
+    pub model: String,
+    /// Ids of prompts and answers; never retokenised.
+    pub ids: Vec<u32>,
+}
+
 /// Where a session stands in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
@@ -89,8 +98,8 @@ pub(super) struct Live {
     /// An entry did not fit the account: what it says is not to be trusted any more.
     pub is_faulty: bool,
     pub turn_next: u32,
-    /// Ids of the WebSocket conversation so far; never retokenised.
-    pub conversation: Vec<u32>,
+    /// The WebSocket conversation so far.
+    pub conversation: Conversation,
 }
 
 impl Live {
@@ -115,7 +124,7 @@ impl Live {
             pace_next_us: 0,
             is_faulty: false,
             turn_next,
-            conversation: Vec::new(),
+            conversation: Conversation::default(),
         }
     }
 

@@ -36,7 +36,7 @@ pub use crate::billing::{TurnEnd, TxState};
 pub use crate::engine::{EngineLoad, Logprob, ModelCard, Prompt, TokenLogprobs, Turn};
 
 use crate::billing::Fact;
-use crate::chain::{Chain, Limits, Wallet};
+use crate::chain::{Chain, ChainJob, Limits, Wallet};
 use crate::engine::Engine;
 use crate::units::{Address, Hash32, JobId, Millis, Signature, TokenCount};
 
@@ -62,8 +62,9 @@ pub struct SessionRules {
     pub payment_tokens: BTreeMap<Address, u128>,
     /// How much of a job may be unclaimed.
     pub exposure: ExposureRule,
-    /// The registry's ids of the models served here. A session opened for another is refused.
-    pub model_ids: BTreeSet<Hash32>,
+    /// Catalog names of the models served here by the registry's ids. A session opened for one is
+    /// served with that one, a session opened for another is refused.
+    pub model_ids: BTreeMap<Hash32, String>,
     /// Names clients use, to catalog names.
     pub aliases: BTreeMap<String, String>,
     /// Plain access.
@@ -76,6 +77,19 @@ pub struct SessionRules {
     pub token_lifetime: Millis,
     /// Longest wait for the chain when a job is seen for the first time.
     pub chain_wait_max: Duration,
+}
+
+impl SessionRules {
+    /// The catalog's name for what a client calls a model.
+    fn name_of<'a>(&'a self, asked: &'a str) -> &'a str {
+        self.aliases.get(asked).map_or(asked, String::as_str)
+    }
+
+    /// Whether the session was opened for the model of this catalog name, or for any.
+    fn is_opened_for(&self, job: &ChainJob, name: &str) -> bool {
+        let bound = job.model.and_then(|model| self.model_ids.get(&model));
+        bound.is_none_or(|bound| bound == name)
+    }
 }
 
 /// The chain, as sessions need it; absent in free mode.

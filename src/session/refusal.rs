@@ -71,8 +71,8 @@ pub enum Refusal {
     /// The marketplace holds less than the session's deposit.
     #[error("job {0}: the marketplace no longer holds this session's deposit")]
     Unfunded(JobId),
-    /// The session was opened for a model that is not served here.
-    #[error("job {0} was opened for a model that is not served here")]
+    /// The session was opened for another model than the one asked for.
+    #[error("job {0} was opened for another model")]
     OtherModel(JobId),
     /// The contract lets no token of the session be claimed: no rate is set for its model.
     #[error("job {0}: the model registry sets no claim rate for its model, so it cannot be paid")]

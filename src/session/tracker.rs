@@ -12,7 +12,7 @@ use dashmap::DashMap;
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 
-use super::live::{Grace, LastClose, Live, Phase, Snapshot};
+use super::live::{Conversation, Grace, LastClose, Live, Phase, Snapshot};
 use crate::billing::{Account, AccountFault, Entry, Subject, WalletAccount};
 use crate::chain::JobStatus;
 use crate::units::{Address, Amount, JobId, Millis, TokenCount, TurnNo};
@@ -390,7 +390,7 @@ impl Tracker {
             }
             if live.is_over() {
                 live.ended.cancel();
-                live.conversation = Vec::new();
+                live.conversation = Conversation::default();
             }
             live.turn_next = live.turn_next.max(live.account.turn_next().get());
         }
@@ -434,15 +434,18 @@ impl Tracker {
         }
     }
 
-    /// Ids of the job's WebSocket conversation so far.
-    pub(super) fn conversation(&self, job: JobId) -> Vec<u32> {
-        self.live.get(&job).map_or_else(Vec::new, |live| live.conversation.clone())
+    /// Ids of the job's WebSocket conversation with this model so far; none if the last turn was
+    /// another model's, whose ids mean other words.
+    pub(super) fn conversation(&self, job: JobId, model: &str) -> Vec<u32> {
+        let live = self.live.get(&job);
+        let conversation = live.map(|live| live.conversation.clone()).unwrap_or_default();
+        if conversation.model == model { conversation.ids } else { Vec::new() }
     }
 
     /// Replaces the conversation by one that ends with the turn just spoken.
-    pub(super) fn set_conversation(&self, job: JobId, ids: Vec<u32>) {
+    pub(super) fn set_conversation(&self, job: JobId, conversation: Conversation) {
         if let Some(mut live) = self.live.get_mut(&job) {
-            live.conversation = ids;
+            live.conversation = conversation;
         }
     }
 }
@@ -456,4 +459,21 @@ pub(super) struct ReserveLimits {
     pub cap: Option<TokenCount>,
     /// Unclaimed tokens from which prompts are refused.
     pub exposure_max: Option<TokenCount>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_conversation_goes_on_with_the_model_that_it_was_held_with() {
+        let (tracker, job) = (Tracker::default(), JobId::new(7).unwrap());
+        tracker.restore(Account::new(job), Millis::new(0));
+        assert!(tracker.conversation(job, "one").is_empty());
+        let said = Conversation { model: "one".into(), ids: vec![3, 1, 4] };
+        tracker.set_conversation(job, said);
+        assert_eq!(tracker.conversation(job, "one"), [3, 1, 4]);
+        assert!(tracker.conversation(job, "other").is_empty(), "its ids mean other words");
+        assert!(tracker.conversation(JobId::new(8).unwrap(), "one").is_empty());
+    }
 }

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use metrics::{counter, histogram};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
+use super::live::Conversation;
 use super::tracker::Tracker;
 use crate::billing::{Entry, Fact, Subject, TurnEnd};
 use crate::clock::Clock;
@@ -121,8 +122,8 @@ pub(super) struct PaidTurn {
     pub books: Books,
     pub job: JobId,
     pub turn: TurnNo,
-    /// The prompt's ids, where the turn belongs to a conversation.
-    pub conversation: Option<Vec<u32>>,
+    /// The prompt, where the turn belongs to a conversation.
+    pub conversation: Option<Conversation>,
     progress: Mutex<Progress>,
 }
 
@@ -217,8 +218,9 @@ impl Drop for TurnMeter {
         }
         // Where nothing was said the turn did not happen: the client will ask again.
         if let Some(prompt) = paid.conversation.as_ref().filter(|_| !spoken.is_empty()) {
-            let ids = prompt.iter().copied().chain(spoken).collect();
-            paid.books.tracker.set_conversation(paid.job, ids);
+            let ids = prompt.ids.iter().copied().chain(spoken).collect();
+            let conversation = Conversation { model: prompt.model.clone(), ids };
+            paid.books.tracker.set_conversation(paid.job, conversation);
         }
         let now: Millis = paid.books.clock.now();
         paid.books.tracker.turn_over(paid.job, unused, unsent, now);

@@ -70,7 +70,9 @@ async fn the_doctor_says_what_is_wrong_as_text_and_as_json() {
 #[tokio::test]
 async fn a_free_node_with_a_file_passes_the_doctor_with_a_warning() {
     let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("m.gguf"), "weights").unwrap();
+    // A header that is sound: version 3, no tensors, no keys.
+    let header = [&b"GGUF\x03\0\0\0"[..], &[0; 16]].concat();
+    std::fs::write(dir.path().join("m.gguf"), header).unwrap();
     let run = tally(dir.path(), &["doctor", "--free", "--model-path", "m.gguf"], &[]).await;
     assert!(run.ok, "{}", run.out);
     assert!(run.out.contains("warning  chain"), "{}", run.out);

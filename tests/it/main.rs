@@ -12,6 +12,7 @@ mod conformance;
 mod delivery;
 mod ledger;
 mod model_pull;
+mod models;
 mod money;
 mod node;
 mod openai;

@@ -8,7 +8,7 @@ use tally::node::settings::catalog::SETTINGS;
 use tally::node::settings::{
     Cors, Inputs, InspectSettings, KeySource, Kind, LegacyMode, PasswordSource, Settings,
 };
-use tally_engine::{EngineOptions, SharePrefixes};
+use tally_engine::{EngineOptions, KvType, SharePrefixes};
 
 const KEY: &str = "4f3edf983ac636a65a842ce7c78d9aa706d3b113bce9c46f30d7d21715b23b1d";
 const MARKETPLACE: &str = "0x1273e6358aa52bb5b160c34bf2e617b745e4a944";
@@ -80,6 +80,7 @@ fn defaults_are_the_documented_ones() {
     assert_eq!(settings.settlement.confirmations, 3);
     assert_eq!(settings.engine.kv_memory_bytes, 512 << 20);
     assert_eq!(settings.engine.share_prefixes, SharePrefixes::WithinOwner);
+    assert_eq!(settings.engine.kv_type, KvType::F16);
     assert_eq!(settings.api.body_max_bytes, 1 << 20);
     assert_eq!(settings.api.cors, Cors::Any, "31337 is a development chain");
     assert_eq!(settings.session.legacy, LegacyMode::Off, "reachable from outside");
@@ -250,6 +251,46 @@ fn a_paid_node_names_everything_that_is_missing() {
 }
 
 #[test]
+fn further_models_have_names_paths_and_perhaps_a_place_in_the_registry() {
+    let case = Case::new(&[("TALLY_FREE", "true"), ("TALLY_MODEL_REPO", "owner/repo")]).file(
+        "host.toml",
+        r#"
+            [model]
+            path = "~/m.Q4_1.gguf"
+            more = { tiny = "~/tiny.gguf", "qwen2.5" = "/models/qwen2.5-0.5b" }
+            more_registered = { tiny = "owner/name/folder/tiny.gguf" }
+            [engine]
+            memory_bytes = "2GiB"
+        "#,
+    );
+    let config = Some("host.toml".into());
+    let settings = Settings::load(&Inputs { config, ..case.inputs.clone() }).unwrap();
+    let all = settings.model.all();
+    let names: Vec<_> = all.iter().map(|model| model.served_name()).collect();
+    assert_eq!(names, ["m.Q4_1", "qwen2.5", "tiny"]);
+    assert_eq!(all[0].registered, Some(("owner/repo".into(), "m.Q4_1.gguf".into())));
+    assert_eq!((all[1].path.to_str(), &all[1].registered), (Some("/models/qwen2.5-0.5b"), &None));
+    assert_eq!(all[2].path, Path::new("/home/host/tiny.gguf"));
+    assert_eq!(all[2].registered, Some(("owner/name".into(), "folder/tiny.gguf".into())));
+    assert_eq!(settings.engine.memory_bytes, Some(2 << 30));
+
+    for (registered, wanted) in [
+        ("other=a/b/c", "not one of model.more"),
+        ("tiny=a/b", "OWNER/NAME/FILE"),
+        ("tiny=a/b/", "OWNER/NAME/FILE"),
+    ] {
+        let message = Case::new(&[
+            ("TALLY_FREE", "true"),
+            ("TALLY_MODEL_PATH", "/m"),
+            ("TALLY_MODEL_MORE", "tiny=/t"),
+            ("TALLY_MODEL_MORE_REGISTERED", registered),
+        ])
+        .refused();
+        assert_says(&message, &["model.more_registered", wanted]);
+    }
+}
+
+#[test]
 fn each_chain_setting_is_asked_for_by_name() {
     for name in ["TALLY_CHAIN_RPC_URLS", "TALLY_CHAIN_ID", "TALLY_CHAIN_MARKETPLACE"] {
         let message = Case::paid(&[]).unset(name).refused();
@@ -400,6 +441,14 @@ fn the_settings_take_what_the_engine_takes() {
 }
 
 #[test]
+fn keys_and_values_are_stored_as_the_setting_says() {
+    for (word, expected) in [("f16", KvType::F16), ("f32", KvType::F32)] {
+        let settings = Case::paid(&[]).flag("engine.kv_type", word).load();
+        assert_eq!(settings.engine.kv_type, expected);
+    }
+}
+
+#[test]
 fn prefixes_are_shared_with_whom_the_setting_says() {
     for (word, expected) in [
         ("nobody", SharePrefixes::Nobody),
@@ -420,6 +469,7 @@ fn every_setting_is_used_where_the_node_is_put_together() {
         "access.rs",
         "commands.rs",
         "doctor.rs",
+        "models.rs",
         "logging.rs",
         "operator.rs",
         "orders.rs",

@@ -1,6 +1,6 @@
 //! The node's own code, from the ledger up, as one process that can die between any two awaits.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -109,7 +109,7 @@ fn session_rules(exposure: ExposureRule) -> SessionRules {
         chain_wait_max: Duration::from_secs(5),
         payment_tokens: BTreeMap::from([(ERC20, 0)]),
         exposure,
-        model_ids: BTreeSet::new(),
+        model_ids: BTreeMap::new(),
     }
 }
 

@@ -40,6 +40,11 @@ impl Detokenizer {
         self.partial = rest.to_vec();
         text
     }
+
+    /// Whether bytes wait for the rest of their character.
+    pub(crate) fn is_within_character(&self) -> bool {
+        !self.partial.is_empty()
+    }
 }
 
 #[cfg(test)]

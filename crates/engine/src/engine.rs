@@ -9,15 +9,16 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use crate::error::{EncodeError, LoadError, StartError};
-use crate::gguf::Gguf;
+use crate::files::{ModelFiles, ModelKind};
 use crate::kernels::{Cpu, Isa};
-use crate::kv::{BLOCK_TOKENS, KvCache, KvPool, Scope};
+use crate::kv::{BLOCK_TOKENS, KvCache, KvPool, KvType, Scope};
 use crate::model::Model;
 use crate::runner::{EngineLoad, Runner, Shared};
 use crate::scheduler::Scheduler;
 use crate::sequence::{EventSink, Lease, Sequence, SequenceRequest};
 use crate::template::{ChatTemplate, ChatTurn};
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{Place, Tokenizer};
+use crate::turns::Turns;
 
 /// Who may use whose cached prefixes: tokens that were computed before are not computed again.
 ///
@@ -52,6 +53,8 @@ pub struct EngineOptions {
     pub threads: usize,
     /// Bytes for the KV cache, allocated at once, touched as it fills.
     pub kv_memory_bytes: u64,
+    /// What keys and values are stored as.
+    pub kv_type: KvType,
     /// Sequences that run at once, at most: 1 to 1024.
     pub running_max: usize,
     /// Sequences that wait beyond those, at most; more are refused.
@@ -73,6 +76,7 @@ impl Default for EngineOptions {
         EngineOptions {
             threads: std::thread::available_parallelism().map_or(1, |n| n.get().min(256)),
             kv_memory_bytes: 1 << 30,
+            kv_type: KvType::default(),
             running_max: 8,
             queue_max: 64,
             prefill_chunk: 128,
@@ -123,8 +127,13 @@ pub struct ModelInfo {
     pub eos_ids: Vec<u32>,
     /// Bytes of weights that one decoded token reads.
     pub weights_bytes: u64,
+    /// Bytes of memory that all weights take.
+    pub memory_bytes: u64,
     /// The architecture's configuration as one fixed text, to be hashed.
     pub config_digest_input: String,
+    /// Version of the numeric rules that the model's text follows; 0 where another machine may
+    /// write another text: models that candle computes, one sequence at a time.
+    pub engine_spec: u32,
 }
 
 /// A loaded model and its thread. Clones are handles to the same; the last one stops it.
@@ -154,28 +163,48 @@ pub struct SequenceHandle {
 }
 
 impl Engine {
-    /// Loads a GGUF file and starts the model's threads. Blocks while the file is read.
+    /// [`Engine::load_files`] of a GGUF file or a folder of safetensors.
     ///
     /// # Errors
     /// [`LoadError`] says which file, key, tensor or option it was.
     pub fn load(path: &Path, options: EngineOptions) -> Result<Engine, LoadError> {
         options.check()?;
-        let mut gguf = Gguf::open(path)?;
-        let tokenizer = Arc::new(Tokenizer::from_gguf(&gguf)?);
-        let template = ChatTemplate::from_gguf(&gguf)?;
-        let model = Model::from_gguf(&mut gguf, options.threads, options.isa)?;
-        let isa = model.isa();
-        let cpu = Cpu::new(isa).ok_or_else(|| {
-            let reason = format!("this processor has no {isa:?}");
-            LoadError::Options { option: "isa", reason }
-        })?;
-        let kv = KvPool::new(model.config(), options.kv_memory_bytes);
+        Engine::load_files(&ModelFiles::open(path)?, options, &Turns::default())
+    }
+
+    /// Loads a model and starts its threads. Blocks while the weights are read and packed.
+    ///
+    /// Of all models with the same `turns` one computes at a time, a step each in turn.
+    ///
+    /// # Errors
+    /// [`LoadError`] says which key, tensor or option it was.
+    pub fn load_files(
+        files: &ModelFiles,
+        options: EngineOptions,
+        turns: &Turns,
+    ) -> Result<Engine, LoadError> {
+        options.check()?;
+        let (texts, model) = std::thread::scope(|scope| {
+            // Building the tokenizer takes about as long as packing the weights of a small model.
+            let texts = scope.spawn(|| texts(files));
+            let model = Model::from_files(files, options.threads, options.isa);
+            (texts.join(), model)
+        });
+        let (model, (tokenizer, template)) = match (model, texts) {
+            (Err(error), _) | (Ok(_), Ok(Err(error))) => return Err(error),
+            (Ok(model), Ok(Ok(texts))) => (model, texts),
+            (Ok(_), Err(_)) => return Err(LoadError::Tokenizer("it panicked".into())),
+        };
+        let options = of_model(options, &model);
+        let tokenizer = Arc::new(tokenizer);
+        let cpu = model.cpu();
+        let kv = KvPool::of_type(model.config(), options.kv_type, options.kv_memory_bytes);
         if kv.total_blocks() == 0 {
-            let least = KvPool::block_bytes(model.config());
+            let least = KvPool::block_bytes(model.config(), options.kv_type);
             let reason = format!("{} bytes, one block takes {least}", options.kv_memory_bytes);
             return Err(LoadError::Options { option: "kv_memory_bytes", reason });
         }
-        let info = model_info(path, &gguf, &model, &tokenizer);
+        let info = model_info(files, (&model, options.kv_type), &tokenizer);
         let shared = Arc::new(Shared::default());
         let total = kv.total_blocks();
         shared.lock().load =
@@ -192,6 +221,7 @@ impl Engine {
             guessed_tokens: 0,
             guessed_right: 0,
             shared: Arc::clone(&shared),
+            turns: turns.clone(),
             waiting: Default::default(),
             running: Vec::new(),
             preemptions: 0,
@@ -229,8 +259,8 @@ impl Engine {
     /// [`EncodeError::Template`] if the template refuses the turns.
     pub fn encode_chat(&self, turns: &[ChatTurn]) -> Result<Vec<u32>, EncodeError> {
         let tokenizer = &self.inner.tokenizer;
-        let rendered = self.inner.template.render(turns, tokenizer.control_texts())?;
-        tokenizer.encode_marked(&rendered.text, rendered.mark)
+        let rendered = self.inner.template.render(turns, tokenizer.control())?;
+        tokenizer.encode_marked(&rendered.text, rendered.mark, Place::Beginning)
     }
 
     /// Ids that lead from the end of an answer, whose ids the caller kept, to the next one: what
@@ -243,9 +273,8 @@ impl Engine {
     /// [`EncodeError::Template`] if the template refuses the turns or hides the answer.
     pub fn encode_continuation(&self, content: &str) -> Result<Vec<u32>, EncodeError> {
         let tokenizer = &self.inner.tokenizer;
-        let rendered =
-            self.inner.template.render_continuation(content, tokenizer.control_texts())?;
-        tokenizer.encode_marked(&rendered.text, rendered.mark)
+        let rendered = self.inner.template.render_continuation(content, tokenizer.control())?;
+        tokenizer.encode_marked(&rendered.text, rendered.mark, Place::AfterText)
     }
 
     /// Ids of a text as it is; control tokens in it are letters like any others.
@@ -384,18 +413,56 @@ impl Drop for SequenceHandle {
     }
 }
 
-fn model_info(path: &Path, gguf: &Gguf, model: &Model, tokenizer: &Tokenizer) -> ModelInfo {
-    let file_name = || path.file_stem().map(|name| name.to_string_lossy().into_owned());
+/// The options that a model can be served with: candle's networks hold one sequence, share
+/// nothing, and step back only by reading all of it again.
+fn of_model(options: EngineOptions, model: &Model) -> EngineOptions {
+    match model.config().family.is_adapted() {
+        true => {
+            let share_prefixes = SharePrefixes::Nobody;
+            EngineOptions { running_max: 1, share_prefixes, speculation: false, ..options }
+        }
+        false => options,
+    }
+}
+
+/// What turns text to ids and back.
+fn texts(files: &ModelFiles) -> Result<(Tokenizer, ChatTemplate), LoadError> {
+    match files.kind() {
+        ModelKind::Gguf(gguf) => {
+            let tokenizer = Tokenizer::from_gguf(gguf)?;
+            let template = ChatTemplate::from_gguf(gguf, &tokenizer)?;
+            Ok((tokenizer, template))
+        }
+        ModelKind::Folder(folder) => {
+            let tokenizer = Tokenizer::from_hf(folder.dir())?;
+            let template = ChatTemplate::from_hf(folder.dir(), &tokenizer)?;
+            Ok((tokenizer, template))
+        }
+    }
+}
+
+fn model_info(
+    files: &ModelFiles,
+    (model, kv_type): (&Model, KvType),
+    tokenizer: &Tokenizer,
+) -> ModelInfo {
     let config = model.config();
+    // Half precision says nothing, as it did when there was nothing else.
+    let kv = match kv_type {
+        KvType::F16 => "",
+        KvType::F32 => " kv=f32",
+    };
     ModelInfo {
-        name: gguf.text("general.name").map(str::to_string).or_else(file_name).unwrap_or_default(),
-        architecture: gguf.text("general.architecture").unwrap_or_default().into(),
-        quantisation: gguf.quantisation(),
-        parameter_count: gguf.parameter_count(),
+        name: files.name(),
+        architecture: files.architecture(),
+        quantisation: files.quantisation(),
+        parameter_count: files.parameter_count(),
         context_length: config.context_length,
         vocab_size: config.vocab_size as u32,
         eos_ids: tokenizer.eos().to_vec(),
         weights_bytes: model.weights_bytes(),
-        config_digest_input: config.canonical_text(),
+        memory_bytes: model.memory_bytes(),
+        config_digest_input: config.canonical_text() + kv,
+        engine_spec: model.engine_spec(),
     }
 }

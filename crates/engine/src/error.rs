@@ -15,8 +15,8 @@ pub enum LoadError {
         /// What the system said.
         source: std::io::Error,
     },
-    /// Not a GGUF file, or a damaged one.
-    #[error("{path} is not a readable GGUF file: {reason}")]
+    /// Not a model file, or a damaged one.
+    #[error("{path} is not a readable model file: {reason}")]
     Format {
         /// The file.
         path: String,
@@ -35,7 +35,7 @@ pub enum LoadError {
     #[error("architecture not supported: {0}")]
     UnsupportedArchitecture(String),
     /// A tensor is stored in a form without kernels here.
-    #[error("tensor {tensor} is {found}; supported are Q4_0, Q4_1, Q5_0, Q5_1, Q8_0")]
+    #[error("tensor {tensor} is {found}, which has no kernels here")]
     UnsupportedQuantisation {
         /// The tensor.
         tensor: String,

@@ -1,31 +1,37 @@
 //! The CPU transformer that makes Tally's text.
 //!
-//! For: one model file, several sequences at once, the same bits on every machine.
+//! For: a model, several sequences at once, the same bits on every machine.
 //! Must never: know of sessions, chains or HTTP; write prompts or text into logs.
-//! Relies on: candle for GGUF files and tensors; its own kernels for every number
-//! (docs/spec/numerics.md).
+//! Relies on: its own kernels for every number (docs/spec/numerics.md).
 //!
 //! ```text
 //! Engine::start ─▶ mailbox ─▶ Runner (a thread) ─▶ Scheduler::plan ─▶ Model::forward ─▶ Sampler
 //!                                   ▲             (KvCache)              (KvPool)          │
 //!                                   └──── EventSink ◀── Sequence: stop strings, text ◀─────┘
+//!
+//! ModelFiles::open ─▶ header, checked ─▶ Tokenizer, ChatTemplate
+//! (a GGUF file, or a folder)          └▶ ModelConfig, Weights (packed side by side, then unmapped)
 //! ```
+//!
+//! Several models on one machine: each an [`Engine`] of its own, with the same [`Turns`].
 //!
 //! Where to read on: [`model`] is the forward pass on one page, [`kv`] the paged cache and its
 //! prefixes, `kernels` the hot loops, `scheduler` who does what, `sequence` what a request goes
 //! through, `speculation` how several tokens may come of one step.
 
+mod adapter;
 pub mod config;
 mod detokenizer;
 mod engine;
 mod error;
-mod gguf;
+mod files;
 mod kernels;
 pub mod kv;
 mod math;
 pub mod model;
 mod ops;
 mod philox;
+mod rope;
 mod runner;
 mod sampler;
 mod scheduler;
@@ -34,16 +40,22 @@ mod speculation;
 mod stop;
 mod template;
 mod tokenizer;
+mod turns;
 mod weights;
+
+use files::gguf;
 
 pub use engine::{Engine, EngineOptions, ModelInfo, SequenceHandle, SharePrefixes};
 pub use error::{EncodeError, LoadError, StartError};
+pub use files::{LoadProgress, ModelFiles, WeightFile};
 pub use kernels::Isa;
+pub use kv::KvType;
 pub use runner::EngineLoad;
 pub use sampler::{LOGPROBS_MAX, Sampling};
 pub use sequence::{Event, EventSink, FinishReason, Logprob, SequenceRequest, TokenLogprobs};
 pub use template::ChatTurn;
+pub use turns::Turns;
 
-/// Number of the numeric rules that this engine follows. Any change of bits raises it; 0 means
-/// that the canonical form isn't settled and claims carry no canonical flag.
-pub const ENGINE_SPEC_VERSION: u32 = 0;
+/// Number of the numeric rules that this engine follows (docs/spec/numerics.md). Any change of
+/// bits raises it; 0 stands for models that follow none.
+pub const ENGINE_SPEC_VERSION: u32 = 1;

@@ -1,4 +1,4 @@
-//! The forward pass: a Llama transformer, readable from top to bottom.
+//! The forward pass: a transformer of the Llama and Qwen families, readable from top to bottom.
 //!
 //! For: turning a ragged batch of token rows into logits.
 //! Must never: keep anything of a sequence: the KV cache is an argument, so that sequences
@@ -7,22 +7,24 @@
 //!
 //! ```text
 //! x = embedding[ids]
-//! each layer:  qkv = (norm x)·Wqkv;  a = attention(rope qkv, cache);  x += a·Wo
+//! each layer:  qkv = (norm x)·Wqkv (+ bias; head norms);
+//!              a = attention(rope qkv, cache);                        x += a·Wo
 //!              h = silu(norm x·Wgate)·(norm x·Wup);                   x += h·Wdown
 //! logits = (norm x[wanted rows])·Whead
 //! ```
 
 use std::path::Path;
 
+use crate::adapter::{self, Adapter};
 use crate::config::ModelConfig;
 use crate::error::LoadError;
-use crate::gguf::Gguf;
-use crate::kernels::attention::{RowPlace, Rows};
+use crate::files::{ModelFiles, ModelKind, WeightFile};
+use crate::kernels::attention::{HeadNorms, RowPlace, Rows};
 use crate::kernels::threads::Threads;
 use crate::kernels::{Cpu, Isa};
 use crate::kv::{BLOCK_TOKENS, BlockTable, KvPool};
-use crate::math;
 use crate::ops::{Machine, Scratch};
+use crate::rope::Rope;
 use crate::weights::Weights;
 
 /// Which rows of a segment the output head is computed for.
@@ -57,13 +59,38 @@ pub struct Batch<'a> {
     pub segments: Vec<Segment<'a>>,
 }
 
+/// What a step gives for the wanted rows, in the order of the batch; the caller's until the next.
+#[derive(Debug)]
+pub struct Outputs<'a> {
+    /// `[wanted rows][vocab]`.
+    pub logits: &'a mut [f32],
+    /// The normed hidden states that the logits are made of, `[wanted rows][width]`; none where
+    /// the model is not canonical.
+    pub states: &'a [f32],
+}
+
 /// A loaded model. One forward pass at a time.
 pub struct Model {
     config: ModelConfig,
+    cpu: Cpu,
+    network: Network,
+}
+
+/// What computes a model.
+enum Network {
+    Own(Box<Transformer>),
+    /// One sequence at a time, its keys and values apart from the cache; not canonical.
+    Adapted {
+        adapter: Box<Adapter>,
+        bytes: u64,
+    },
+}
+
+/// Our own forward pass.
+struct Transformer {
     weights: Weights,
     machine: Machine,
-    /// Angle of each pair of a head at position 1.
-    frequencies: Vec<f64>, // [dim / 2]
+    rope: Rope,
     buffers: Buffers,
 }
 
@@ -74,6 +101,7 @@ struct Buffers {
     qkv: Vec<f32>,    // [rows, (h + 2 kv) * dim]
     mixed: Vec<f32>,  // [rows, h * dim]
     hidden: Vec<f32>, // [rows, ff]
+    states: Vec<f32>, // [wanted rows, width]
     logits: Vec<f32>, // [wanted rows, vocab]
     scratch: Scratch,
 }
@@ -84,15 +112,16 @@ struct Buffers {
 pub struct ForwardError(String);
 
 impl Model {
-    /// Loads a GGUF file for `threads` threads in all, on `isa` or the best instruction set.
+    /// Loads a GGUF file or a folder of safetensors for `threads` threads in all, on `isa` or the
+    /// best instruction set.
     ///
     /// Blocks for as long as reading the file takes.
     pub fn load(path: &Path, threads: usize, isa: Option<Isa>) -> Result<Model, LoadError> {
-        Model::from_gguf(&mut Gguf::open(path)?, threads, isa)
+        Model::from_files(&ModelFiles::open(path)?, threads, isa)
     }
 
-    pub(crate) fn from_gguf(
-        gguf: &mut Gguf,
+    pub(crate) fn from_files(
+        files: &ModelFiles,
         threads: usize,
         isa: Option<Isa>,
     ) -> Result<Model, LoadError> {
@@ -100,13 +129,34 @@ impl Model {
         let option = |option, reason| LoadError::Options { option, reason };
         let cpu =
             Cpu::new(isa).ok_or_else(|| option("isa", format!("this processor has no {isa:?}")))?;
-        let config = ModelConfig::from_gguf(gguf)?;
-        let weights = Weights::load(gguf, &config)?;
+        let (config, weights) = match files.kind() {
+            ModelKind::Gguf(gguf) => {
+                if let Some(config) = adapter::config(gguf)? {
+                    return Model::adapted(files, config, cpu);
+                }
+                let config = ModelConfig::from_gguf(gguf)?;
+                let weights = Weights::load(gguf, &config, threads)?;
+                (config, weights)
+            }
+            ModelKind::Folder(folder) => {
+                let config = ModelConfig::from_hf(folder.config())?;
+                let weights = Weights::load(folder.tensors(), &config, threads)?;
+                (config, weights)
+            }
+        };
+        let rope_factors = weights.rope_factors.as_deref();
+        let rope = Rope::new(config.head_dim, config.rope_base, rope_factors, &config.rope_scaling);
         let threads = Threads::new(threads)
             .map_err(|e| option("threads", format!("cannot start {threads}: {e}")))?;
-        let frequencies = frequencies(&config, weights.rope_factors.as_deref());
         let (machine, buffers) = (Machine { cpu, threads }, Buffers::default());
-        Ok(Model { config, weights, machine, frequencies, buffers })
+        let network = Network::Own(Box::new(Transformer { weights, machine, rope, buffers }));
+        Ok(Model { config, cpu, network })
+    }
+
+    fn adapted(files: &ModelFiles, config: ModelConfig, cpu: Cpu) -> Result<Model, LoadError> {
+        let adapter = Box::new(Adapter::load(files.path(), &config)?);
+        let bytes = files.weight_files().iter().map(WeightFile::size).sum();
+        Ok(Model { config, cpu, network: Network::Adapted { adapter, bytes } })
     }
 
     /// Sizes and constants.
@@ -114,19 +164,41 @@ impl Model {
         &self.config
     }
 
+    /// Version of the numeric rules that it follows; 0 where it follows none: then a batch has
+    /// one segment at most, and another machine may find other bits.
+    pub fn engine_spec(&self) -> u32 {
+        match self.network {
+            Network::Own(_) => crate::ENGINE_SPEC_VERSION,
+            Network::Adapted { .. } => 0,
+        }
+    }
+
     /// Bytes of weights that one decoded token reads.
     pub fn weights_bytes(&self) -> u64 {
-        self.weights.bytes()
+        match &self.network {
+            Network::Own(own) => own.weights.bytes(),
+            Network::Adapted { bytes, .. } => *bytes,
+        }
+    }
+
+    pub(crate) fn cpu(&self) -> Cpu {
+        self.cpu
+    }
+
+    /// Bytes of memory that all weights take.
+    pub fn memory_bytes(&self) -> u64 {
+        match &self.network {
+            Network::Own(own) => own.weights.memory_bytes(),
+            Network::Adapted { bytes, .. } => *bytes,
+        }
     }
 
     /// The instruction set in use.
     pub fn isa(&self) -> Isa {
-        self.machine.cpu.isa()
+        self.cpu.isa()
     }
 
-    /// Runs the batch, writes its keys and values into `kv`, and returns the wanted logits,
-    /// `[wanted rows][vocab]`, in the order of the batch; they are the caller's until the next
-    /// call.
+    /// Runs the batch, writes its keys and values into `kv`, and returns the wanted rows.
     ///
     /// Synchronous: blocks until done, on the calling thread and the model's own.
     ///
@@ -137,40 +209,15 @@ impl Model {
         &mut self,
         batch: &Batch<'_>,
         kv: &mut KvPool,
-    ) -> Result<&mut [f32], ForwardError> {
+    ) -> Result<Outputs<'_>, ForwardError> {
         self.check(batch, kv)?;
-        let places = places(batch);
-        let tables: Vec<&[u32]> = batch.segments.iter().map(|s| &s.table.blocks[..]).collect();
-        let (cos, sin) = self.angles(&places);
-        let (machine, weights) = (&self.machine, &self.weights);
-        let (heads, eps) = (self.config.heads(), self.config.norm_eps);
-        let Buffers { x, qkv, mixed, hidden, logits, scratch } = &mut self.buffers;
-
-        embed(weights, self.config.width, batch, x);
-        for (index, layer) in weights.layers.iter().enumerate() {
-            machine.norm_linear((x, (&layer.attention_norm, eps)), &layer.qkv, scratch, qkv);
-            let rows = Rows {
-                heads,
-                places: &places,
-                tables: &tables,
-                layer_at: kv.layer_at(index),
-                window: None,
-                cos: &cos,
-                sin: &sin,
-            };
-            machine.attention(&rows, (qkv, kv), scratch, mixed);
-            machine.linear_add(mixed, &layer.attention_out, scratch, x);
-
-            machine.norm_gate((x, (&layer.ff_norm, eps)), &layer.gate_up, scratch, hidden);
-            machine.linear_add(hidden, &layer.down, scratch, x);
+        match &mut self.network {
+            Network::Own(own) => Ok(own.forward(&self.config, batch, kv)),
+            Network::Adapted { adapter, .. } => {
+                let logits = adapter.forward(batch).map_err(ForwardError)?;
+                Ok(Outputs { logits, states: &[] })
+            }
         }
-        keep_wanted_rows(batch, self.config.width, x);
-        logits.clear();
-        if x.is_empty() {
-            return Ok(logits);
-        }
-        machine.norm_linear((x, (&weights.output_norm, eps)), weights.head(), scratch, logits);
-        Ok(logits)
     }
 
     fn check(&self, batch: &Batch<'_>, kv: &KvPool) -> Result<(), ForwardError> {
@@ -206,27 +253,50 @@ impl Model {
     fn vocab(&self) -> usize {
         self.config.vocab_size
     }
+}
+
+impl Transformer {
+    fn forward(&mut self, config: &ModelConfig, batch: &Batch<'_>, kv: &mut KvPool) -> Outputs<'_> {
+        let places = places(batch);
+        let tables: Vec<&[u32]> = batch.segments.iter().map(|s| &s.table.blocks[..]).collect();
+        let (cos, sin) = self.angles(&places);
+        let (machine, weights) = (&self.machine, &self.weights);
+        let eps = config.norm_eps;
+        let Buffers { x, qkv, mixed, hidden, states, logits, scratch } = &mut self.buffers;
+
+        embed(weights, config.width, batch, x);
+        for (index, layer) in weights.layers.iter().enumerate() {
+            machine.norm_linear((x, (&layer.attention_norm, eps)), &layer.qkv, scratch, qkv);
+            let norms = layer.qk_norm.as_ref();
+            let rows = Rows {
+                heads: config.heads(),
+                places: &places,
+                tables: &tables,
+                layer_at: kv.layer_at(index),
+                window: config.window,
+                bias: layer.qkv_bias.as_deref(),
+                norms: norms.map(|[query, key]| HeadNorms { query, key, eps }),
+                pairing: config.pairing,
+                cos: &cos,
+                sin: &sin,
+            };
+            machine.attention(&rows, (qkv, kv), scratch, mixed);
+            machine.linear_add(mixed, &layer.attention_out, scratch, x);
+
+            machine.norm_gate((x, (&layer.ff_norm, eps)), &layer.gate_up, scratch, hidden);
+            machine.linear_add(hidden, &layer.down, scratch, x);
+        }
+        keep_wanted_rows(batch, config.width, x);
+        machine.norm(x, (&weights.output_norm, eps), states);
+        machine.linear(states, weights.head(), scratch, logits);
+        Outputs { logits, states }
+    }
 
     /// Cosines and sines of every row's angles, each `[rows][dim / 2]`. Computed anew for each
     /// batch: it costs microseconds, a table for a long context costs megabytes.
     fn angles(&self, places: &[RowPlace]) -> (Vec<f32>, Vec<f32>) {
-        let angles = places.iter().flat_map(|place| {
-            let position = place.position as f64;
-            self.frequencies.iter().map(move |frequency| math::sin_cos(position * frequency))
-        });
-        angles.map(|(sin, cos)| (cos as f32, sin as f32)).unzip()
+        places.iter().flat_map(|place| self.rope.at(place.position)).unzip()
     }
-}
-
-/// base^(−2i / dim), divided by the file's factors if it has them.
-fn frequencies(config: &ModelConfig, factors: Option<&[f32]>) -> Vec<f64> {
-    let ln_base = math::ln(config.rope_base);
-    let frequency = |i: usize| {
-        let exponent = (2 * i) as f64 / config.head_dim as f64;
-        let factor = factors.map_or(1.0, |factors| f64::from(factors[i]));
-        math::exp(-exponent * ln_base) / factor
-    };
-    (0..config.head_dim / 2).map(frequency).collect()
 }
 
 fn places(batch: &Batch<'_>) -> Vec<RowPlace> {

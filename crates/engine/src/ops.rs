@@ -9,8 +9,9 @@ use crate::kernels::attention::{Rows, attend_rows, store_rows};
 use crate::kernels::matmul::{Then, product};
 use crate::kernels::pack::PackedMatrix;
 use crate::kernels::quantise::Activations;
+use crate::kernels::rows::rms_norm;
 use crate::kernels::threads::Threads;
-use crate::kv::KvPool;
+use crate::kv::{KvPool, Memory};
 
 /// What every operation runs on. All of them block until done.
 pub(crate) struct Machine {
@@ -48,6 +49,31 @@ impl Machine {
         product(self.parts(), weights, &scratch.activations, Then::Store, out);
     }
 
+    /// RMS-norm of each row: `[rows, width]` to the same.
+    pub(crate) fn norm(&self, x: &[f32], (weight, eps): Norm<'_>, out: &mut Vec<f32>) {
+        out.resize(x.len(), 0.0);
+        let rows = x.chunks_exact(weight.len()).zip(out.chunks_exact_mut(weight.len()));
+        for (x, out) in rows {
+            rms_norm(self.cpu, x, weight, eps, out);
+        }
+    }
+
+    /// Products with `weights`, one below the other: `[rows, width]` to `[rows, outputs]`.
+    pub(crate) fn linear(
+        &self,
+        x: &[f32],
+        weights: &[PackedMatrix],
+        scratch: &mut Scratch,
+        out: &mut Vec<f32>,
+    ) {
+        let outputs = weights.iter().map(|w| w.rows).sum::<usize>();
+        out.resize(x.len() / weights[0].cols * outputs, 0.0);
+        if !out.is_empty() {
+            scratch.activations.take(self.parts(), x, None, weights);
+            product(self.parts(), weights, &scratch.activations, Then::Store, out);
+        }
+    }
+
     /// RMS-norm, then silu(gate·x)·(up·x): `[rows, width]` to `[rows, ff]`.
     pub(crate) fn norm_gate(
         &self,
@@ -73,8 +99,8 @@ impl Machine {
         product(self.parts(), weights, &scratch.activations, Then::Add, out);
     }
 
-    /// Rotary embedding, KV write, attention: queries, keys and values
-    /// `[rows, (h + 2 kv) * dim]`, which it rotates in place, to `[rows, h * dim]`.
+    /// Bias, head norms, rotary embedding, KV write, attention: queries, keys and values
+    /// `[rows, (h + 2 kv) * dim]`, which it changes in place, to `[rows, h * dim]`.
     pub(crate) fn attention(
         &self,
         rows: &Rows<'_>,
@@ -83,7 +109,15 @@ impl Machine {
         out: &mut Vec<f32>,
     ) {
         out.resize(rows.places.len() * rows.heads.query * rows.heads.dim, 0.0);
-        kv.saturated += store_rows(&self.threads, rows, qkv, &mut kv.cells);
-        attend_rows(self.parts(), rows, (qkv, &kv.cells), &mut scratch.attention, out);
+        match &mut kv.memory {
+            Memory::F16(cells) => {
+                kv.saturated += store_rows(self.parts(), rows, qkv, cells);
+                attend_rows(self.parts(), rows, (qkv, cells), &mut scratch.attention, out);
+            }
+            Memory::F32(cells) => {
+                store_rows(self.parts(), rows, qkv, cells);
+                attend_rows(self.parts(), rows, (qkv, cells), &mut scratch.attention, out);
+            }
+        }
     }
 }

@@ -12,11 +12,12 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
 use crate::kv::{BlockTable, CacheCounts, KvCache, KvPool};
-use crate::model::{Batch, ForwardError, Logits, Model, Segment};
+use crate::model::{Batch, ForwardError, Logits, Model, Outputs, Segment};
 use crate::scheduler::{HEADROOM_TOKENS, Running, Scheduler, SequenceId, State, Step, Waiting};
 use crate::sequence::Sequence;
 use crate::speculation::DRAFT_MAX;
 use crate::tokenizer::Tokenizer;
+use crate::turns::Turns;
 
 /// A paused reader may close without calling `wake`; so the thread looks again this often.
 const PAUSED_LOOK: Duration = Duration::from_millis(50);
@@ -96,6 +97,8 @@ pub(crate) struct Runner {
     pub(crate) guessed_tokens: u64,
     pub(crate) guessed_right: u64,
     pub(crate) shared: Arc<Shared>,
+    /// Shared with the models that compute on the same processors.
+    pub(crate) turns: Turns,
     /// In order of arrival.
     pub(crate) waiting: VecDeque<Sequence>,
     /// In order of arrival.
@@ -318,6 +321,8 @@ impl Runner {
     /// Runs the step's rows and draws a token for each sequence that is ready for one, or
     /// several where a draft comes true.
     fn compute(&mut self, step: &Step) -> Result<(), ForwardError> {
+        let turns = self.turns.clone();
+        let _turn = turns.take();
         let feeding = self.feed(step);
         self.guess(&feeding);
         let mut batch = Batch::default();
@@ -338,13 +343,15 @@ impl Runner {
             return Ok(());
         }
         let vocab_size = self.model.config().vocab_size;
-        let logits = self.model.forward(&batch, &mut self.kv.pool)?;
-        let mut logits = logits.chunks_exact_mut(vocab_size);
+        let width = self.model.config().width;
+        let Outputs { logits, states } = self.model.forward(&batch, &mut self.kv.pool)?;
+        let states = states.chunks_exact(width).map(Some).chain(std::iter::repeat(None));
+        let mut outputs = logits.chunks_exact_mut(vocab_size).zip(states);
         for (index, rows) in rows_of {
             // All its rows, drawn from or not, before the next one's.
-            let rows: Vec<&mut [f32]> = logits.by_ref().take(rows).collect();
+            let rows: Vec<_> = outputs.by_ref().take(rows).collect();
             let sequence = &mut self.running[index];
-            self.guessed_right += sequence.digest(rows.into_iter(), &self.tokenizer);
+            self.guessed_right += sequence.take(rows.into_iter(), &self.tokenizer);
             if let Some(table) = &mut sequence.table {
                 self.kv.keep(table, &sequence.ids[..sequence.cached]);
             }

@@ -9,6 +9,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use sha3::{Digest, Keccak256};
+
 use crate::detokenizer::Detokenizer;
 use crate::kernels::Cpu;
 use crate::kv::{BlockTable, Scope};
@@ -70,7 +72,8 @@ pub enum Event {
         id: u32,
         /// The text that became complete with it, perhaps none.
         text: String,
-        /// Digest of the hidden state that produced it, where the engine is canonical.
+        /// Keccak-256 of the bits (f32, little-endian) of the normed hidden state that produced
+        /// it, where the model is canonical.
         state_digest: Option<[u8; 32]>,
         /// How likely it and its rivals were, where the request asked.
         logprobs: Option<Box<TokenLogprobs>>,
@@ -171,8 +174,8 @@ pub(crate) struct Sequence {
     guessed: usize,
     stop: StopMatcher,
     ignores_eos: bool,
-    /// Of the tokens that `stop` holds, oldest first.
-    logprobs: VecDeque<Option<TokenLogprobs>>,
+    /// What is told with the tokens that `stop` holds, oldest first.
+    held: VecDeque<Told>,
     detokenizer: Detokenizer,
     sink: Box<dyn EventSink>,
     lease: Arc<Lease>,
@@ -203,7 +206,7 @@ impl Sequence {
             stop: StopMatcher::new(&request.stop),
             ignores_eos: request.ignore_eos,
             ids: request.prompt_ids,
-            logprobs: VecDeque::new(),
+            held: VecDeque::new(),
             cached: 0,
             table: None,
             scope: request.owner,
@@ -302,13 +305,14 @@ impl Sequence {
         (&self.fed, logits)
     }
 
-    /// Takes what the step gave: a row of logits for each row that they were wanted for. Notes
+    /// Takes what the step gave: logits and hidden state of each row that they were wanted for
+    /// (no states where the model has none to show). Notes
     /// what is cached and draws: the next token, and further ones as long as the draft's come
     /// true. Nothing of the others stays: what they left in the cache is beyond `cached`. Gives
     /// how many came true.
-    pub(crate) fn digest<'a>(
+    pub(crate) fn take<'a>(
         &mut self,
-        rows: impl Iterator<Item = &'a mut [f32]>,
+        rows: impl Iterator<Item = (&'a mut [f32], Option<&'a [f32]>)>,
         tokenizer: &Tokenizer,
     ) -> u64 {
         let certain = self.fed.len() - self.guessed;
@@ -326,7 +330,7 @@ impl Sequence {
     }
 
     /// Draws the next token from the logits of its last cached one.
-    fn generate(&mut self, logits: &mut [f32], tokenizer: &Tokenizer) {
+    fn generate(&mut self, (logits, state): (&mut [f32], Option<&[f32]>), tokenizer: &Tokenizer) {
         if self.ignores_eos {
             for id in tokenizer.eos() {
                 logits.get_mut(*id as usize).into_iter().for_each(|logit| *logit = NEVER);
@@ -341,9 +345,12 @@ impl Sequence {
             self.release_held();
             return self.finish(FinishReason::Stop, String::new());
         }
+        let before = self.ids.last().copied();
         self.ids.push(id);
-        self.logprobs.push_back(logprobs.map(|logprobs| told(id, logprobs, tokenizer)));
-        match self.stop.push(id, tokenizer.bytes(id)) {
+        let with_texts = |logprobs| Box::new(with_texts(id, logprobs, (before, tokenizer)));
+        let logprobs = logprobs.map(with_texts);
+        self.held.push_back(Told { logprobs, state_digest: state.map(digest) });
+        match self.stop.push(id, tokenizer.bytes_after(before, id)) {
             Outcome::Released(pieces) => self.release(pieces),
             Outcome::Stopped { released, tail, stop } => {
                 self.release(released);
@@ -386,15 +393,34 @@ impl Sequence {
     fn release(&mut self, pieces: Vec<Piece>) {
         for (id, bytes) in pieces {
             let text = self.detokenizer.push(&bytes);
-            let logprobs = self.logprobs.pop_front().flatten().map(Box::new);
-            self.outbox.push_back(Event::Token { id, text, state_digest: None, logprobs });
+            let Told { state_digest, logprobs } = self.held.pop_front().unwrap_or_default();
+            self.outbox.push_back(Event::Token { id, text, state_digest, logprobs });
         }
     }
 }
 
+/// What is told with a token besides its text.
+#[derive(Default)]
+struct Told {
+    state_digest: Option<[u8; 32]>,
+    logprobs: Option<Box<TokenLogprobs>>,
+}
+
+/// Keccak-256 of a hidden state's bits, little-endian.
+fn digest(state: &[f32]) -> [u8; 32] {
+    let mut hash = Keccak256::new();
+    state.iter().for_each(|x| hash.update(x.to_bits().to_le_bytes()));
+    hash.finalize().into()
+}
+
 /// A drawn token's probabilities with the tokens' texts.
-fn told(id: u32, logprobs: Logprobs, tokenizer: &Tokenizer) -> TokenLogprobs {
-    let one = |(id, logprob)| Logprob { id, bytes: tokenizer.bytes(id).to_vec(), logprob };
+fn with_texts(
+    id: u32,
+    logprobs: Logprobs,
+    (before, tokenizer): (Option<u32>, &Tokenizer),
+) -> TokenLogprobs {
+    let bytes = |id| tokenizer.bytes_after(before, id).to_vec();
+    let one = |(id, logprob)| Logprob { id, bytes: bytes(id), logprob };
     TokenLogprobs {
         chosen: one((id, logprobs.chosen)),
         top: logprobs.top.into_iter().map(one).collect(),

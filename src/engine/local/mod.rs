@@ -1,9 +1,8 @@
-//! The engine crate behind the port: one model file on this machine's CPU.
+//! The engine crate behind the port: models on this machine's CPU.
 //!
 //! Never blocks a caller: events pass through a bounded queue, and a full one pauses that sequence
 //! alone. Relies on the engine crate to run the model on threads of its own.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 
@@ -20,66 +19,73 @@ use crate::units::Hash32;
 /// pauses and others go on.
 const EVENTS_MAX: usize = 32;
 
-/// A model in this process.
+/// The models in this process.
 pub struct LocalEngine {
+    models: Vec<Served>,
+}
+
+struct Served {
     engine: native::Engine,
     card: ModelCard,
 }
 
-/// What a model is served as.
-#[derive(Debug, Clone)]
-pub struct LocalModel<'a> {
-    /// Its file.
-    pub path: &'a Path,
-    /// The name clients ask for; the file's own name where `None`.
-    pub name: Option<String>,
-    /// SHA-256 of the file.
-    pub sha256: Hash32,
+/// A loaded model, and what it is served as.
+pub struct LocalModel {
+    /// The name clients ask for; no other model has it.
+    pub name: String,
+    /// SHA-256 of its weights.
+    pub weights_sha256: Hash32,
+    /// SHA-256 of the file that describes its tokenizer.
+    pub tokenizer_sha256: Hash32,
+    /// The model.
+    pub engine: native::Engine,
 }
 
 impl LocalEngine {
-    /// Loads a model; takes as long as reading the file.
-    ///
-    /// # Errors
-    /// What the engine says about the file or the options.
-    pub fn load(
-        model: LocalModel<'_>,
-        options: native::EngineOptions,
-    ) -> Result<Self, native::LoadError> {
-        let engine = native::Engine::load(model.path, options)?;
-        let info = engine.info();
-        let card = ModelCard {
-            name: model.name.unwrap_or_else(|| info.name.clone()),
-            context_length: info.context_length,
-            weights_sha256: model.sha256,
-            quantisation: info.quantisation.clone(),
-            architecture: info.config_digest_input.clone(),
-            engine_spec: native::ENGINE_SPEC_VERSION,
-        };
-        Ok(Self { engine, card })
+    /// Loaded models, to be served.
+    #[must_use]
+    pub fn new(models: Vec<LocalModel>) -> Self {
+        Self { models: models.into_iter().map(Served::new).collect() }
     }
 
-    fn check_name(&self, model: &str) -> Result<(), StartError> {
-        if model == self.card.name { Ok(()) } else { Err(StartError::UnknownModel) }
+    fn named(&self, model: &str) -> Result<&native::Engine, StartError> {
+        let found = self.models.iter().find(|served| served.card.name == model);
+        found.map(|served| &served.engine).ok_or(StartError::UnknownModel)
+    }
+}
+
+impl Served {
+    fn new(model: LocalModel) -> Self {
+        let info = model.engine.info();
+        let card = ModelCard {
+            name: model.name,
+            context_length: info.context_length,
+            weights_sha256: model.weights_sha256,
+            tokenizer_sha256: model.tokenizer_sha256,
+            quantisation: info.quantisation.clone(),
+            architecture: info.config_digest_input.clone(),
+            engine_spec: info.engine_spec,
+        };
+        Self { engine: model.engine, card }
     }
 }
 
 impl Engine for LocalEngine {
     fn catalog(&self) -> Vec<ModelCard> {
-        vec![self.card.clone()]
+        self.models.iter().map(|served| served.card.clone()).collect()
     }
 
     fn render(&self, model: &str, prompt: &Prompt) -> Result<Vec<u32>, StartError> {
-        self.check_name(model)?;
+        let engine = self.named(model)?;
         let rendered = match prompt {
-            Prompt::Raw(text) => self.engine.encode_raw(text),
-            Prompt::Chat(turns) => self.engine.encode_chat(&chat(turns)),
+            Prompt::Raw(text) => engine.encode_raw(text),
+            Prompt::Chat(turns) => engine.encode_chat(&chat(turns)),
             Prompt::Next { history_ids, content } if history_ids.is_empty() => {
                 let turn = super::Turn { role: "user".into(), content: content.clone() };
-                self.engine.encode_chat(&chat(&[turn]))
+                engine.encode_chat(&chat(&[turn]))
             }
             Prompt::Next { history_ids, content } => {
-                self.engine.encode_continuation(content).map(|next| {
+                engine.encode_continuation(content).map(|next| {
                     let mut ids = history_ids.clone();
                     ids.extend(next);
                     ids
@@ -90,7 +96,7 @@ impl Engine for LocalEngine {
     }
 
     fn start(&self, spec: GenerationSpec) -> Result<Generation, StartError> {
-        self.check_name(&spec.model)?;
+        let engine = self.named(&spec.model)?.clone();
         let (sender, events) = mpsc::channel(EVENTS_MAX);
         let request = native::SequenceRequest {
             prompt_ids: spec.prompt_ids,
@@ -102,8 +108,7 @@ impl Engine for LocalEngine {
         };
         let pause = Arc::new(Pause::default());
         let sink = Sink { sender, pause: Arc::clone(&pause) };
-        let handle = self.engine.start(request, Box::new(sink)).map_err(start_error)?;
-        let engine = self.engine.clone();
+        let handle = engine.start(request, Box::new(sink)).map_err(start_error)?;
         let resume = Arc::new(move || {
             if pause.end() {
                 engine.wake();
@@ -113,29 +118,32 @@ impl Engine for LocalEngine {
     }
 
     fn load(&self) -> EngineLoad {
-        let load = self.engine.load_state();
-        let count = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
+        let loads: Vec<_> = self.models.iter().map(|served| served.engine.load_state()).collect();
+        let sum = |value: fn(&native::EngineLoad) -> usize| {
+            u32::try_from(loads.iter().map(value).sum::<usize>()).unwrap_or(u32::MAX)
+        };
+        let total = |value: fn(&native::EngineLoad) -> u64| loads.iter().map(value).sum();
         EngineLoad {
-            running: count(load.running),
-            queued: count(load.queued),
-            kv_block_count_free: count(load.kv_blocks_free),
-            kv_block_count_cached: count(load.kv_blocks_cached),
-            kv_block_count: count(load.kv_blocks_total),
+            running: sum(|load| load.running),
+            queued: sum(|load| load.queued),
+            kv_block_count_free: sum(|load| load.kv_blocks_free),
+            kv_block_count_cached: sum(|load| load.kv_blocks_cached),
+            kv_block_count: sum(|load| load.kv_blocks_total),
             cache: CacheCounts {
-                hits: load.cache.hits,
-                hit_tokens: load.cache.hit_tokens,
-                evictions: load.cache.evictions,
-                preemptions: load.preemptions,
+                hits: total(|load| load.cache.hits),
+                hit_tokens: total(|load| load.cache.hit_tokens),
+                evictions: total(|load| load.cache.evictions),
+                preemptions: total(|load| load.preemptions),
             },
         }
     }
 
     fn is_healthy(&self) -> bool {
-        self.engine.is_running()
+        self.models.iter().all(|served| served.engine.is_running())
     }
 
     fn shutdown(&self) {
-        self.engine.shutdown();
+        self.models.iter().for_each(|served| served.engine.shutdown());
     }
 }
 

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use super::read::Reader;
-use super::{Duties, RegistrationSettings, WalletSettings};
+use super::{Duties, ModelFile, RegistrationSettings, WalletSettings};
 use crate::units::{Address, Amount};
 
 /// Contracts of ours: money sent there is lost.
@@ -55,6 +55,7 @@ pub(super) fn registration(reader: &mut Reader) -> RegistrationSettings {
     RegistrationSettings {
         public_url: reader.url("public_url"),
         model: repo.zip(file),
+        models_more: models_more(reader).into_iter().filter_map(|more| more.registered).collect(),
         price_native: reader.integer("registration.price_native").or(price_min),
         price_stable: reader.integer("registration.price_stable"),
         model_prices: by_currency(reader, "registration.model_prices"),
@@ -65,6 +66,32 @@ pub(super) fn registration(reader: &mut Reader) -> RegistrationSettings {
         location: reader.text("registration.location").unwrap_or_default(),
         concurrent_max: concurrent_max.unwrap_or(running_max),
     }
+}
+
+/// Models besides the first one, in the order of their names.
+pub(super) fn models_more(reader: &mut Reader) -> Vec<ModelFile> {
+    const REGISTERED: &str = "model.more_registered";
+    let paths = reader.map("model.more");
+    let mut registered = BTreeMap::new();
+    for (name, model) in reader.map(REGISTERED) {
+        // A repository is OWNER/NAME; the file's name may have further parts.
+        let parts = model.match_indices('/').nth(1).map(|(at, _)| model.split_at(at));
+        match parts.map(|(repo, file)| (repo.to_owned(), file[1..].to_owned())) {
+            _ if !paths.contains_key(&name) => {
+                reader.clash(REGISTERED, format!("\"{name}\" is not one of model.more"));
+            }
+            Some((repo, file)) if !file.is_empty() => {
+                registered.insert(name, (repo, file));
+            }
+            _ => reader.clash(REGISTERED, format!("\"{model}\": wanted OWNER/NAME/FILE")),
+        }
+    }
+    let model = |(name, path): (String, String)| ModelFile {
+        path: reader.expand(&path),
+        registered: registered.remove(&name),
+        name: Some(name),
+    };
+    paths.into_iter().map(model).collect()
 }
 
 /// Pairs `native=NUMBER` or `ADDRESS=NUMBER`, each number above 0.

@@ -128,6 +128,12 @@ impl Reader {
         })
     }
 
+    /// A path of several in one setting, as [`Self::path`] reads one.
+    pub fn expand(&self, text: &str) -> PathBuf {
+        let below = text.strip_prefix("~/").zip(self.home.as_ref());
+        below.map_or_else(|| PathBuf::from(text), |(rest, home)| home.join(rest))
+    }
+
     /// Records that a setting the node needs is not there, unless a worse problem is known.
     pub fn require(&mut self, key: &'static str) {
         let Some(setting) = find(key) else { return };

@@ -84,7 +84,8 @@ const NODE: &[Setting] = &[
         fallback: Fallback::Required(
             "a GGUF weight file; `tally model pull REPO FILE` fetches one",
         ),
-        about: "Weight file (GGUF)",
+        about: "Weight file (GGUF), or a folder of safetensors with `config.json` and \
+                `tokenizer.json`",
     },
     Setting {
         key: "model.name",
@@ -123,6 +124,35 @@ const NODE: &[Setting] = &[
         about: "Other names for the model that clients hard-code, as `alias=name` pairs",
     },
     Setting {
+        key: "model.more",
+        flag: Some("model-more"),
+        env: "TALLY_MODEL_MORE",
+        alias: None,
+        kind: Kind::Map,
+        fallback: Fallback::Text(""),
+        about: "Further models to serve, as `name=path` pairs; each has a queue of its own, and \
+                they compute in turns",
+    },
+    Setting {
+        key: "model.more_registered",
+        flag: Some("model-more-registered"),
+        env: "TALLY_MODEL_MORE_REGISTERED",
+        alias: None,
+        kind: Kind::Map,
+        fallback: Fallback::Text(""),
+        about: "Names of further models in the model registry, as `name=OWNER/NAME/FILE` pairs",
+    },
+    Setting {
+        key: "engine.memory_bytes",
+        flag: Some("engine-memory-bytes"),
+        env: "TALLY_ENGINE_MEMORY_BYTES",
+        alias: None,
+        kind: Kind::Bytes { min: 1 << 20, max: 1 << 50 },
+        fallback: Fallback::None,
+        about: "Memory that the weights and KV caches of all models may take; a model that does \
+                not fit stops the start by its name",
+    },
+    Setting {
         key: "engine.threads",
         flag: Some("engine-threads"),
         env: "TALLY_ENGINE_THREADS",
@@ -138,7 +168,17 @@ const NODE: &[Setting] = &[
         alias: None,
         kind: Kind::Bytes { min: 1 << 20, max: 1 << 44 },
         fallback: Fallback::Text("512MiB"),
-        about: "Memory of the KV cache",
+        about: "Memory of the KV cache; several models share it in equal parts",
+    },
+    Setting {
+        key: "engine.kv_type",
+        flag: Some("engine-kv-type"),
+        env: "TALLY_ENGINE_KV_TYPE",
+        alias: None,
+        kind: Kind::Choice(&["f16", "f32"]),
+        fallback: Fallback::Text("f16"),
+        about: "What keys and values are stored as; f32 takes twice the memory, gives other texts, \
+                and says so in the digest of the model",
     },
     Setting {
         key: "engine.running_max",
@@ -174,9 +214,9 @@ const NODE: &[Setting] = &[
         alias: None,
         kind: Kind::Choice(&["nobody", "owner", "everyone"]),
         fallback: Fallback::Text("owner"),
-        about: "Whose prompts are not read again where they begin like earlier ones: none, those of \
-                one depositor (in free mode all, as the operator's own), or all; the time to the \
-                first token then tells whether such a beginning was sent before",
+        about: "Whose prompts are not read again where they begin like earlier ones: none, those \
+                of one depositor (in free mode all, as the operator's own), or all; the time to \
+                the first token then tells whether such a beginning was sent before",
     },
     Setting {
         key: "engine.speculation",
@@ -185,8 +225,8 @@ const NODE: &[Setting] = &[
         alias: None,
         kind: Kind::Switch,
         fallback: Fallback::Text("true"),
-        about: "Guess tokens of texts that repeat themselves or their prompt, and check the guesses \
-                in one step; the text is the same either way",
+        about: "Guess tokens of texts that repeat themselves or their prompt, and check the \
+                guesses in one step; the text is the same either way",
     },
     Setting {
         key: "chain.rpc_urls",

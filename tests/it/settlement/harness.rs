@@ -197,7 +197,7 @@ impl World {
     /// On another version of the contract; the model that its hosts offer is served.
     pub async fn on_variant(variant: Variant) -> Self {
         let devnet = Devnet::start_variant(variant, &[]).await;
-        let model_ids = [model_id(MODEL)].into();
+        let model_ids = [(model_id(MODEL), "scripted".to_owned())].into();
         let session_rules = SessionRules { model_ids, ..open_rules() };
         let store = Store::File(tempfile::tempdir().unwrap());
         Self::build_on(devnet, (rules(), session_rules), store, Reach::of_the_machine()).await

@@ -221,6 +221,12 @@ async fn a_session_whose_model_has_no_claim_rate_is_refused_until_it_has_one() {
 async fn a_session_for_another_model_is_refused_whatever_its_rate() {
     let mut world = World::on_variant(Variant::V7).await;
     let job = world.open(1000).await;
+    // Its model is served here under another name than the one that is asked for.
+    for name in world.session_rules.model_ids.values_mut() {
+        *name = "dearer".into();
+    }
+    world.restart().await;
+    assert_eq!(world.refusal(job).await, Refusal::OtherModel(job));
     world.session_rules.model_ids.clear();
     world.restart().await;
     for rate in [MODEL_RATE, 0] {

@@ -1,6 +1,6 @@
 //! A node on a real socket, with an engine and a chain that say what the test wrote down.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -114,7 +114,7 @@ pub fn session_rules(legacy: LegacyAccess) -> SessionRules {
         price_min: 0,
         payment_tokens: BTreeMap::new(),
         exposure: ExposureRule { tokens_max: TokenCount::new(u64::MAX), beyond: Beyond::Slow },
-        model_ids: BTreeSet::new(),
+        model_ids: BTreeMap::new(),
         aliases: BTreeMap::new(),
         legacy,
         snapshot_age_max: Millis::new(60_000),

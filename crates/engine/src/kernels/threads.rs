@@ -19,12 +19,17 @@ const SPIN_ROUNDS: u32 = 2_000;
 
 type Job<'a> = dyn Fn(usize) + Sync + 'a;
 
+/// On cache lines of its own: x86 fetches them in pairs, and a neighbour that others write to
+/// would make every read of this a miss.
+#[repr(align(128))]
+struct Alone<T>(T);
+
 struct Shared {
     /// Tasks of the current job that nobody has claimed.
-    unclaimed: AtomicUsize,
-    /// Tasks of the current job that have ended.
-    ended: AtomicUsize,
-    /// The current job; valid while one of its tasks is claimed and hasn't ended.
+    unclaimed: Alone<AtomicUsize>,
+    /// Tasks of the current job that have ended on other threads than the caller's.
+    ended: Alone<AtomicUsize>,
+    /// The current job; valid while one of its tasks is claimed and isn't told as ended.
     job: UnsafeCell<Option<*const Job<'static>>>,
     sleeping: AtomicUsize,
     stop: AtomicBool,
@@ -51,8 +56,8 @@ impl Threads {
     /// `count` threads in all: the caller of [`Self::run`] is one of them.
     pub(crate) fn new(count: usize) -> std::io::Result<Threads> {
         let shared = Arc::new(Shared {
-            unclaimed: AtomicUsize::new(0),
-            ended: AtomicUsize::new(0),
+            unclaimed: Alone(AtomicUsize::new(0)),
+            ended: Alone(AtomicUsize::new(0)),
             job: UnsafeCell::new(None),
             sleeping: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
@@ -84,16 +89,16 @@ impl Threads {
         // function returns (or unwinds) after the last of them has ended.
         let erased: *const Job<'static> =
             unsafe { std::mem::transmute::<*const Job<'_>, *const Job<'static>>(job) };
-        self.shared.ended.store(0, Ordering::Relaxed);
+        self.shared.ended.0.store(0, Ordering::Relaxed);
         // SAFETY: no task is unclaimed or running, so no other thread reads `job` now.
         unsafe { *self.shared.job.get() = Some(erased) };
-        self.shared.unclaimed.store(tasks, Ordering::SeqCst);
+        self.shared.unclaimed.0.store(tasks, Ordering::SeqCst);
         if self.shared.sleeping.load(Ordering::SeqCst) > 0 {
             self.wakers.iter().for_each(Thread::unpark);
         }
-        while self.shared.claim_and_call() {}
+        let own = self.shared.work_off();
         let mut rounds = 0;
-        while self.shared.ended.load(Ordering::Acquire) < tasks {
+        while own + self.shared.ended.0.load(Ordering::Acquire) < tasks {
             spin_or_yield(&mut rounds);
         }
         let panic = self.shared.panic.lock().unwrap_or_else(|e| e.into_inner()).take();
@@ -128,7 +133,11 @@ impl Shared {
     fn work(&self) {
         let mut rounds = 0;
         while !self.stop.load(Ordering::Acquire) {
-            if self.claim_and_call() {
+            let count = self.work_off();
+            if count > 0 {
+                // Told once for all of them: two threads that both write to one place cost more
+                // than a small task.
+                self.ended.0.fetch_add(count, Ordering::Release);
                 rounds = 0;
             } else if rounds < SPIN_ROUNDS {
                 rounds += 1;
@@ -144,39 +153,45 @@ impl Shared {
     /// could start after the first look and before this thread counts as sleeping.
     fn sleep(&self) {
         self.sleeping.fetch_add(1, Ordering::SeqCst);
-        if self.unclaimed.load(Ordering::SeqCst) == 0 && !self.stop.load(Ordering::SeqCst) {
+        if self.unclaimed.0.load(Ordering::SeqCst) == 0 && !self.stop.load(Ordering::SeqCst) {
             std::thread::park();
         }
         self.sleeping.fetch_sub(1, Ordering::SeqCst);
     }
 
-    /// Takes one task of the current job and runs it; false if there is none left.
-    fn claim_and_call(&self) -> bool {
-        let mut left = self.unclaimed.load(Ordering::Acquire);
-        loop {
-            if left == 0 {
-                return false;
+    /// Runs tasks of the current job until none is left to claim; how many it ran.
+    fn work_off(&self) -> usize {
+        let mut count = 0;
+        while let Some(task) = self.claim() {
+            // SAFETY: `run` does not return before this task is told as ended, so the closure is
+            // alive and nobody writes `job`.
+            let job = unsafe { (*self.job.get()).map(|job| &*job) };
+            let result = catch_unwind(AssertUnwindSafe(|| {
+                if let Some(job) = job {
+                    job(task);
+                }
+            }));
+            if let Err(panic) = result {
+                *self.panic.lock().unwrap_or_else(|e| e.into_inner()) = Some(panic);
             }
-            let claim = (left, left - 1);
+            count += 1;
+        }
+        count
+    }
+
+    /// Takes one task of the current job, if one is left.
+    fn claim(&self) -> Option<usize> {
+        let mut left = self.unclaimed.0.load(Ordering::Acquire);
+        while left > 0 {
             let orders = (Ordering::AcqRel, Ordering::Acquire);
-            match self.unclaimed.compare_exchange_weak(claim.0, claim.1, orders.0, orders.1) {
-                Ok(_) => break,
+            let claimed =
+                self.unclaimed.0.compare_exchange_weak(left, left - 1, orders.0, orders.1);
+            match claimed {
+                Ok(_) => return Some(left - 1),
                 Err(now) => left = now,
             }
         }
-        // SAFETY: a claimed task that hasn't ended keeps `run` from returning, so the closure
-        // is alive and nobody writes `job`.
-        let job = unsafe { (*self.job.get()).map(|job| &*job) };
-        let result = catch_unwind(AssertUnwindSafe(|| {
-            if let Some(job) = job {
-                job(left - 1);
-            }
-        }));
-        if let Err(panic) = result {
-            *self.panic.lock().unwrap_or_else(|e| e.into_inner()) = Some(panic);
-        }
-        self.ended.fetch_add(1, Ordering::Release);
-        true
+        None
     }
 }
 

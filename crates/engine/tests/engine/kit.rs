@@ -72,6 +72,8 @@ pub struct Answer {
     pub cached: u32,
     pub ids: Vec<u32>,
     pub texts: Vec<String>,
+    /// Digests of the hidden states, of each token.
+    pub states: Vec<Option<[u8; 32]>>,
     /// Of each token; `None` where they weren't asked for.
     pub logprobs: Vec<Option<Box<TokenLogprobs>>>,
     pub reason: FinishReason,
@@ -87,7 +89,7 @@ impl Answer {
 
 /// Reads events to the end; checks their order and count.
 pub fn collect(events: &Receiver<Event>) -> Answer {
-    let (mut ids, mut texts, mut logprobs) = (vec![], vec![], vec![]);
+    let (mut ids, mut texts, mut states, mut logprobs) = (vec![], vec![], vec![], vec![]);
     let (mut prefilled, mut cached) = (0, 0);
     for event in events {
         match event {
@@ -96,7 +98,8 @@ pub fn collect(events: &Receiver<Event>) -> Answer {
                 assert!(ids.is_empty(), "prefill is told before tokens");
                 prefilled += 1;
             }
-            Event::Token { id, text, logprobs: told, .. } => {
+            Event::Token { id, text, logprobs: told, state_digest } => {
+                states.push(state_digest);
                 logprobs.push(told);
                 ids.push(id);
                 texts.push(text);
@@ -105,7 +108,7 @@ pub fn collect(events: &Receiver<Event>) -> Answer {
                 assert_eq!(counted as usize, ids.len(), "counted are the tokens that came");
                 assert!(prefilled == 1 || ids.is_empty());
                 assert!(events.try_recv().is_err(), "nothing comes after the end");
-                return Answer { cached, ids, texts, logprobs, reason, tail, counted };
+                return Answer { cached, ids, texts, states, logprobs, reason, tail, counted };
             }
         }
     }

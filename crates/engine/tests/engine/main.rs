@@ -2,9 +2,15 @@
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
+mod adapter;
 mod cache;
+mod configs;
+mod families;
+mod folders;
 mod kit;
 mod lifecycle;
+mod models;
+mod perplexity;
 mod reference;
 mod sameness;
 mod speculation;

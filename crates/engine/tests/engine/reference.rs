@@ -58,7 +58,7 @@ fn ours(ids: &[u32]) -> Vec<Vec<f32>> {
     let segment = Segment { tokens: ids, start: 0, table: &table, logits: Logits::All };
     let batch = Batch { segments: vec![segment] };
     let vocab = model.config().vocab_size;
-    let logits = model.forward(&batch, &mut kv).unwrap();
+    let logits = model.forward(&batch, &mut kv).unwrap().logits;
     logits.chunks_exact(vocab).map(<[f32]>::to_vec).collect()
 }
 

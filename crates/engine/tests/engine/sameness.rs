@@ -1,21 +1,30 @@
 //! The same bits whatever the instruction set, threads, chunks and neighbours.
 
 use sha3::{Digest, Keccak256};
-use tally_engine::kv::{KvCache, KvPool};
-use tally_engine::model::{Batch, Logits, Model, Segment};
+use tally_engine::config::ModelConfig;
+use tally_engine::kv::{KvCache, KvPool, KvType};
+use tally_engine::model::{Batch, Logits, Model, Outputs, Segment};
 use tally_engine::{Engine, EngineOptions, Isa, Sampling, SequenceRequest};
 
-use crate::kit::{Tap, answer, collect, load, model_path, options, request, shared};
+use crate::kit::{Answer, Tap, answer, collect, load, model_path, options, request, shared};
 
 const TEXT: &str = "Tally counts every token that it delivers, records it, and claims it on \
     chain once a hundred are there. 1234567890 is a number; 中文 and é are text.";
 
-/// Keccak-256 of the logits' bits of [`TEXT`]'s first 36 ids, row by row, little-endian. Any other
-/// value is another engine: raise `ENGINE_SPEC_VERSION` and say why.
+/// Keccak-256 of the hidden states' and of the logits' bits of [`TEXT`]'s first 36 ids, row by row,
+/// little-endian. Any other value is another engine: raise `ENGINE_SPEC_VERSION` and say why.
+const GOLDEN_STATES: &str = "9cb099c061745aaea6baca2db886922bc84f1073bc42d6d7c6c9ae6382cb59ef";
 const GOLDEN_LOGITS: &str = "fca65fbd15ca550e8c8cc43d939486393e8ba93ab5b1d9360b517ab6ccca4cb8";
 
-/// Keccak-256 of the ids that four seeded sequences are answered with, little-endian.
+/// The logits with keys and values in single precision.
+const GOLDEN_LOGITS_F32: &str = "84c5333f101de8885aa7d77fb905d17e0d17ba0dc2ceb9abf854cbfc1ce3675c";
+
+/// Keccak-256 of the ids that four seeded sequences are answered with, little-endian, and of the
+/// digests of the states that they were drawn from.
 const GOLDEN_IDS: &str = "87eca12418bc86b1af4aeaeb3fe32396cb258ab772619c20ff0f21a8f5dad4e4";
+
+const GOLDEN_ANSWER_STATES: &str =
+    "86b6f6c31f87d6483b245aa11f5ce522e56b5fda5e04ff46e81659ccf72c4529";
 
 fn digest(values: impl IntoIterator<Item = u32>) -> String {
     let mut hash = Keccak256::new();
@@ -23,31 +32,63 @@ fn digest(values: impl IntoIterator<Item = u32>) -> String {
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Digest of the logits of every row of `ids`, read in chunks of `chunk`.
-fn logits(model: &mut Model, ids: &[u32], chunk: usize) -> String {
-    let mut kv = KvPool::new(model.config(), 16 << 20);
+/// Digest of the hidden states that the answers' tokens were drawn from.
+fn digest_of_states<'a>(answers: impl IntoIterator<Item = &'a Answer>) -> String {
+    let states = answers.into_iter().flat_map(|answer| &answer.states);
+    let words = states.flat_map(|state| {
+        let (words, _) = state.as_ref().expect("a canonical engine").as_chunks::<4>();
+        words.iter().map(|word| u32::from_le_bytes(*word))
+    });
+    digest(words)
+}
+
+/// Bits of states and logits, row by row.
+#[derive(Default)]
+struct Bits {
+    states: Vec<u32>,
+    logits: Vec<u32>,
+}
+
+impl Bits {
+    /// Adds the first `rows` rows.
+    fn add(&mut self, out: &Outputs<'_>, rows: usize, config: &ModelConfig) {
+        let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        self.states.extend(bits(&out.states[..rows * config.width]));
+        self.logits.extend(bits(&out.logits[..rows * config.vocab_size]));
+    }
+
+    fn check(self, way: &str) {
+        assert_eq!(digest(self.states), GOLDEN_STATES, "{way}");
+        assert_eq!(digest(self.logits), GOLDEN_LOGITS, "{way}");
+    }
+}
+
+/// States and logits of every row of `ids`, read in chunks of `chunk`.
+fn cold(model: &mut Model, kv_type: KvType, ids: &[u32], chunk: usize) -> Bits {
+    let config = model.config().clone();
+    let mut kv = KvPool::of_type(&config, kv_type, 16 << 20);
     // Blocks in another order than usual: the table must not matter.
     let spacer = kv.allocate(chunk).unwrap();
     let table = kv.allocate(ids.len()).unwrap();
     kv.release(spacer);
-    let mut rows = Vec::new();
+    let mut bits = Bits::default();
     for (i, tokens) in ids.chunks(chunk).enumerate() {
         let start = i * chunk;
         let segment = Segment { tokens, start, table: &table, logits: Logits::All };
         let batch = Batch { segments: vec![segment] };
-        rows.extend(model.forward(&batch, &mut kv).unwrap().iter().map(|x| x.to_bits()));
+        bits.add(&model.forward(&batch, &mut kv).unwrap(), tokens.len(), &config);
     }
-    digest(rows)
+    bits
 }
 
-/// The same digest where the first `known` ids are in the cache already, left there by a sequence
+/// The same where the first `known` ids are in the cache already, left there by a sequence
 /// that went another way after them.
-fn warm_logits(model: &mut Model, ids: &[u32], chunk: usize, known: usize) -> String {
+fn warm(model: &mut Model, ids: &[u32], chunk: usize, known: usize) -> Bits {
+    let config = model.config().clone();
     let mut cache = KvCache::new(KvPool::new(model.config(), 16 << 20));
-    let vocab = model.config().vocab_size;
     let mut other = ids[..known].to_vec();
     other.extend([2000; 20]);
-    let mut rows = Vec::new();
+    let mut bits = Bits::default();
     for (ids, found, wanted) in [(other.as_slice(), 0, known), (ids, known, usize::MAX)] {
         let (table, cached) = cache.begin(Some([1; 32]), ids, ids.len()).unwrap();
         assert_eq!(cached, found);
@@ -56,17 +97,16 @@ fn warm_logits(model: &mut Model, ids: &[u32], chunk: usize, known: usize) -> St
             let segment = Segment { tokens, start, table: &table, logits: Logits::All };
             let batch = Batch { segments: vec![segment] };
             let out = model.forward(&batch, &mut cache.pool).unwrap();
-            let rows_wanted = wanted.saturating_sub(start).min(tokens.len());
-            rows.extend(out[..rows_wanted * vocab].iter().map(|x| x.to_bits()));
+            bits.add(&out, wanted.saturating_sub(start).min(tokens.len()), &config);
             start += tokens.len();
         }
         cache.end(table, ids);
     }
-    digest(rows)
+    bits
 }
 
 #[test]
-fn logits_are_the_same_bits_on_every_path() {
+fn states_and_logits_are_the_same_bits_on_every_path() {
     let ids = shared().encode_raw(TEXT).unwrap();
     let ids = &ids[..36];
     for isa in Isa::ALL {
@@ -79,15 +119,17 @@ fn logits_are_the_same_bits_on_every_path() {
             let mut model = Model::load(&model_path(), *threads, Some(isa)).unwrap();
             let chunks: &[usize] = if isa == Isa::Scalar { &[7] } else { &[1, 7, 64] };
             for chunk in chunks {
-                let found = logits(&mut model, ids, *chunk);
-                assert_eq!(found, GOLDEN_LOGITS, "{isa:?}, {threads} threads, chunks of {chunk}");
+                let way = format!("{isa:?}, {threads} threads, chunks of {chunk}");
+                cold(&mut model, KvType::F16, ids, *chunk).check(&way);
             }
+            let logits = cold(&mut model, KvType::F32, ids, 7).logits;
+            assert_eq!(digest(logits), GOLDEN_LOGITS_F32, "{isa:?}, {threads} threads, in f32");
             // Whole blocks, parts of one, and all but the last.
-            let warm: &[usize] =
+            let warm_tokens: &[usize] =
                 if isa == Isa::Scalar || *threads != 2 { &[25] } else { &[1, 16, 35] };
-            for known in warm {
-                let found = warm_logits(&mut model, ids, 7, *known);
-                assert_eq!(found, GOLDEN_LOGITS, "{isa:?}, {threads} threads, {known} cached");
+            for known in warm_tokens {
+                let way = format!("{isa:?}, {threads} threads, {known} cached");
+                warm(&mut model, ids, 7, *known).check(&way);
             }
         }
     }
@@ -110,14 +152,16 @@ fn a_sequence_is_the_same_cold_and_warm() {
         for is_warm in [false, true] {
             let owner = Some([1; 32]);
             let requests = four(&engine).into_iter().map(|r| SequenceRequest { owner, ..r });
-            let mut ids = Vec::new();
+            let mut answers = Vec::new();
             for request in requests {
                 let found = if is_warm { request.prompt_ids.len() - 1 } else { 0 };
                 let answer = answer(&engine, request);
                 assert!(answer.cached as usize >= found, "{answer:?}");
-                ids.extend(answer.ids);
+                answers.push(answer);
             }
+            let ids = answers.iter().flat_map(|answer| answer.ids.clone());
             assert_eq!(digest(ids), GOLDEN_IDS, "{threads} threads, warm: {is_warm}");
+            assert_eq!(digest_of_states(&answers), GOLDEN_ANSWER_STATES);
         }
     }
 }
@@ -128,6 +172,7 @@ fn a_sequence_is_the_same_alone_and_among_others() {
     let requests = four(&engine);
     let alone: Vec<_> = requests.iter().map(|r| answer(&engine, r.clone())).collect();
     assert_eq!(digest(alone.iter().flat_map(|answer| answer.ids.clone())), GOLDEN_IDS);
+    assert_eq!(digest_of_states(&alone), GOLDEN_ANSWER_STATES);
     let crowd = load(EngineOptions { prefill_chunk: 16, threads: 3, ..options() });
     let started: Vec<_> = requests
         .into_iter()

@@ -1,0 +1,165 @@
+//! Folders with `tokenizer.json`: the same ids, text and rules as the same vocabulary in GGUF.
+
+use std::fs;
+
+use serde_json::json;
+use tempfile::TempDir;
+
+use super::strings::Strings;
+use super::*;
+
+/// A folder with `described` and `others`.
+fn folder(described: &Value, others: &[(&str, Value)]) -> TempDir {
+    let folder = TempDir::new().unwrap();
+    let mut described = described.clone();
+    described.as_object_mut().unwrap().remove("gguf");
+    fs::write(folder.path().join("tokenizer.json"), described.to_string()).unwrap();
+    for (name, content) in others {
+        fs::write(folder.path().join(name), content.to_string()).unwrap();
+    }
+    folder
+}
+
+fn open(described: &Value, others: &[(&str, Value)]) -> Tokenizer {
+    Tokenizer::from_hf(folder(described, others).path()).unwrap()
+}
+
+#[test]
+fn a_folder_gives_what_the_same_vocabulary_in_gguf_gives() {
+    for kind in KINDS {
+        let described = committed(kind);
+        let gguf = Pair::new(kind, &described).ours;
+        let hf = open(&described, &[]);
+        let mut strings = Strings::new(21);
+        for _ in 0..1500 {
+            let text = strings.next();
+            let ids = gguf.encode_plain(&text).unwrap();
+            assert_eq!(hf.encode_plain(&text).unwrap(), ids, "{kind}: {text:?}");
+            assert_eq!(hf.decode(&ids), gguf.decode(&ids), "{kind}: {text:?}");
+            for place in [Place::Beginning, Place::AfterText] {
+                let marked =
+                    |tokenizer: &Tokenizer| tokenizer.encode_marked(&text, '\u{f8ff}', place);
+                let (ours, theirs) = (marked(&gguf).unwrap(), marked(&hf).unwrap());
+                assert_eq!(theirs, ours, "{kind} {place:?}: {text:?}");
+                assert_eq!(hf.decode(&ours), gguf.decode(&ours), "{kind}: {text:?}");
+            }
+        }
+        for id in 0..gguf.texts.len() as u32 + 2 {
+            assert_eq!(hf.bytes(id), gguf.bytes(id), "{kind}: {id}");
+            assert_eq!(hf.bytes_after(None, id), gguf.bytes_after(None, id), "{kind}: {id}");
+        }
+    }
+}
+
+#[test]
+fn first_and_end_tokens_are_those_of_the_configuration() {
+    let described = committed("sentencepiece");
+    let id = |text: &str| {
+        let added = described["added_tokens"].as_array().unwrap();
+        let token = added.iter().find(|token| token["content"] == text).unwrap();
+        token["id"].as_u64().unwrap() as u32
+    };
+    let by_look = [2, id("<|endoftext|>"), id("<|im_end|>")];
+    let config =
+        json!({"bos_token": "<s>", "eos_token": {"content": "</s>"}, "add_bos_token": true});
+    let tokenizer = open(&described, &[("tokenizer_config.json", config)]);
+    assert_eq!(tokenizer.eos(), by_look);
+    assert_eq!(tokenizer.encode_plain("").unwrap(), [1]);
+    // What the pipeline itself adds counts where the configuration is silent.
+    let mut adding = described.clone();
+    adding["post_processor"] = json!({
+        "type": "TemplateProcessing",
+        "single": [
+            {"SpecialToken": {"id": "<s>", "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+        ],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
+    });
+    let config = ("tokenizer_config.json", json!({"bos_token": "<s>"}));
+    assert_eq!(open(&adding, &[config.clone()]).encode_plain("").unwrap(), [1]);
+    assert!(open(&described, &[config]).encode_plain("").unwrap().is_empty());
+    let generation = |ids: Value| [("generation_config.json", json!({"eos_token_id": ids}))];
+    assert!(open(&described, &generation(json!([5, 7]))).eos().starts_with(&[2, 5, 7]));
+    assert!(open(&described, &generation(json!(9))).eos().starts_with(&[2, 9]));
+    let beyond = folder(&described, &generation(json!(99_999)));
+    let refused = Tokenizer::from_hf(beyond.path()).map(|_| ()).unwrap_err().to_string();
+    assert!(refused.contains("end token 99999"), "{refused}");
+}
+
+#[test]
+fn control_tokens_swallow_white_space_where_the_file_says_so() {
+    let mut described = committed("gpt-2");
+    for token in described["added_tokens"].as_array_mut().unwrap() {
+        token["rstrip"] = (token["content"] == "<|im_start|>").into();
+        token["lstrip"] = (token["content"] == "<|im_end|>").into();
+    }
+    let mut pair = Pair::new("gpt-2", &described);
+    pair.ours = open(&described, &[]);
+    let mut strings = Strings::new(22);
+    (0..3000).for_each(|_| pair.check(&strings.next()));
+    pair.check("a <|im_start|>  \n b \t <|im_end|> c<|im_start|> <|im_end|>");
+}
+
+#[test]
+fn a_space_before_the_first_word_only_is_that_and_nothing_else() {
+    // How newer files of the Llama 2 kind describe it.
+    let mut described = committed("sentencepiece");
+    described["normalizer"] = Value::Null;
+    described["pre_tokenizer"] = json!({
+        "type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": false,
+    });
+    let tokenizer = open(&described, &[]);
+    let mut pair = Pair::new("sentencepiece", &described);
+    pair.ours = tokenizer;
+    let mut strings = Strings::new(23);
+    (0..3000).for_each(|_| pair.check(&strings.next()));
+    let after = pair.ours.encode_marked("the", 'x', Place::AfterText).unwrap();
+    assert_ne!(pair.ours.encode_plain("the").unwrap(), after);
+    assert_eq!(pair.ours.bytes_after(Some(after[0]), after[0])[0], b't');
+}
+
+#[test]
+fn structure_that_is_not_called_special_is_still_out_of_a_clients_reach() {
+    let mut described = committed("gpt-2");
+    for token in described["added_tokens"].as_array_mut().unwrap() {
+        token["special"] = false.into();
+    }
+    let tokenizer = open(&described, &[]);
+    let end = tokenizer.encode_marked("<|im_end|>", 'x', Place::Beginning).unwrap();
+    assert_eq!(end.len(), 1);
+    assert!(tokenizer.encode_plain("<|im_end|>").unwrap().len() > 1);
+    assert_eq!(tokenizer.eos().len(), 2);
+}
+
+#[test]
+fn damaged_folders_are_refused_by_name() {
+    let described = committed("gpt-2");
+    let refused = |change: &dyn Fn(&mut Value)| {
+        let mut described = described.clone();
+        change(&mut described);
+        Tokenizer::from_hf(folder(&described, &[]).path()).map(|_| ()).unwrap_err().to_string()
+    };
+    #[rustfmt::skip]
+    let table = [
+        (refused(&|d| *d = json!({})), "tokenizer.json: "),
+        (refused(&|d| d["model"]["merges"] = json!([["q", "中"]])), "tokenizer.json: "),
+        (refused(&|d| d["decoder"] = Value::Null), "decoder [] is unknown"),
+        (refused(&|d| d["decoder"] = json!({"type": "WordPiece", "prefix": "#", "cleanup": true})),
+            "decoder [\"WordPiece\"]"),
+        (refused(&|d| d["model"]["vocab"]["zzz"] = json!(4_000_000_000u32)), "have ids up to"),
+    ];
+    for (why, expected) in table {
+        assert!(why.contains(expected), "{why:?} says not {expected:?}");
+    }
+    let empty = TempDir::new().unwrap();
+    let why = Tokenizer::from_hf(empty.path()).map(|_| ()).unwrap_err().to_string();
+    assert!(why.contains("no tokenizer.json"), "{why}");
+    fs::write(empty.path().join("tokenizer.json"), "{").unwrap();
+    let why = Tokenizer::from_hf(empty.path()).map(|_| ()).unwrap_err().to_string();
+    assert!(why.contains("tokenizer.json: EOF"), "{why}");
+    let config = folder(&described, &[]);
+    fs::write(config.path().join("tokenizer_config.json"), "[").unwrap();
+    let why = Tokenizer::from_hf(config.path()).map(|_| ()).unwrap_err().to_string();
+    assert!(why.contains("tokenizer_config.json: "), "{why}");
+}

@@ -1,0 +1,8 @@
+//! Model files that are damaged or made to do harm: refused by name, without a panic and without
+//! a large allocation.
+
+mod gguf;
+mod gguf_file;
+mod mutate;
+mod safetensors;
+mod watched;
