@@ -19,6 +19,7 @@ use candle_transformers::models::{gemma3, quantized_phi, quantized_phi3};
 
 use crate::config::{Family, Keys, ModelConfig, Pairing, RopeScaling};
 use crate::error::LoadError;
+use crate::files::ModelFiles;
 use crate::files::gguf::Gguf;
 use crate::model::{Batch, Logits};
 
@@ -101,6 +102,15 @@ pub(crate) fn config(gguf: &Gguf) -> std::result::Result<Option<ModelConfig>, Lo
     }))
 }
 
+/// Bytes that the network's weights take: Gemma's as f32, Phi's as they are with a second, f32
+/// embedding.
+pub(crate) fn memory_bytes(files: &ModelFiles, config: &ModelConfig) -> u64 {
+    match config.family {
+        Family::Gemma3 => files.parameter_count().saturating_mul(4),
+        _ => files.weights_size() + (config.vocab_size * config.width * 4) as u64,
+    }
+}
+
 /// Candle reads past these without a word.
 fn refuse_wrongly_computed(keys: &Keys<'_>) -> std::result::Result<(), LoadError> {
     let is_scaled = keys.number_or("rope.scaling.factor", 1.0)? != 1.0;
@@ -134,7 +144,7 @@ fn refuse_wrongly_computed(keys: &Keys<'_>) -> std::result::Result<(), LoadError
 }
 
 impl Adapter {
-    /// Reads the network from the file, which `Gguf::open` has found sound.
+    /// Reads the network from the file, which `Gguf::map` has found sound.
     pub(crate) fn load(
         path: &std::path::Path,
         config: &ModelConfig,

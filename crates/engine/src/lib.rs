@@ -2,7 +2,8 @@
 //!
 //! For: a model, several sequences at once, the same bits on every machine.
 //! Must never: know of sessions, chains or HTTP; write prompts or text into logs.
-//! Relies on: its own kernels for every number (docs/spec/numerics.md).
+//! Relies on: its own kernels for every number (docs/spec/numerics.md); candle for architectures
+//! that they don't compute, one sequence at a time and not canonical (`adapter`).
 //!
 //! ```text
 //! Engine::start ─▶ mailbox ─▶ Runner (a thread) ─▶ Scheduler::plan ─▶ Model::forward ─▶ Sampler

@@ -18,7 +18,7 @@ use std::path::Path;
 use crate::adapter::{self, Adapter};
 use crate::config::ModelConfig;
 use crate::error::LoadError;
-use crate::files::{ModelFiles, ModelKind, WeightFile};
+use crate::files::{ModelFiles, ModelKind};
 use crate::kernels::attention::{HeadNorms, RowPlace, Rows};
 use crate::kernels::threads::Threads;
 use crate::kernels::{Cpu, Isa};
@@ -155,7 +155,7 @@ impl Model {
 
     fn adapted(files: &ModelFiles, config: ModelConfig, cpu: Cpu) -> Result<Model, LoadError> {
         let adapter = Box::new(Adapter::load(files.path(), &config)?);
-        let bytes = files.weight_files().iter().map(WeightFile::size).sum();
+        let bytes = adapter::memory_bytes(files, &config);
         Ok(Model { config, cpu, network: Network::Adapted { adapter, bytes } })
     }
 

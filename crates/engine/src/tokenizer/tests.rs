@@ -337,6 +337,20 @@ fn marks_join_what_they_stand_between() {
 }
 
 #[test]
+fn phi_3_takes_away_what_stands_after_its_special_tokens() {
+    let converted = Converted::new("sentencepiece", &committed("sentencepiece"));
+    let encode = |architecture: &str, text: &str| {
+        let fields = Fields { architecture: Some(architecture), ..converted.fields() };
+        Tokenizer::new(&fields).unwrap().encode_marked(text, 'x', Place::Beginning).unwrap()
+    };
+    let (spaced, close) = ("<|im_start|> \n hi<think>\n", "<|im_start|>hi<think>");
+    assert_eq!(encode("phi3", spaced), encode("llama", close));
+    assert_ne!(encode("llama", spaced), encode("llama", close));
+    // The end of a text takes nothing.
+    assert_eq!(encode("phi3", "<|endoftext|> hi"), encode("llama", "<|endoftext|> hi"));
+}
+
+#[test]
 fn a_first_token_is_put_before_beginnings_only() {
     let described = committed("sentencepiece");
     let converted = Converted::new("sentencepiece", &described);

@@ -12,7 +12,7 @@ use tally_engine::{Engine, EngineOptions, SharePrefixes};
 
 use crate::families::cases;
 use crate::kit::{Tap, answer, collect, model_path, options, request};
-use crate::models::{Noise, logits, write_gguf};
+use crate::models::{Forward, Noise, logits, one_by_one, write_gguf};
 
 const PHIS: [&str; 2] = ["phi2", "phi3"];
 const VOCAB: usize = 72;
@@ -127,24 +127,19 @@ fn candle(path: &Path, architecture: &str, ids: &[u32]) -> Vec<Vec<f32>> {
     let mut file = std::fs::File::open(path).unwrap();
     let content = Content::read(&mut file).unwrap();
     let cpu = &Device::Cpu;
-    let mut forward: Box<dyn FnMut(&Tensor, usize) -> candle_core::Result<Tensor>> =
-        match architecture {
-            "phi2" => {
-                let model = quantized_phi::ModelWeights::from_gguf(content, &mut file, cpu);
-                let mut model = model.unwrap();
-                Box::new(move |x, at| model.forward(x, at))
-            }
-            _ => {
-                let model = quantized_phi3::ModelWeights::from_gguf(false, content, &mut file, cpu);
-                let mut model = model.unwrap();
-                Box::new(move |x, at| model.forward(x, at))
-            }
-        };
-    let row = |at: usize| {
-        let x = Tensor::new(&ids[at..=at], cpu).unwrap().unsqueeze(0).unwrap();
-        forward(&x, at).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    let forward: Forward = match architecture {
+        "phi2" => {
+            let model = quantized_phi::ModelWeights::from_gguf(content, &mut file, cpu);
+            let mut model = model.unwrap();
+            Box::new(move |x, at| model.forward(x, at))
+        }
+        _ => {
+            let model = quantized_phi3::ModelWeights::from_gguf(false, content, &mut file, cpu);
+            let mut model = model.unwrap();
+            Box::new(move |x, at| model.forward(x, at))
+        }
     };
-    (0..ids.len()).map(row).collect()
+    one_by_one(forward, ids)
 }
 
 fn ids(seed: u32) -> Vec<u32> {
@@ -313,4 +308,6 @@ fn an_adapted_model_serves_several_requests_in_turn() {
     for ((_handle, events), alone) in started.iter().zip(alone) {
         assert_eq!(collect(events), alone);
     }
+    // Each wrong guess would have it read everything again.
+    assert_eq!(engine.load_state().guessed_tokens, 0);
 }

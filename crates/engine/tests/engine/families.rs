@@ -14,7 +14,7 @@ use sha3::{Digest, Keccak256};
 use tally_engine::Isa;
 use tally_engine::model::Model;
 
-use crate::models::{Made, logits, write_gguf};
+use crate::models::{Forward, Made, logits, one_by_one, write_gguf};
 
 #[derive(Deserialize)]
 struct Fixture {
@@ -197,30 +197,24 @@ fn candle(path: &std::path::Path, architecture: &str, ids: &[u32]) -> Vec<Vec<f3
     let mut file = std::fs::File::open(path).unwrap();
     let content = Content::read(&mut file).unwrap();
     let cpu = &Device::Cpu;
-    let mut forward: Box<dyn FnMut(&Tensor, usize) -> candle_core::Result<Tensor>> =
-        match architecture {
-            "LlamaForCausalLM" => {
-                let mut model =
-                    quantized_llama::ModelWeights::from_gguf(content, &mut file, cpu).unwrap();
-                Box::new(move |x, at| model.forward(x, at))
-            }
-            "Qwen2ForCausalLM" => {
-                let mut model =
-                    quantized_qwen2::ModelWeights::from_gguf(content, &mut file, cpu).unwrap();
-                Box::new(move |x, at| model.forward(x, at))
-            }
-            _ => {
-                let mut model =
-                    quantized_qwen3::ModelWeights::from_gguf(content, &mut file, cpu).unwrap();
-                Box::new(move |x, at| model.forward(x, at))
-            }
-        };
-    let mut rows = Vec::new();
-    for at in 0..ids.len() {
-        let x = Tensor::new(&ids[at..=at], cpu).unwrap().unsqueeze(0).unwrap();
-        rows.push(forward(&x, at).unwrap().flatten_all().unwrap().to_vec1().unwrap());
-    }
-    rows
+    let forward: Forward = match architecture {
+        "LlamaForCausalLM" => {
+            let mut model =
+                quantized_llama::ModelWeights::from_gguf(content, &mut file, cpu).unwrap();
+            Box::new(move |x, at| model.forward(x, at))
+        }
+        "Qwen2ForCausalLM" => {
+            let mut model =
+                quantized_qwen2::ModelWeights::from_gguf(content, &mut file, cpu).unwrap();
+            Box::new(move |x, at| model.forward(x, at))
+        }
+        _ => {
+            let mut model =
+                quantized_qwen3::ModelWeights::from_gguf(content, &mut file, cpu).unwrap();
+            Box::new(move |x, at| model.forward(x, at))
+        }
+    };
+    one_by_one(forward, ids)
 }
 
 #[test]

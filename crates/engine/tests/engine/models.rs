@@ -10,6 +10,18 @@ use candle_core::{Device, Tensor};
 use tally_engine::kv::KvPool;
 use tally_engine::model::{Batch, Logits, Model, Segment};
 
+/// A network of candle's: tokens and the position of the first to the last one's logits.
+pub type Forward = Box<dyn FnMut(&Tensor, usize) -> candle_core::Result<Tensor>>;
+
+/// Candle's logits of every row, tokens one by one.
+pub fn one_by_one(mut forward: Forward, ids: &[u32]) -> Vec<Vec<f32>> {
+    let mut row = |at: usize| {
+        let x = Tensor::new(&ids[at..=at], &Device::Cpu).unwrap().unsqueeze(0).unwrap();
+        forward(&x, at).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    };
+    (0..ids.len()).map(&mut row).collect()
+}
+
 /// Knuth's MMIX generator; its upper bits are good enough for weights.
 pub struct Noise(pub u64);
 
