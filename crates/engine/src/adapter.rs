@@ -17,11 +17,11 @@ use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::{Activation, VarBuilder};
 use candle_transformers::models::{gemma3, quantized_phi, quantized_phi3};
 
+use crate::batch::{Batch, Logits};
 use crate::config::{Family, Keys, ModelConfig, Pairing, RopeScaling};
 use crate::error::LoadError;
 use crate::files::ModelFiles;
 use crate::files::gguf::Gguf;
-use crate::model::{Batch, Logits};
 
 /// Tokens that Phi computes together; others go one by one. Candle keeps a mask for each length
 /// and position that it has seen, so there must be few.

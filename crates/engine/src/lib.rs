@@ -21,6 +21,7 @@
 //! through, `speculation` how several tokens may come of one step.
 
 mod adapter;
+mod batch;
 pub mod config;
 mod detokenizer;
 mod engine;

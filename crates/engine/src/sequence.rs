@@ -11,10 +11,10 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use sha3::{Digest, Keccak256};
 
+use crate::batch::Logits;
 use crate::detokenizer::Detokenizer;
 use crate::kernels::Cpu;
 use crate::kv::{BlockTable, Scope};
-use crate::model::Logits;
 use crate::sampler::{Drawn, Logprobs, NotFinite, Sampler, Sampling};
 use crate::scheduler::SequenceId;
 use crate::speculation::Speculation;

@@ -9,7 +9,7 @@ use axum::http::HeaderMap;
 use axum::response::Response;
 
 use super::error::OpenAiError;
-use super::request::{self, ChatRequest, Payer};
+use super::request::{self, ChatRequest, Form, Payer};
 use super::telling::{About, Chunks};
 use crate::api::AppState;
 use crate::api::body::read_body;
@@ -60,15 +60,6 @@ pub(in crate::api) async fn chat(
         pace.ended(fault.code);
         OpenAiError::new(fault, &id)
     })
-}
-
-/// How the answer is wanted.
-pub(super) enum Form {
-    Stream {
-        /// A last chunk tells the counts.
-        is_usage_wanted: bool,
-    },
-    Whole,
 }
 
 async fn begin(

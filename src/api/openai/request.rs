@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
-use super::chat::Form;
 use crate::api::error::Fault;
 use crate::api::prompt::{self, PromptContext, flag, fraction, present, whole};
 use crate::session::{Credential, Prompt, PromptInput, PromptRequest, SamplingInput, Turn};
@@ -73,6 +72,15 @@ pub(super) struct Payer {
     pub is_free: bool,
     /// The job, where the body names none.
     pub job: Option<JobId>,
+}
+
+/// How the answer is wanted.
+pub(super) enum Form {
+    Stream {
+        /// A last chunk tells the counts.
+        is_usage_wanted: bool,
+    },
+    Whole,
 }
 
 /// A conversation as asked for.

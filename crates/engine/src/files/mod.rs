@@ -15,6 +15,7 @@ pub(crate) mod gguf;
 mod map;
 mod reader;
 pub(crate) mod safetensors;
+mod small;
 mod stored;
 mod tensor;
 
@@ -22,11 +23,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::error::LoadError;
-pub(crate) use folder::{Folder, read_small};
+pub(crate) use folder::Folder;
 use gguf::Gguf;
 pub use map::LoadProgress;
 use map::{Mapped, Progress};
 pub(crate) use safetensors::Safetensors;
+pub(crate) use small::read_small;
 
 /// A model on disk, opened: its weight files are mapped and their headers were found sound.
 ///
