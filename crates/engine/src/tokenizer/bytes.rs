@@ -7,11 +7,10 @@
 
 use tokenizers::{NormalizedString, Normalizer, normalizers::NFC};
 
-use super::Fields;
 use super::merge::{Merger, NONE};
 use super::split::Splitter;
 use super::table::{Ids, Merge, Merges, Texts};
-use super::vocabulary::Kind;
+use super::vocabulary::{Fields, Kind};
 use crate::error::{EncodeError, LoadError};
 
 /// A vocabulary of byte strings with its merges.

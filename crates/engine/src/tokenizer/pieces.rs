@@ -7,10 +7,9 @@
 
 use std::collections::HashMap;
 
-use super::Fields;
 use super::merge::{Merger, NONE, Symbol};
 use super::table::{Ids, Merge, Texts};
-use super::vocabulary::Kind;
+use super::vocabulary::{Fields, Kind};
 use crate::error::LoadError;
 
 /// What vocabularies write for a space.
