@@ -1,9 +1,9 @@
 //! The fields of a prompt, as both generations of marketplace clients send them.
 //!
 //! Never fills in what must be said (model, prompt, max_tokens) and never serves a session id
-//! that is no number. Shared by REST and WebSocket, so that both refuse alike, and in its parts by
-//! the OpenAI API; ranges are the session service's. Source: docs/spec/marketplace-api.md sections 1
-//! and 2.
+//! that is no number. Shared by REST and WebSocket, so that both refuse alike, and in its parts
+//! by the OpenAI API; ranges are the session service's. Source: docs/spec/marketplace-api.md
+//! sections 1 and 2.
 
 use serde_json::{Map, Value};
 

@@ -18,6 +18,7 @@ pub(crate) mod safetensors;
 mod small;
 mod stored;
 mod tensor;
+mod value;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

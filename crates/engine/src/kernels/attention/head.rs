@@ -101,7 +101,11 @@ macro_rules! by_group {
 per_isa! {
     /// Scores of the keys in `blocks` of the job's, scaled by 1/√dim, to their place in
     /// `scores`, which begins with the first of them.
-    pub(super) fn score_part(job: &Attend<'_>, blocks: Range<usize>, scores: &mut [f32]) = score_part_body
+    pub(super) fn score_part(
+        job: &Attend<'_>,
+        blocks: Range<usize>,
+        scores: &mut [f32],
+    ) = score_part_body
 }
 
 #[inline(always)]
@@ -179,7 +183,11 @@ fn score_cells<V: Lanes, C: Cell, const G: usize, const B: usize>(
 per_isa! {
     /// Turns scores into weights e^(score − max), +0 for keys out of sight; `scales`: 1/Σ weights
     /// of each query head.
-    pub(super) fn weights_of(job: &Attend<'_>, scores: &mut [f32], scales: &mut [f32]) = weights_of_body
+    pub(super) fn weights_of(
+        job: &Attend<'_>,
+        scores: &mut [f32],
+        scales: &mut [f32],
+    ) = weights_of_body
 }
 
 #[inline(always)]
