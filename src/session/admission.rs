@@ -136,8 +136,8 @@ impl Sessions {
         let (sampling, origin) = self.sampling(&request.sampling, turn);
         let header = turn_header(checked, turn, (&sampling, origin));
         // The engine's place first: a request that finds none leaves nothing in the ledger.
-        let owner = owner(known.depositor);
-        let generation = self.start(checked, owner, sampling, hold).inspect_err(|_| {
+        let started = self.start(checked, owner(known.depositor), sampling, hold);
+        let generation = started.inspect_err(|_| {
             paid.books.tracker.turn_over(job, hold.tokens, TokenCount::ZERO, self.clock.now());
         })?;
         let started = Fact::TurnStarted(header);
@@ -444,9 +444,8 @@ fn reply_info(job: Option<JobId>, checked: &Checked) -> ReplyInfo {
 
 /// All sessions of a depositor are one owner's, and no two depositors' are.
 fn owner(depositor: Address) -> Hash32 {
-    let mut bytes = [0; 32];
-    bytes[12..].copy_from_slice(depositor.bytes());
-    Hash32::new(bytes)
+    let bytes = depositor.bytes();
+    Hash32::new(std::array::from_fn(|i| i.checked_sub(12).map_or(0, |i| bytes[i])))
 }
 
 fn turn_header(
