@@ -26,10 +26,6 @@ use crate::units::{Address, Hash32, JobId, Millis, TokenCount, TurnNo};
 /// A reading of a job that is this fresh is not read again.
 const SNAPSHOT_FRESH: Millis = Millis::new(2_000);
 
-/// Bytes of text from which a prompt is rendered beside the runtime, whose threads carry all
-/// streams: about a millisecond of work.
-const RENDER_HERE_BYTES_MAX: usize = 4 * 1024;
-
 /// A request that passed every check that needs no reservation.
 struct Checked {
     model: ModelCard,
@@ -239,7 +235,7 @@ impl Sessions {
 
     /// The prompt as ids. A long one is rendered on a thread of its own.
     async fn render(&self, model: &str, prompt: Prompt) -> Result<Vec<u32>, StartError> {
-        if super::request::text_bytes(&prompt) <= RENDER_HERE_BYTES_MAX {
+        if !super::request::is_long(&prompt) {
             return self.engine.render(model, &prompt);
         }
         let (engine, model) = (Arc::clone(&self.engine), model.to_owned());

@@ -149,12 +149,17 @@ pub(super) fn check(sampling: &SamplingInput, max_tokens: u64) -> Result<(), Ref
     Ok(())
 }
 
-/// Bytes of text that are to become ids.
-pub(super) fn text_bytes(prompt: &Prompt) -> usize {
-    match prompt {
+/// Bytes of text from which a prompt is rendered beside the runtime, whose threads carry all
+/// streams: about a millisecond of work.
+const LONG_BYTES: usize = 4 * 1024;
+
+/// Whether making ids of a prompt takes too long for a thread that carries streams.
+pub(super) fn is_long(prompt: &Prompt) -> bool {
+    let bytes: usize = match prompt {
         Prompt::Raw(text) | Prompt::Next { content: text, .. } => text.len(),
         Prompt::Chat(turns) => turns.iter().map(|turn| turn.content.len()).sum(),
-    }
+    };
+    bytes > LONG_BYTES
 }
 
 /// Refuses a prompt that asks nothing.
