@@ -48,9 +48,14 @@ async fn say(engine: &dyn Engine, model: &str, prompt: &str) -> String {
             top_p: 1.0,
             min_p: 0.0,
             repetition_penalty: 1.0,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+            logit_bias: BTreeMap::new(),
+            logprobs: None,
             seed: Hash32::ZERO,
         },
         stop: Vec::new(),
+        ignore_eos: false,
         owner: Hash32::ZERO,
     };
     let mut generation = engine.start(spec).unwrap();

@@ -144,7 +144,7 @@ fn refuse_wrongly_computed(keys: &Keys<'_>) -> std::result::Result<(), LoadError
 }
 
 impl Adapter {
-    /// Reads the network from the file, which `Gguf::open` has found sound.
+    /// Reads the network from the file, which `Gguf::map` has found sound.
     pub(crate) fn load(
         path: &std::path::Path,
         config: &ModelConfig,

@@ -418,8 +418,14 @@ impl Drop for SequenceHandle {
 fn of_model(options: EngineOptions, model: &Model) -> EngineOptions {
     match model.config().family.is_adapted() {
         true => {
-            let share_prefixes = SharePrefixes::Nobody;
-            EngineOptions { running_max: 1, share_prefixes, speculation: false, ..options }
+            EngineOptions {
+                running_max: 1,
+                share_prefixes: SharePrefixes::Nobody,
+                // Theirs are in f32 whatever is asked for; the pool only counts.
+                kv_type: KvType::default(),
+                speculation: false,
+                ..options
+            }
         }
         false => options,
     }

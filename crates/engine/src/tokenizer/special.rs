@@ -59,7 +59,7 @@ impl SpecialTokens {
         (bytes.len().saturating_sub(self.longest)..bytes.len()).any(|at| {
             let end = &bytes[at..];
             let goes_on =
-                |token: &Box<str>| token.len() > end.len() && token.as_bytes().starts_with(end);
+                |token: &str| token.len() > end.len() && token.as_bytes().starts_with(end);
             self.starting_with(end[0]).iter().any(|(token, _)| goes_on(token))
         })
     }

@@ -308,4 +308,6 @@ fn an_adapted_model_serves_several_requests_in_turn() {
     for ((_handle, events), alone) in started.iter().zip(alone) {
         assert_eq!(collect(events), alone);
     }
+    // Each wrong guess would have it read everything again.
+    assert_eq!(engine.load_state().guessed_tokens, 0);
 }
