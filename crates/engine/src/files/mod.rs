@@ -17,6 +17,7 @@ mod reader;
 pub(crate) mod safetensors;
 mod stored;
 mod tensor;
+mod value;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
