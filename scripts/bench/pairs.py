@@ -14,11 +14,10 @@ attention, the faster counts. One JSON line to a figure:
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
-from statistics import median
+
+from figures import best, line, run
 
 FIGURES = ("decode-0", "decode-512", "decode-1024", "prefill-512", "batch-8")
 STEPS = 64  # as in benches/figure.rs
@@ -54,14 +53,6 @@ def peer(options, figure, flash):
     return float(json.loads(lines[-1])[key])
 
 
-def run(command):
-    """What a command prints; its errors end the benchmark."""
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
-    if done.returncode != 0:
-        raise SystemExit(f"{' '.join(command)}: status {done.returncode}\n{done.stderr[-2000:]}")
-    return done.stdout
-
-
 def measure(options, figure):
     """One figure, as a JSON object."""
     mine, theirs = [], {False: [], True: []}
@@ -69,15 +60,9 @@ def measure(options, figure):
         mine.append(ours(options, figure))
         for flash, speeds in theirs.items():
             speeds.append(peer(options, figure, flash))
-    flash = median(theirs[True]) > median(theirs[False])
-    best = theirs[flash]
-    return {
-        "figure": figure, "isa": options.isa or "best", "model": Path(options.model).name,
-        "ours": median(mine), "peer": round(median(best), 2),
-        "ratio": round(median(mine) / median(best), 3), "runs": options.runs,
-        "spread": [round(x, 1) for x in (min(mine), max(mine), min(best), max(best))],
-        "peer_flash": flash,
-    }
+    flash, speeds = best(theirs)
+    return line(figure, mine, speeds, isa=options.isa or "best", model=Path(options.model).name,
+                peer_flash=flash)
 
 
 def main():

@@ -1,4 +1,5 @@
-//! Errors as clients see them: one shape over HTTP, the same facts over WebSocket.
+//! Errors as clients see them: one shape over REST, the same facts over WebSocket and in the shape
+//! of the OpenAI API (`openai/error.rs`).
 //!
 //! Never shows internal detail: a refusal's own words, its stable code and what a client can act
 //! on. Source of codes and fields: docs/spec/marketplace-api.md sections 2 and 3.
@@ -41,6 +42,12 @@ impl Fault {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "service_unavailable", message)
     }
 
+    /// A field that is missing, out of range or not served; `name` is the client's for it.
+    pub fn field(name: &str, message: impl Into<String>) -> Self {
+        let fault = Self::new(StatusCode::BAD_REQUEST, "validation_error", message);
+        Self { details: json!({ "field": name }), ..fault }
+    }
+
     /// The code as WebSocket clients know it.
     pub fn socket_code(&self) -> String {
         match self.code {
@@ -57,16 +64,21 @@ impl Fault {
             "request_id": request_id,
             "details": self.details,
         });
-        let mut response = (self.status, axum::Json(body)).into_response();
-        if self.status == StatusCode::TOO_MANY_REQUESTS {
-            let seconds = HeaderValue::from(RETRY_AFTER_SECONDS);
-            response.headers_mut().insert(header::RETRY_AFTER, seconds);
-        }
-        if let Ok(id) = HeaderValue::from_str(request_id) {
-            response.headers_mut().insert("x-request-id", id);
-        }
-        response
+        respond(self.status, &body, request_id)
     }
+}
+
+/// An error's body, with the headers that errors have in every shape.
+pub(super) fn respond(status: StatusCode, body: &Value, request_id: &str) -> Response {
+    let mut response = (status, axum::Json(body)).into_response();
+    if status == StatusCode::TOO_MANY_REQUESTS {
+        let seconds = HeaderValue::from(RETRY_AFTER_SECONDS);
+        response.headers_mut().insert(header::RETRY_AFTER, seconds);
+    }
+    if let Ok(id) = HeaderValue::from_str(request_id) {
+        response.headers_mut().insert("x-request-id", id);
+    }
+    response
 }
 
 impl From<Refusal> for Fault {

@@ -4,12 +4,16 @@
 //! service's to say. Relies on [`serve`] being the only way in: its listener watches what the
 //! kernel takes, without which no token counts as delivered.
 
+mod body;
 mod delivery;
 mod edge;
 mod error;
+mod openai;
 mod outcome;
 mod prompt;
 mod rest;
+mod sse;
+mod whole;
 mod ws;
 
 use std::io;
@@ -137,6 +141,7 @@ pub fn router(app: Arc<AppState>) -> Router {
     let cors = edge::cors(&app.settings.cors);
     Router::new()
         .route("/v1/inference", post(rest::inference))
+        .route("/v1/chat/completions", post(openai::chat).fallback(openai::method_not_allowed))
         .route("/v1/sessions/{job}", get(rest::session_report))
         .route("/v1/sessions/{job}/challenge", post(rest::session_challenge))
         .route("/v1/sessions/{job}/token", post(rest::session_token))

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use metrics::{counter, histogram};
+use metrics::{Histogram, counter, histogram};
 use serde_json::{Map, Value, json};
 
 use crate::clock::Clock;
@@ -55,6 +55,8 @@ pub(super) struct Pace {
     clock: Arc<dyn Clock>,
     started: Millis,
     last: Option<Millis>,
+    /// Kept, since looking it up for each token costs more than recording.
+    gaps: Histogram,
     outcome: Option<&'static str>,
 }
 
@@ -62,7 +64,8 @@ impl Pace {
     /// A request that arrived now.
     pub fn start(api: &'static str, clock: Arc<dyn Clock>) -> Self {
         let started = clock.now();
-        Self { api, clock, started, last: None, outcome: None }
+        let gaps = histogram!("inter_token_seconds", "api" => api);
+        Self { api, clock, started, last: None, gaps, outcome: None }
     }
 
     /// A frame is on its way.
@@ -74,8 +77,7 @@ impl Pace {
                 histogram!("ttft_seconds", "api" => self.api).record(ttft);
             }
             Some(last) => {
-                let gap = seconds(now.saturating_sub(last));
-                histogram!("inter_token_seconds", "api" => self.api).record(gap);
+                self.gaps.record(seconds(now.saturating_sub(last)));
             }
         }
     }

@@ -1,8 +1,9 @@
 //! The fields of a prompt, as both generations of marketplace clients send them.
 //!
 //! Never fills in what must be said (model, prompt, max_tokens) and never serves a session id
-//! that is no number. Shared by REST and WebSocket, so that both refuse alike; ranges are the
-//! session service's. Source: docs/spec/marketplace-api.md sections 1 and 2.
+//! that is no number. Shared by REST and WebSocket, so that both refuse alike, and in its parts by
+//! the OpenAI API; ranges are the session service's. Source: docs/spec/marketplace-api.md sections 1
+//! and 2.
 
 use serde_json::{Map, Value};
 
@@ -154,7 +155,14 @@ fn text_of(value: &Value) -> Option<String> {
     }
 }
 
-fn required_text(map: &Map<String, Value>, key: &'static str) -> Result<String, Refusal> {
+/// A text that must be there.
+///
+/// # Errors
+/// [`Refusal::Invalid`], as for all readers of fields below.
+pub(super) fn required_text(
+    map: &Map<String, Value>,
+    key: &'static str,
+) -> Result<String, Refusal> {
     match present(map, key) {
         None => Err(Refusal::invalid(key, format!("{key} is required"))),
         Some(Value::String(text)) if text.is_empty() => {
@@ -165,7 +173,8 @@ fn required_text(map: &Map<String, Value>, key: &'static str) -> Result<String, 
     }
 }
 
-fn whole(map: &Map<String, Value>, key: &'static str) -> Result<Option<u64>, Refusal> {
+/// A whole number, where there is one.
+pub(super) fn whole(map: &Map<String, Value>, key: &'static str) -> Result<Option<u64>, Refusal> {
     let Some(value) = present(map, key) else { return Ok(None) };
     let number = value.as_u64();
     number
@@ -173,12 +182,18 @@ fn whole(map: &Map<String, Value>, key: &'static str) -> Result<Option<u64>, Ref
         .ok_or_else(|| Refusal::invalid(key, format!("{key} must be a whole number, 0 or more")))
 }
 
-fn fraction(map: &Map<String, Value>, key: &'static str, default: f64) -> Result<f64, Refusal> {
+/// A number, or its default.
+pub(super) fn fraction(
+    map: &Map<String, Value>,
+    key: &'static str,
+    default: f64,
+) -> Result<f64, Refusal> {
     let Some(value) = present(map, key) else { return Ok(default) };
     value.as_f64().ok_or_else(|| Refusal::invalid(key, format!("{key} must be a number")))
 }
 
-fn flag(map: &Map<String, Value>, key: &'static str) -> Result<Option<bool>, Refusal> {
+/// True or false, where the client says so.
+pub(super) fn flag(map: &Map<String, Value>, key: &'static str) -> Result<Option<bool>, Refusal> {
     let Some(value) = present(map, key) else { return Ok(None) };
     let flag = value.as_bool();
     flag.map(Some).ok_or_else(|| Refusal::invalid(key, format!("{key} must be true or false")))
@@ -194,11 +209,13 @@ fn sampling(map: &Map<String, Value>) -> Result<SamplingInput, Refusal> {
         repetition_penalty: fraction(map, "repetition_penalty", default.repetition_penalty)?,
         seed: whole(map, "seed")?,
         stop: stop(map)?,
+        ignore_eos: flag(map, "ignore_eos")?.unwrap_or(default.ignore_eos),
         ..default
     })
 }
 
-fn stop(map: &Map<String, Value>) -> Result<Vec<String>, Refusal> {
+/// The strings that end the text: one, or a list.
+pub(super) fn stop(map: &Map<String, Value>) -> Result<Vec<String>, Refusal> {
     let wrong = || Refusal::invalid("stop", "stop must be a string or a list of strings");
     match present(map, "stop") {
         None => Ok(Vec::new()),

@@ -97,6 +97,8 @@ pub struct GenerationSpec {
     pub sampling: Sampling,
     /// Strings that end the text and are not part of it.
     pub stop: Vec<String>,
+    /// The model never ends the text by itself.
+    pub ignore_eos: bool,
     /// Whose prompt it is: what was read before is not read again for prompts of one owner, which
     /// their time to the first token tells.
     pub owner: Hash32,

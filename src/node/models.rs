@@ -73,6 +73,7 @@ fn options(engine: &EngineSettings, models: usize) -> EngineOptions {
         running_max: size(engine.running_max),
         queue_max: size(engine.queue_max),
         prefill_chunk: size(engine.prefill_chunk),
+        kv_type: engine.kv_type,
         share_prefixes: engine.share_prefixes,
         speculation: engine.speculation,
         ..EngineOptions::default()
@@ -120,7 +121,7 @@ impl Budget {
 
 #[cfg(test)]
 mod tests {
-    use tally_engine::SharePrefixes;
+    use tally_engine::{KvType, SharePrefixes};
 
     use super::*;
 
@@ -157,6 +158,7 @@ mod tests {
             running_max: 4,
             queue_max: 8,
             prefill_chunk: 128,
+            kv_type: KvType::F16,
             share_prefixes: SharePrefixes::WithinOwner,
             speculation: true,
         };

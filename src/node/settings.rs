@@ -21,7 +21,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use tally_engine::SharePrefixes;
+use tally_engine::{KvType, SharePrefixes};
 
 use crate::chain::evm::ContractVersion;
 use crate::session::ExposureRule;
@@ -277,6 +277,8 @@ pub struct EngineSettings {
     pub threads: usize,
     /// Bytes of the KV cache of all models together.
     pub kv_memory_bytes: u64,
+    /// What keys and values are stored as.
+    pub kv_type: KvType,
     /// Bytes that weights and KV caches of all models may take; `None`: as many as they need.
     pub memory_bytes: Option<u64>,
     /// Sequences that make progress at once.

@@ -12,8 +12,10 @@ const TAG_TURN: u8 = 0x01;
 
 /// [`decode_spec`]'s encoding, its first byte, where nothing of version 2 is in use.
 const DECODE_PLAIN: u8 = 1;
-/// The encoding with frequency and presence penalty and logit bias.
+/// The encoding with frequency and presence penalty, logit bias and flags.
 const DECODE_BIASED: u8 = 2;
+/// Flag of version 2: no id that ends the text is drawn.
+const FLAG_IGNORE_EOS: u32 = 1;
 
 /// How a turn's tokens were chosen, as hashed into `decodeSpec`.
 #[derive(Debug, Clone, Copy)]
@@ -38,6 +40,8 @@ pub struct DecodeSpec<'a> {
     pub max_tokens: u32,
     /// Stop strings, in the client's order.
     pub stop: &'a [String],
+    /// Whether no id that ends the text is drawn.
+    pub ignore_eos: bool,
 }
 
 /// Hash of a turn's header; `prev` is that of the turn before it in the ledger, zero for none.
@@ -61,8 +65,9 @@ pub fn turn_hash(job: JobId, header: &TurnHeader, prev: Hash32) -> Hash32 {
 /// bits (a negative zero as zero), stop strings counted and each preceded by its length in bytes.
 ///
 /// Version 2 goes on with the penalties of generated tokens and the biases, counted, ids
-/// ascending. It is used only where one of them isn't zero, so that equal ways to choose tokens
-/// have equal digests, those recorded before version 2 included.
+/// ascending, and with the flags, where one is set. It is used only where one of them isn't zero,
+/// so that equal ways to choose tokens have equal digests, those recorded before version 2
+/// included.
 #[must_use]
 pub fn decode_spec(spec: &DecodeSpec<'_>) -> Hash32 {
     let biases: Vec<(u32, f32)> = spec
@@ -71,8 +76,10 @@ pub fn decode_spec(spec: &DecodeSpec<'_>) -> Hash32 {
         .map(|(id, bias)| (*id, *bias))
         .filter(|(_, bias)| *bias != 0.0)
         .collect();
-    let is_plain =
-        spec.frequency_penalty == 0.0 && spec.presence_penalty == 0.0 && biases.is_empty();
+    let is_plain = spec.frequency_penalty == 0.0
+        && spec.presence_penalty == 0.0
+        && biases.is_empty()
+        && !spec.ignore_eos;
     let preimage = Preimage::tagged(if is_plain { DECODE_PLAIN } else { DECODE_BIASED })
         .u32(float_bits(spec.temperature))
         .u32(spec.top_k)
@@ -90,7 +97,8 @@ pub fn decode_spec(spec: &DecodeSpec<'_>) -> Hash32 {
         .u32(float_bits(spec.presence_penalty))
         .u32(count(biases.len()));
     let one = |preimage: Preimage, (id, bias)| preimage.u32(id).u32(float_bits(bias));
-    biases.into_iter().fold(preimage, one).finish()
+    let preimage = biases.into_iter().fold(preimage, one);
+    if spec.ignore_eos { preimage.u32(FLAG_IGNORE_EOS).finish() } else { preimage.finish() }
 }
 
 /// `modelSpec`: SHA-256 of the weight file, then its quantisation and architecture as text, each
@@ -154,6 +162,7 @@ mod tests {
             logit_bias: &none_biased,
             max_tokens: 100,
             stop: &none,
+            ignore_eos: false,
         };
         let variants = [
             base,
@@ -168,6 +177,7 @@ mod tests {
             DecodeSpec { max_tokens: 101, ..base },
             DecodeSpec { stop: &split, ..base },
             DecodeSpec { stop: &joined, ..base },
+            DecodeSpec { ignore_eos: true, ..base },
         ];
         let digests: std::collections::HashSet<_> = variants.iter().map(decode_spec).collect();
         assert_eq!(digests.len(), variants.len());

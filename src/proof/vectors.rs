@@ -156,6 +156,7 @@ fn specs_and_seeds_hash_as_the_independent_program_says() {
             logit_bias: &logit_bias,
             max_tokens: small(&vector["max_tokens"]),
             stop: &stop,
+            ignore_eos: vector["ignore_eos"].as_bool().unwrap_or(false),
         };
         assert_eq!(decode_spec(&spec), hash(&vector["digest"]));
     }

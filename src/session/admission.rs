@@ -26,12 +26,17 @@ use crate::units::{Address, Hash32, JobId, Millis, TokenCount, TurnNo};
 /// A reading of a job that is this fresh is not read again.
 const SNAPSHOT_FRESH: Millis = Millis::new(2_000);
 
+/// Bytes of text from which a prompt is rendered beside the runtime, whose threads carry all
+/// streams: about a millisecond of work.
+const RENDER_HERE_BYTES_MAX: usize = 4 * 1024;
+
 /// A request that passed every check that needs no reservation.
 struct Checked {
     model: ModelCard,
     prompt_ids: Vec<u32>,
     wanted: TokenCount,
     stop: Vec<String>,
+    ignore_eos: bool,
 }
 
 impl Sessions {
@@ -53,12 +58,12 @@ impl Sessions {
             (Some(_), None) => {
                 Err(Refusal::invalid("job_id", "a session's number is required to pay for tokens"))
             }
-            (None, _) => self.begin_free(&request),
+            (None, _) => self.begin_free(&request).await,
         }
     }
 
-    fn begin_free(&self, request: &PromptRequest) -> Result<Reply, Refusal> {
-        let checked = self.check_prompt(request, &[])?;
+    async fn begin_free(&self, request: &PromptRequest) -> Result<Reply, Refusal> {
+        let checked = self.check_prompt(request, &[]).await?;
         let turn = TurnNo::new(0);
         let sampling = self.sampling(&request.sampling, turn).0;
         let hold = Hold { tokens: checked.wanted, is_short: false };
@@ -86,7 +91,7 @@ impl Sessions {
             true => paid.books.tracker.conversation(job, self.rules.name_of(&request.model)),
             false => Vec::new(),
         };
-        let checked = self.check_prompt(request, &history)?;
+        let checked = self.check_prompt(request, &history).await?;
         if !self.rules.is_opened_for(&known, &checked.model.name) {
             return Err(Refusal::OtherModel(job));
         }
@@ -207,7 +212,11 @@ impl Sessions {
         }
     }
 
-    fn check_prompt(&self, request: &PromptRequest, history: &[u32]) -> Result<Checked, Refusal> {
+    async fn check_prompt(
+        &self,
+        request: &PromptRequest,
+        history: &[u32],
+    ) -> Result<Checked, Refusal> {
         let model = self.resolve(&request.model)?;
         let prompt = match &request.input {
             PromptInput::Complete(prompt) => prompt.clone(),
@@ -215,8 +224,8 @@ impl Sessions {
                 Prompt::Next { history_ids: history.to_vec(), content: content.clone() }
             }
         };
-        check_not_empty(&prompt)?;
-        let rendered = self.engine.render(&model.name, &prompt);
+        super::request::check_not_empty(&prompt)?;
+        let rendered = self.render(&model.name, prompt).await;
         let prompt_ids = rendered.map_err(|error| refuse_start(error, self, &request.model))?;
         let prompt_tokens = u32::try_from(prompt_ids.len()).unwrap_or(u32::MAX);
         if prompt_tokens >= model.context_length {
@@ -224,7 +233,18 @@ impl Sessions {
             return Err(Refusal::ContextLength { prompt_tokens, context_window });
         }
         let wanted = TokenCount::new(request.max_tokens);
-        Ok(Checked { model, prompt_ids, wanted, stop: request.sampling.stop.clone() })
+        let SamplingInput { stop, ignore_eos, .. } = &request.sampling;
+        Ok(Checked { model, prompt_ids, wanted, stop: stop.clone(), ignore_eos: *ignore_eos })
+    }
+
+    /// The prompt as ids. A long one is rendered on a thread of its own.
+    async fn render(&self, model: &str, prompt: Prompt) -> Result<Vec<u32>, StartError> {
+        if super::request::text_bytes(&prompt) <= RENDER_HERE_BYTES_MAX {
+            return self.engine.render(model, &prompt);
+        }
+        let (engine, model) = (Arc::clone(&self.engine), model.to_owned());
+        let rendered = tokio::task::spawn_blocking(move || engine.render(&model, &prompt)).await;
+        rendered.unwrap_or(Err(StartError::Unavailable))
     }
 
     fn resolve(&self, asked: &str) -> Result<ModelCard, Refusal> {
@@ -250,6 +270,7 @@ impl Sessions {
             max_tokens: u32::try_from(hold.tokens.get()).unwrap_or(u32::MAX),
             sampling,
             stop: checked.stop.clone(),
+            ignore_eos: checked.ignore_eos,
             owner,
         };
         self.engine.start(spec).map_err(|error| refuse_start(error, self, &checked.model.name))
@@ -445,6 +466,7 @@ fn turn_header(
         logit_bias: &sampling.logit_bias,
         max_tokens: u32::try_from(checked.wanted.get()).unwrap_or(u32::MAX),
         stop: &checked.stop,
+        ignore_eos: checked.ignore_eos,
     };
     TurnHeader {
         turn,
@@ -475,15 +497,4 @@ fn refuse_start(error: StartError, sessions: &Sessions, asked: &str) -> Refusal 
         StartError::Invalid(message) => Refusal::invalid("request", message),
         StartError::Unavailable => Refusal::Unavailable("the engine does not take work"),
     }
-}
-
-fn check_not_empty(prompt: &Prompt) -> Result<(), Refusal> {
-    let is_empty = match prompt {
-        Prompt::Raw(text) | Prompt::Next { content: text, .. } => text.is_empty(),
-        Prompt::Chat(turns) => turns.last().is_none_or(|turn| turn.content.is_empty()),
-    };
-    if is_empty {
-        return Err(Refusal::invalid("prompt", "prompt must not be empty"));
-    }
-    Ok(())
 }

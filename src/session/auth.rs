@@ -106,6 +106,12 @@ impl AuthDesk {
         found.is_some_and(|(owner, expiry)| owner == job && expiry > now)
     }
 
+    /// The job that a token is good for now.
+    pub fn job_of(&self, token: &str, now: Millis) -> Option<JobId> {
+        let found = self.kept().tokens.get(&fingerprint(token)).copied();
+        found.filter(|(_, expiry)| *expiry > now).map(|(owner, _)| owner)
+    }
+
     fn kept(&self) -> std::sync::MutexGuard<'_, Kept> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -164,6 +170,9 @@ mod tests {
         assert!(!desk.admits(job(8), token, Millis::new(9)));
         assert!(!desk.admits(job(7), token, Millis::new(10)));
         assert!(!desk.admits(job(7), "guess", Millis::new(0)));
+        assert_eq!(desk.job_of(token, Millis::new(9)), Some(job(7)));
+        assert_eq!(desk.job_of(token, Millis::new(10)), None);
+        assert_eq!(desk.job_of("guess", Millis::new(0)), None);
     }
 
     #[test]

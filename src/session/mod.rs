@@ -33,7 +33,7 @@ pub use tracker::Tracker;
 pub(crate) use turn::Books;
 
 pub use crate::billing::{TurnEnd, TxState};
-pub use crate::engine::{EngineLoad, ModelCard, Prompt, Turn};
+pub use crate::engine::{EngineLoad, Logprob, ModelCard, Prompt, TokenLogprobs, Turn};
 
 use crate::billing::Fact;
 use crate::chain::{Chain, ChainJob, Limits, Wallet};
@@ -296,6 +296,13 @@ impl Sessions {
             })?;
         }
         Ok(issued)
+    }
+
+    /// The job whose session token this is, while it is good: for clients that have one place
+    /// for a secret and none for a job's number.
+    #[must_use]
+    pub fn job_of_token(&self, token: &str) -> Option<JobId> {
+        self.auth.job_of(token, self.clock.unix())
     }
 
     /// A WebSocket connection that speaks for `job`. Dropping it marks a dropped connection.

@@ -59,6 +59,8 @@ pub struct SamplingInput {
     pub seed: Option<u64>,
     /// At most 4 strings of 1 … 100 characters.
     pub stop: Vec<String>,
+    /// The model never ends the text by itself: `max_tokens` does, or a stop string.
+    pub ignore_eos: bool,
 }
 
 impl Default for SamplingInput {
@@ -76,6 +78,7 @@ impl Default for SamplingInput {
             logprobs: None,
             seed: None,
             stop: Vec::new(),
+            ignore_eos: false,
         }
     }
 }
@@ -142,6 +145,26 @@ pub(super) fn check(sampling: &SamplingInput, max_tokens: u64) -> Result<(), Ref
     let sizes = sampling.stop.iter().map(|stop| stop.chars().count());
     if sizes.into_iter().any(|size| !(1..=100).contains(&size)) {
         return Err(Refusal::invalid("stop", "a stop string has 1 to 100 characters"));
+    }
+    Ok(())
+}
+
+/// Bytes of text that are to become ids.
+pub(super) fn text_bytes(prompt: &Prompt) -> usize {
+    match prompt {
+        Prompt::Raw(text) | Prompt::Next { content: text, .. } => text.len(),
+        Prompt::Chat(turns) => turns.iter().map(|turn| turn.content.len()).sum(),
+    }
+}
+
+/// Refuses a prompt that asks nothing.
+pub(super) fn check_not_empty(prompt: &Prompt) -> Result<(), Refusal> {
+    let is_empty = match prompt {
+        Prompt::Raw(text) | Prompt::Next { content: text, .. } => text.is_empty(),
+        Prompt::Chat(turns) => turns.last().is_none_or(|turn| turn.content.is_empty()),
+    };
+    if is_empty {
+        return Err(Refusal::invalid("prompt", "prompt must not be empty"));
     }
     Ok(())
 }

@@ -15,6 +15,7 @@ mod model_pull;
 mod models;
 mod money;
 mod node;
+mod openai;
 mod rest;
 mod rpc_pool;
 mod settings;

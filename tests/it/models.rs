@@ -55,6 +55,7 @@ async fn say(engine: &dyn Engine, model: &str, prompt: &str) -> String {
             seed: Hash32::ZERO,
         },
         stop: Vec::new(),
+        ignore_eos: false,
         owner: Hash32::ZERO,
     };
     let mut generation = engine.start(spec).unwrap();

@@ -8,7 +8,7 @@ use tally::node::settings::catalog::SETTINGS;
 use tally::node::settings::{
     Cors, Inputs, InspectSettings, KeySource, Kind, LegacyMode, PasswordSource, Settings,
 };
-use tally_engine::{EngineOptions, SharePrefixes};
+use tally_engine::{EngineOptions, KvType, SharePrefixes};
 
 const KEY: &str = "4f3edf983ac636a65a842ce7c78d9aa706d3b113bce9c46f30d7d21715b23b1d";
 const MARKETPLACE: &str = "0x1273e6358aa52bb5b160c34bf2e617b745e4a944";
@@ -80,6 +80,7 @@ fn defaults_are_the_documented_ones() {
     assert_eq!(settings.settlement.confirmations, 3);
     assert_eq!(settings.engine.kv_memory_bytes, 512 << 20);
     assert_eq!(settings.engine.share_prefixes, SharePrefixes::WithinOwner);
+    assert_eq!(settings.engine.kv_type, KvType::F16);
     assert_eq!(settings.api.body_max_bytes, 1 << 20);
     assert_eq!(settings.api.cors, Cors::Any, "31337 is a development chain");
     assert_eq!(settings.session.legacy, LegacyMode::Off, "reachable from outside");
@@ -436,6 +437,14 @@ fn the_settings_take_what_the_engine_takes() {
             set(&mut options, usize::try_from(value).unwrap());
             assert_eq!(options.check().is_ok(), is_fine, "{key} = {value}");
         }
+    }
+}
+
+#[test]
+fn keys_and_values_are_stored_as_the_setting_says() {
+    for (word, expected) in [("f16", KvType::F16), ("f32", KvType::F32)] {
+        let settings = Case::paid(&[]).flag("engine.kv_type", word).load();
+        assert_eq!(settings.engine.kv_type, expected);
     }
 }
 

@@ -124,6 +124,7 @@ fn converse(engine: &Engine, number: usize, seed: u64, until: Instant) -> Seen {
                 ..Sampling::greedy()
             },
             stop: Vec::new(),
+            ignore_eos: false,
             owner: Some([(number / 2) as u8; 32]),
         };
         let leave_after = if draw.below(3) == 0 { 1 + draw.below(60) } else { u32::MAX };
@@ -140,7 +141,7 @@ fn converse(engine: &Engine, number: usize, seed: u64, until: Instant) -> Seen {
 fn rss_mib() -> u64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
     let pages: u64 = statm.split(' ').nth(1).and_then(|n| n.parse().ok()).unwrap_or(0);
-    pages * 4096 >> 20
+    (pages * 4096) >> 20
 }
 
 fn main() {

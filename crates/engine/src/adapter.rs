@@ -8,22 +8,32 @@
 //! forgetting them at position 0. They are apart from the KV cache, which only counts the tokens;
 //! a network that failed in the middle of a step is begun anew.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use candle_core::quantized::gguf_file::{Content, Value};
-use candle_core::{Device, Result, Tensor};
-use candle_transformers::models::{quantized_gemma3, quantized_phi, quantized_phi3};
+use candle_core::{DType, Device, Result, Tensor};
+use candle_nn::{Activation, VarBuilder};
+use candle_transformers::models::{gemma3, quantized_phi, quantized_phi3};
 
+use crate::batch::{Batch, Logits};
 use crate::config::{Family, Keys, ModelConfig, Pairing, RopeScaling};
 use crate::error::LoadError;
+use crate::files::ModelFiles;
 use crate::files::gguf::Gguf;
-use crate::model::{Batch, Logits};
 
 /// Tokens that Phi computes together; others go one by one. Candle keeps a mask for each length
-/// and position that it has seen, so there must be few. Gemma 3 (candle 0.11.1) takes several
-/// tokens at position 0 only.
+/// and position that it has seen, so there must be few.
 const PIECE: usize = 32;
+
+/// Tokens that Gemma 3 computes together, from position 0 on only: candle's windows are right for
+/// one token at a time and for prompts that are shorter than a window.
+const GEMMA_PIECE: usize = 128;
+
+/// Gemma 3's layers: all but each sixth see a window, with this base of their angles.
+const GEMMA_PATTERN: usize = 6;
+const GEMMA_WINDOW_BASE: f64 = 10_000.0;
 
 /// Longest context: candle's networks keep tables and f32 caches for all of it.
 const CONTEXT_MAX: usize = 8192;
@@ -38,6 +48,8 @@ pub(crate) struct Adapter {
     read: Vec<u32>,
     logits: Vec<f32>,
     family: Family,
+    /// Tokens that are computed together at position 0, at most.
+    first_max: usize,
     vocab: usize,
 }
 
@@ -61,13 +73,14 @@ pub(crate) fn config(gguf: &Gguf) -> std::result::Result<Option<ModelConfig>, Lo
         Family::Phi2 => "attention.layer_norm_epsilon",
         _ => "attention.layer_norm_rms_epsilon",
     };
-    // Single tokens see beyond the window in candle's networks, and cached ones in all of them.
+    // Candle's Phi 3 has no window: its context ends with it.
     let window = keys.size_or("attention.sliding_window", CONTEXT_MAX)?;
-    let context_max = match family {
-        Family::Phi2 => quantized_phi::MAX_SEQ_LEN,
-        _ => CONTEXT_MAX,
+    let (context_max, base) = match family {
+        Family::Gemma3 => (CONTEXT_MAX, 1_000_000.0),
+        Family::Phi2 => (quantized_phi::MAX_SEQ_LEN, 10_000.0),
+        _ => (CONTEXT_MAX.min(window), 10_000.0),
     };
-    let context = keys.size("context_length")?.min(window).min(context_max);
+    let context = keys.size("context_length")?.min(context_max);
     Ok(Some(ModelConfig {
         family,
         layers: keys.size("block_count")?.min(1024),
@@ -79,21 +92,38 @@ pub(crate) fn config(gguf: &Gguf) -> std::result::Result<Option<ModelConfig>, Lo
         context_length: context as u32,
         vocab_size,
         norm_eps: keys.number(eps)? as f32,
-        rope_base: keys.number_or("rope.freq_base", 10_000.0)?,
+        rope_base: keys.number_or("rope.freq_base", base)?,
         pairing: Pairing::Halves,
         rope_scaling: RopeScaling::None,
-        window: None,
+        window: (family == Family::Gemma3).then_some(window),
         has_qkv_bias: gguf.has_tensor("blk.0.attn_qkv.bias"),
         has_qk_norm: family == Family::Gemma3,
         is_tied: !gguf.has_tensor("output.weight"),
     }))
 }
 
+/// Bytes that the network's weights take: Gemma's as f32, Phi's as they are with a second, f32
+/// embedding.
+pub(crate) fn memory_bytes(files: &ModelFiles, config: &ModelConfig) -> u64 {
+    match config.family {
+        Family::Gemma3 => files.parameter_count().saturating_mul(4),
+        _ => files.weights_size() + (config.vocab_size * config.width * 4) as u64,
+    }
+}
+
 /// Candle reads past these without a word.
 fn refuse_wrongly_computed(keys: &Keys<'_>) -> std::result::Result<(), LoadError> {
     let is_scaled = keys.number_or("rope.scaling.factor", 1.0)? != 1.0;
+    let pattern = keys.size_or("attention.sliding_window_pattern", GEMMA_PATTERN)?;
+    let local = keys.number_or("rope.freq_base_swa", GEMMA_WINDOW_BASE)?;
     let refused = [
         (is_scaled, "with rope scaling"),
+        (pattern != GEMMA_PATTERN, "with another pattern of windows than five in six"),
+        (local != GEMMA_WINDOW_BASE, "with another rotary base of its windows than 10000"),
+        (
+            keys.family == Family::Gemma3 && keys.gguf.has_tensor("output.weight"),
+            "with a head of its own",
+        ),
         (keys.gguf.has_tensor("rope_factors_long.weight"), "with long rotary factors"),
         (keys.gguf.has_tensor("rope_freqs.weight"), "with rotary factors"),
         (keys.is_there("attn_logit_softcapping"), "with capped attention scores"),
@@ -114,7 +144,7 @@ fn refuse_wrongly_computed(keys: &Keys<'_>) -> std::result::Result<(), LoadError
 }
 
 impl Adapter {
-    /// Reads the network from the file, which `Gguf::open` has found sound.
+    /// Reads the network from the file, which `Gguf::map` has found sound.
     pub(crate) fn load(
         path: &std::path::Path,
         config: &ModelConfig,
@@ -128,7 +158,8 @@ impl Adapter {
         let forward = forward.unwrap_or_else(|_| candle_core::bail!("its sizes don't fit"));
         let forward = forward.map_err(|error| format(said(&error)))?;
         let (family, vocab) = (config.family, config.vocab_size);
-        Ok(Adapter { forward, read: Vec::new(), logits: Vec::new(), family, vocab })
+        let first_max = config.window.unwrap_or(GEMMA_PIECE).min(GEMMA_PIECE);
+        Ok(Adapter { forward, read: Vec::new(), logits: Vec::new(), family, first_max, vocab })
     }
 
     /// Computes the batch's one segment; the wanted logits, `[wanted rows][vocab]`.
@@ -164,7 +195,7 @@ impl Adapter {
             let at = self.read.len();
             let count = match self.family {
                 _ if keeps_each => 1,
-                Family::Gemma3 if at == 0 => left.len(),
+                Family::Gemma3 if at == 0 => left.len().min(self.first_max),
                 Family::Gemma3 => 1,
                 _ if at.is_multiple_of(PIECE) && left.len() >= PIECE => PIECE,
                 _ => 1,
@@ -199,8 +230,15 @@ fn network(file: &mut File, config: &ModelConfig) -> Result<Forward> {
     content.metadata.insert(key, Value::U32(config.context_length));
     Ok(match config.family {
         Family::Gemma3 => {
-            let mut model = quantized_gemma3::ModelWeights::from_gguf(content, file, cpu)?;
-            Box::new(move |x, at| model.forward(x, at))
+            let weights = gemma_weights(&content, file, config.layers)?;
+            let weights = VarBuilder::from_tensors(weights, DType::F32, cpu);
+            let mut model = gemma3::Model::new(false, &gemma_config(config), weights)?;
+            Box::new(move |x, at| {
+                if at == 0 {
+                    model.clear_kv_cache();
+                }
+                model.forward(x, at)
+            })
         }
         Family::Phi2 => {
             let mut model = quantized_phi::ModelWeights::from_gguf(content, file, cpu)?;
@@ -214,4 +252,68 @@ fn network(file: &mut File, config: &ModelConfig) -> Result<Forward> {
             candle_core::bail!("{} has a forward pass of its own", own.name())
         }
     })
+}
+
+fn gemma_config(config: &ModelConfig) -> gemma3::Config {
+    gemma3::Config {
+        attention_bias: false,
+        head_dim: config.head_dim,
+        hidden_activation: Activation::GeluPytorchTanh,
+        hidden_size: config.width,
+        intermediate_size: config.ff_width,
+        num_attention_heads: config.query_heads,
+        num_hidden_layers: config.layers,
+        num_key_value_heads: config.kv_heads,
+        rms_norm_eps: f64::from(config.norm_eps),
+        rope_theta: config.rope_base,
+        rope_local_base_freq: GEMMA_WINDOW_BASE,
+        vocab_size: config.vocab_size,
+        final_logit_softcapping: None,
+        attn_logit_softcapping: None,
+        query_pre_attn_scalar: config.head_dim,
+        sliding_window: config.window.unwrap_or(config.context_length as usize),
+        sliding_window_pattern: GEMMA_PATTERN,
+        max_position_embeddings: config.context_length as usize,
+    }
+}
+
+/// The file's weights as f32 under the names of checkpoints. Candle's quantised Gemma 3 has
+/// another activation than Gemma's (0.11.1), so its float network serves.
+fn gemma_weights(
+    content: &Content,
+    file: &mut File,
+    layers: usize,
+) -> Result<HashMap<String, Tensor>> {
+    const OF_LAYER: [(&str, &str); 13] = [
+        ("attn_q", "self_attn.q_proj"),
+        ("attn_k", "self_attn.k_proj"),
+        ("attn_v", "self_attn.v_proj"),
+        ("attn_output", "self_attn.o_proj"),
+        ("attn_q_norm", "self_attn.q_norm"),
+        ("attn_k_norm", "self_attn.k_norm"),
+        ("attn_norm", "input_layernorm"),
+        ("post_attention_norm", "post_attention_layernorm"),
+        ("ffn_norm", "pre_feedforward_layernorm"),
+        ("post_ffw_norm", "post_feedforward_layernorm"),
+        ("ffn_gate", "mlp.gate_proj"),
+        ("ffn_up", "mlp.up_proj"),
+        ("ffn_down", "mlp.down_proj"),
+    ];
+    let mut names = vec![
+        ("token_embd.weight".to_owned(), "model.embed_tokens.weight".to_owned()),
+        ("output_norm.weight".to_owned(), "model.norm.weight".to_owned()),
+    ];
+    for layer in 0..layers {
+        names.extend(OF_LAYER.iter().map(|(ours, theirs)| {
+            (format!("blk.{layer}.{ours}.weight"), format!("model.layers.{layer}.{theirs}.weight"))
+        }));
+    }
+    let mut weights = HashMap::new();
+    for (ours, theirs) in names {
+        let weight = content.tensor(file, &ours, &Device::Cpu)?.dequantize(&Device::Cpu)?;
+        // GGUF files hold 1 + a norm's weight, the network adds 1 to what it is given.
+        let weight = if ours.ends_with("norm.weight") { (weight - 1.0)? } else { weight };
+        weights.insert(theirs, weight);
+    }
+    Ok(weights)
 }

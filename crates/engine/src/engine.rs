@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use crate::error::{EncodeError, LoadError, StartError};
 use crate::files::{ModelFiles, ModelKind};
 use crate::kernels::{Cpu, Isa};
-use crate::kv::{BLOCK_TOKENS, KvCache, KvPool, Scope};
+use crate::kv::{BLOCK_TOKENS, KvCache, KvPool, KvType, Scope};
 use crate::model::Model;
 use crate::runner::{EngineLoad, Runner, Shared};
 use crate::scheduler::Scheduler;
@@ -53,6 +53,8 @@ pub struct EngineOptions {
     pub threads: usize,
     /// Bytes for the KV cache, allocated at once, touched as it fills.
     pub kv_memory_bytes: u64,
+    /// What keys and values are stored as.
+    pub kv_type: KvType,
     /// Sequences that run at once, at most: 1 to 1024.
     pub running_max: usize,
     /// Sequences that wait beyond those, at most; more are refused.
@@ -74,6 +76,7 @@ impl Default for EngineOptions {
         EngineOptions {
             threads: std::thread::available_parallelism().map_or(1, |n| n.get().min(256)),
             kv_memory_bytes: 1 << 30,
+            kv_type: KvType::default(),
             running_max: 8,
             queue_max: 64,
             prefill_chunk: 128,
@@ -195,13 +198,13 @@ impl Engine {
         let options = of_model(options, &model);
         let tokenizer = Arc::new(tokenizer);
         let cpu = model.cpu();
-        let kv = KvPool::new(model.config(), options.kv_memory_bytes);
+        let kv = KvPool::of_type(model.config(), options.kv_type, options.kv_memory_bytes);
         if kv.total_blocks() == 0 {
-            let least = KvPool::block_bytes(model.config());
+            let least = KvPool::block_bytes(model.config(), options.kv_type);
             let reason = format!("{} bytes, one block takes {least}", options.kv_memory_bytes);
             return Err(LoadError::Options { option: "kv_memory_bytes", reason });
         }
-        let info = model_info(files, &model, &tokenizer);
+        let info = model_info(files, (&model, options.kv_type), &tokenizer);
         let shared = Arc::new(Shared::default());
         let total = kv.total_blocks();
         shared.lock().load =
@@ -410,13 +413,19 @@ impl Drop for SequenceHandle {
     }
 }
 
-/// The options that a model can be served with: candle's networks hold one sequence and share
-/// nothing.
+/// The options that a model can be served with: candle's networks hold one sequence, share
+/// nothing, and step back only by reading all of it again.
 fn of_model(options: EngineOptions, model: &Model) -> EngineOptions {
     match model.config().family.is_adapted() {
         true => {
-            let share_prefixes = SharePrefixes::Nobody;
-            EngineOptions { running_max: 1, share_prefixes, ..options }
+            EngineOptions {
+                running_max: 1,
+                share_prefixes: SharePrefixes::Nobody,
+                // Theirs are in f32 whatever is asked for; the pool only counts.
+                kv_type: KvType::default(),
+                speculation: false,
+                ..options
+            }
         }
         false => options,
     }
@@ -438,8 +447,17 @@ fn texts(files: &ModelFiles) -> Result<(Tokenizer, ChatTemplate), LoadError> {
     }
 }
 
-fn model_info(files: &ModelFiles, model: &Model, tokenizer: &Tokenizer) -> ModelInfo {
+fn model_info(
+    files: &ModelFiles,
+    (model, kv_type): (&Model, KvType),
+    tokenizer: &Tokenizer,
+) -> ModelInfo {
     let config = model.config();
+    // Half precision says nothing, as it did when there was nothing else.
+    let kv = match kv_type {
+        KvType::F16 => "",
+        KvType::F32 => " kv=f32",
+    };
     ModelInfo {
         name: files.name(),
         architecture: files.architecture(),
@@ -450,7 +468,7 @@ fn model_info(files: &ModelFiles, model: &Model, tokenizer: &Tokenizer) -> Model
         eos_ids: tokenizer.eos().to_vec(),
         weights_bytes: model.weights_bytes(),
         memory_bytes: model.memory_bytes(),
-        config_digest_input: config.canonical_text(),
+        config_digest_input: config.canonical_text() + kv,
         engine_spec: model.engine_spec(),
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! For: a model, several sequences at once, the same bits on every machine.
 //! Must never: know of sessions, chains or HTTP; write prompts or text into logs.
-//! Relies on: its own kernels for every number (docs/spec/numerics.md).
+//! Relies on: its own kernels for every number (docs/spec/numerics.md); candle for architectures
+//! that they don't compute, one sequence at a time and not canonical (`adapter`).
 //!
 //! ```text
 //! Engine::start ─▶ mailbox ─▶ Runner (a thread) ─▶ Scheduler::plan ─▶ Model::forward ─▶ Sampler
@@ -20,6 +21,7 @@
 //! through, `speculation` how several tokens may come of one step.
 
 mod adapter;
+mod batch;
 pub mod config;
 mod detokenizer;
 mod engine;
@@ -49,6 +51,7 @@ pub use engine::{Engine, EngineOptions, ModelInfo, SequenceHandle, SharePrefixes
 pub use error::{EncodeError, LoadError, StartError};
 pub use files::{LoadProgress, ModelFiles, WeightFile};
 pub use kernels::Isa;
+pub use kv::KvType;
 pub use runner::EngineLoad;
 pub use sampler::{LOGPROBS_MAX, Sampling};
 pub use sequence::{Event, EventSink, FinishReason, Logprob, SequenceRequest, TokenLogprobs};

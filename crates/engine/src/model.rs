@@ -16,58 +16,17 @@
 use std::path::Path;
 
 use crate::adapter::{self, Adapter};
+pub use crate::batch::{Batch, Logits, Outputs, Segment};
 use crate::config::ModelConfig;
 use crate::error::LoadError;
-use crate::files::{ModelFiles, ModelKind, WeightFile};
+use crate::files::{ModelFiles, ModelKind};
 use crate::kernels::attention::{HeadNorms, RowPlace, Rows};
 use crate::kernels::threads::Threads;
 use crate::kernels::{Cpu, Isa};
-use crate::kv::{BLOCK_TOKENS, BlockTable, KvPool};
+use crate::kv::{BLOCK_TOKENS, KvPool};
 use crate::ops::{Machine, Scratch};
 use crate::rope::Rope;
 use crate::weights::Weights;
-
-/// Which rows of a segment the output head is computed for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Logits {
-    /// None: a prefill chunk with more to come.
-    None,
-    /// The last row: what the next token is sampled from.
-    Last,
-    /// Every row, for tests and measurements.
-    All,
-}
-
-/// Consecutive tokens of one sequence.
-#[derive(Debug)]
-pub struct Segment<'a> {
-    /// Ids of the tokens, at least one.
-    pub tokens: &'a [u32],
-    /// Position of the first of them; all before it are in the cache.
-    pub start: usize,
-    /// The sequence's cache blocks, enough for `start + tokens.len()`.
-    pub table: &'a BlockTable,
-    /// Rows that logits are wanted for.
-    pub logits: Logits,
-}
-
-/// Rows that are computed together: prefill chunks and decode rows of several sequences. The
-/// result of a row doesn't depend on what else is in the batch.
-#[derive(Debug, Default)]
-pub struct Batch<'a> {
-    /// One segment for each sequence at most.
-    pub segments: Vec<Segment<'a>>,
-}
-
-/// What a step gives for the wanted rows, in the order of the batch; the caller's until the next.
-#[derive(Debug)]
-pub struct Outputs<'a> {
-    /// `[wanted rows][vocab]`.
-    pub logits: &'a mut [f32],
-    /// The normed hidden states that the logits are made of, `[wanted rows][width]`; none where
-    /// the model is not canonical.
-    pub states: &'a [f32],
-}
 
 /// A loaded model. One forward pass at a time.
 pub struct Model {
@@ -155,7 +114,7 @@ impl Model {
 
     fn adapted(files: &ModelFiles, config: ModelConfig, cpu: Cpu) -> Result<Model, LoadError> {
         let adapter = Box::new(Adapter::load(files.path(), &config)?);
-        let bytes = files.weight_files().iter().map(WeightFile::size).sum();
+        let bytes = adapter::memory_bytes(files, &config);
         Ok(Model { config, cpu, network: Network::Adapted { adapter, bytes } })
     }
 

@@ -11,7 +11,7 @@ use crate::kernels::pack::PackedMatrix;
 use crate::kernels::quantise::Activations;
 use crate::kernels::rows::rms_norm;
 use crate::kernels::threads::Threads;
-use crate::kv::KvPool;
+use crate::kv::{KvPool, Memory};
 
 /// What every operation runs on. All of them block until done.
 pub(crate) struct Machine {
@@ -109,7 +109,15 @@ impl Machine {
         out: &mut Vec<f32>,
     ) {
         out.resize(rows.places.len() * rows.heads.query * rows.heads.dim, 0.0);
-        kv.saturated += store_rows(self.parts(), rows, qkv, &mut kv.cells);
-        attend_rows(self.parts(), rows, (qkv, &kv.cells), &mut scratch.attention, out);
+        match &mut kv.memory {
+            Memory::F16(cells) => {
+                kv.saturated += store_rows(self.parts(), rows, qkv, cells);
+                attend_rows(self.parts(), rows, (qkv, cells), &mut scratch.attention, out);
+            }
+            Memory::F32(cells) => {
+                store_rows(self.parts(), rows, qkv, cells);
+                attend_rows(self.parts(), rows, (qkv, cells), &mut scratch.attention, out);
+            }
+        }
     }
 }

@@ -233,7 +233,7 @@ mod tests {
         let yarn =
             RopeScaling::Yarn { factor: 4.0, original: 64.0, fast: 32.0, slow: 1.0, magnitude };
         close(&frequencies(yarn), &YARN);
-        close(&[magnitude], &[1.138_629_436_111_989_1]);
+        close(&[magnitude], &[1.138_629_436_111_989]);
     }
 
     #[test]

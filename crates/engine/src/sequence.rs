@@ -11,10 +11,10 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use sha3::{Digest, Keccak256};
 
+use crate::batch::Logits;
 use crate::detokenizer::Detokenizer;
 use crate::kernels::Cpu;
 use crate::kv::{BlockTable, Scope};
-use crate::model::Logits;
 use crate::sampler::{Drawn, Logprobs, NotFinite, Sampler, Sampling};
 use crate::scheduler::SequenceId;
 use crate::speculation::Speculation;
@@ -32,10 +32,17 @@ pub struct SequenceRequest {
     pub sampling: Sampling,
     /// Texts that end the generation; none of them empty.
     pub stop: Vec<String>,
+    /// Never draw an id that ends the text: only `max_tokens`, the context's end or a stop text
+    /// ends it then. For measurements, which want answers of one length.
+    pub ignore_eos: bool,
     /// Whose request it is, see [`SharePrefixes`](crate::SharePrefixes). `None`: nobody's that
     /// is known.
     pub owner: Option<[u8; 32]>,
 }
+
+/// The logit that an id gets which may not be drawn: finite, so that penalties leave it finite,
+/// and so low that no noise lifts it (docs/spec/numerics.md, rule 6).
+const NEVER: f32 = -1e30;
 
 /// Where a sequence's events go. The engine calls it from the model's thread.
 pub trait EventSink: Send {
@@ -166,6 +173,7 @@ pub(crate) struct Sequence {
     /// How many of them are a draft.
     guessed: usize,
     stop: StopMatcher,
+    ignores_eos: bool,
     /// What is told with the tokens that `stop` holds, oldest first.
     held: VecDeque<Told>,
     detokenizer: Detokenizer,
@@ -196,6 +204,7 @@ impl Sequence {
             fed: Vec::new(),
             guessed: 0,
             stop: StopMatcher::new(&request.stop),
+            ignores_eos: request.ignore_eos,
             ids: request.prompt_ids,
             held: VecDeque::new(),
             cached: 0,
@@ -322,6 +331,11 @@ impl Sequence {
 
     /// Draws the next token from the logits of its last cached one.
     fn generate(&mut self, (logits, state): (&mut [f32], Option<&[f32]>), tokenizer: &Tokenizer) {
+        if self.ignores_eos {
+            for id in tokenizer.eos() {
+                logits.get_mut(*id as usize).into_iter().for_each(|logit| *logit = NEVER);
+            }
+        }
         let Drawn { id, logprobs } = match self.sampler.sample(logits, self.ids.len() as u32) {
             Ok(drawn) => drawn,
             Err(NotFinite) => return self.fail("the model gave logits that are not finite"),
@@ -331,11 +345,12 @@ impl Sequence {
             self.release_held();
             return self.finish(FinishReason::Stop, String::new());
         }
-        let bytes = tokenizer.bytes_after(self.ids.last().copied(), id);
+        let before = self.ids.last().copied();
         self.ids.push(id);
-        let logprobs = logprobs.map(|logprobs| Box::new(with_texts(id, logprobs, tokenizer)));
+        let with_texts = |logprobs| Box::new(with_texts(id, logprobs, (before, tokenizer)));
+        let logprobs = logprobs.map(with_texts);
         self.held.push_back(Told { logprobs, state_digest: state.map(digest) });
-        match self.stop.push(id, bytes) {
+        match self.stop.push(id, tokenizer.bytes_after(before, id)) {
             Outcome::Released(pieces) => self.release(pieces),
             Outcome::Stopped { released, tail, stop } => {
                 self.release(released);
@@ -399,8 +414,13 @@ fn digest(state: &[f32]) -> [u8; 32] {
 }
 
 /// A drawn token's probabilities with the tokens' texts.
-fn with_texts(id: u32, logprobs: Logprobs, tokenizer: &Tokenizer) -> TokenLogprobs {
-    let one = |(id, logprob)| Logprob { id, bytes: tokenizer.bytes(id).to_vec(), logprob };
+fn with_texts(
+    id: u32,
+    logprobs: Logprobs,
+    (before, tokenizer): (Option<u32>, &Tokenizer),
+) -> TokenLogprobs {
+    let bytes = |id| tokenizer.bytes_after(before, id).to_vec();
+    let one = |(id, logprob)| Logprob { id, bytes: bytes(id), logprob };
     TokenLogprobs {
         chosen: one((id, logprobs.chosen)),
         top: logprobs.top.into_iter().map(one).collect(),

@@ -5,17 +5,19 @@ use std::sync::Arc;
 use axum::Extension;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::HeaderMap;
 use axum::response::Response;
 
-use super::sse::{self, Stream};
+use super::sse::Events;
 use super::{AppState, Fault, HttpError, RequestId, read_body};
 use crate::api::delivery::Slot;
 use crate::api::edge::bearer;
 use crate::api::error::object;
-use crate::api::outcome::{Pace, finish_reason, summary};
+use crate::api::outcome::{Pace, summary};
 use crate::api::prompt::{self, ParsedPrompt, PromptContext};
-use crate::session::{Credential, Reply, TurnEnd};
+use crate::api::sse::{self, Stream};
+use crate::api::whole;
+use crate::session::{Credential, Reply};
 
 /// Serves a prompt.
 pub(in crate::api) async fn inference(
@@ -46,11 +48,11 @@ pub(in crate::api) async fn inference(
     let begun = answer.await;
     let outcome = match begun {
         Ok((reply, true)) => {
-            let clock = Arc::clone(&app.clock);
-            let stream = Stream { app, slot, reply, pace, clock, request_id: id };
-            return Ok(sse::respond(stream));
+            let (info, chain_id) = (reply.info().clone(), app.sessions.chain_id());
+            let telling = Events { info, request_id: id.clone(), chain_id };
+            return Ok(sse::respond(Stream { app, slot, reply, pace, request_id: id, telling }));
         }
-        Ok((reply, false)) => whole(&app, &slot, reply, &mut pace, &id).await,
+        Ok((reply, false)) => in_one(&app, &slot, reply, &mut pace, &id).await,
         Err(fault) => Err(fault),
     };
     outcome.map_err(|fault| {
@@ -67,7 +69,7 @@ fn log(parsed: &ParsedPrompt, request_id: &str) {
 }
 
 /// The whole answer in one body.
-async fn whole(
+async fn in_one(
     app: &AppState,
     slot: &Slot,
     reply: Reply,
@@ -75,30 +77,10 @@ async fn whole(
     request_id: &str,
 ) -> Result<Response, Fault> {
     let info = reply.info().clone();
-    let (frame, end) = tokio::select! {
-        biased;
-        () = app.stops.cut.cancelled() => {
-            return Err(Fault::unavailable("the node is shutting down"));
-        }
-        answer = reply.whole() => answer,
-    };
-    if end.reason == TurnEnd::Error {
-        return Err(Fault::internal());
-    }
-    pace.frame();
-    pace.ended(finish_reason(end.reason));
+    let (frame, end) = whole::collect(app, reply, pace).await?;
     let content = format!("{}{}", frame.text, end.tail_text);
     let mut map = summary(&info, (end.reason, end.usage), app.sessions.chain_id());
     map.insert("content".into(), content.into());
     map.insert("request_id".into(), request_id.into());
-    let body = serde_json::to_vec(&map).map_err(|_| Fault::internal())?;
-    slot.post(u64::try_from(body.len()).unwrap_or(u64::MAX), frame);
-    let mut response = Response::new(Body::from(body));
-    *response.status_mut() = StatusCode::OK;
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    if let Ok(id) = HeaderValue::from_str(request_id) {
-        headers.insert("x-request-id", id);
-    }
-    Ok(response)
+    whole::respond(slot, frame, &map, request_id)
 }

@@ -52,7 +52,7 @@ pub(super) struct Framing {
 }
 
 enum Source {
-    Stream(Reply),
+    Stream(Box<Reply>),
     Whole(Pin<Box<dyn Future<Output = (Frame, ReplyEnd)> + Send>>),
 }
 
@@ -79,7 +79,7 @@ impl Running {
         let Framing { tags, chain_id } = framing;
         let info = reply.info().clone();
         let source = if is_streamed {
-            Source::Stream(reply)
+            Source::Stream(Box::new(reply))
         } else {
             Source::Whole(Box::pin(reply.whole()))
         };

@@ -4,6 +4,7 @@
 //! alone. Relies on the engine crate to run the model on threads of its own.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 use tally_engine as native;
 use tokio::sync::mpsc;
@@ -102,11 +103,17 @@ impl Engine for LocalEngine {
             max_tokens: spec.max_tokens,
             sampling: sampling(&spec.sampling),
             stop: spec.stop,
+            ignore_eos: spec.ignore_eos,
             owner: Some(*spec.owner.bytes()),
         };
-        let started = engine.start(request, Box::new(Sink { sender }));
-        let handle = started.map_err(start_error)?;
-        let resume = Arc::new(move || engine.wake());
+        let pause = Arc::new(Pause::default());
+        let sink = Sink { sender, pause: Arc::clone(&pause) };
+        let handle = engine.start(request, Box::new(sink)).map_err(start_error)?;
+        let resume = Arc::new(move || {
+            if pause.end() {
+                engine.wake();
+            }
+        });
         Ok(Generation::new(events, resume, Box::new(handle)))
     }
 
@@ -142,10 +149,36 @@ impl Engine for LocalEngine {
 
 struct Sink {
     sender: mpsc::Sender<EngineEvent>,
+    pause: Arc<Pause>,
+}
+
+/// Whether the engine found a queue full. Waking it costs a lock and a system call, too much for
+/// every token of a reader that keeps up.
+#[derive(Default)]
+struct Pause(AtomicBool);
+
+impl Pause {
+    /// The engine found no room.
+    fn begin(&self) {
+        self.0.store(true, Ordering::SeqCst);
+        // The engine looks for room after this, the reader at this after it made room: whichever
+        // comes second sees the other.
+        fence(Ordering::SeqCst);
+    }
+
+    /// The reader made room: whether the engine is to be told.
+    fn end(&self) -> bool {
+        fence(Ordering::SeqCst);
+        self.0.load(Ordering::SeqCst) && self.0.swap(false, Ordering::SeqCst)
+    }
 }
 
 impl native::EventSink for Sink {
     fn is_ready(&self) -> bool {
+        if self.sender.capacity() > 0 {
+            return true;
+        }
+        self.pause.begin();
         self.sender.capacity() > 0
     }
 
@@ -220,5 +253,29 @@ fn start_error(error: native::StartError) -> StartError {
         other @ (native::StartError::EmptyPrompt
         | native::StartError::KvBudget { .. }
         | native::StartError::InvalidSampling(_)) => StartError::Invalid(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use native::EventSink;
+
+    use super::*;
+
+    #[test]
+    fn the_engine_is_woken_once_after_it_found_no_room_and_never_before() {
+        let (sender, mut events) = mpsc::channel(2);
+        let pause = Arc::new(Pause::default());
+        let mut sink = Sink { sender, pause: Arc::clone(&pause) };
+        let event = || native::Event::Prefilled { prompt_tokens: 1, cached_tokens: 0 };
+        for _ in 0..2 {
+            assert!(sink.is_ready());
+            sink.emit(event());
+        }
+        assert!(!pause.end(), "full, and nobody looked yet");
+        assert!(!sink.is_ready());
+        assert!(events.try_recv().is_ok());
+        assert_eq!((pause.end(), pause.end()), (true, false));
+        assert!(sink.is_ready());
     }
 }

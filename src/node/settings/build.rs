@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 
-use tally_engine::SharePrefixes;
+use tally_engine::{KvType, SharePrefixes};
 
 use super::error::{Problem, SettingsError};
 use super::read::Reader;
@@ -210,6 +210,10 @@ fn engine(reader: &mut Reader) -> EngineSettings {
     EngineSettings {
         threads: reader.integer("engine.threads").unwrap_or_else(cores),
         kv_memory_bytes: reader.integer("engine.kv_memory_bytes").unwrap_or_default(),
+        kv_type: match reader.choice("engine.kv_type") {
+            Some("f32") => KvType::F32,
+            _ => KvType::F16,
+        },
         running_max: reader.integer("engine.running_max").unwrap_or_default(),
         queue_max: reader.integer("engine.queue_max").unwrap_or_default(),
         prefill_chunk: reader.integer("engine.prefill_chunk").unwrap_or_default(),

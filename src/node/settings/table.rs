@@ -171,6 +171,16 @@ const NODE: &[Setting] = &[
         about: "Memory of the KV cache; several models share it in equal parts",
     },
     Setting {
+        key: "engine.kv_type",
+        flag: Some("engine-kv-type"),
+        env: "TALLY_ENGINE_KV_TYPE",
+        alias: None,
+        kind: Kind::Choice(&["f16", "f32"]),
+        fallback: Fallback::Text("f16"),
+        about: "What keys and values are stored as; f32 takes twice the memory, gives other texts, \
+                and says so in the digest of the model",
+    },
+    Setting {
         key: "engine.running_max",
         flag: Some("engine-running-max"),
         env: "TALLY_ENGINE_RUNNING_MAX",

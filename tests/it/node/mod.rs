@@ -1,5 +1,6 @@
 //! The program itself, with a real model and a real chain, as a process that can be killed.
 
+mod crowd;
 mod faults;
 mod kill;
 mod operator;

@@ -292,6 +292,23 @@ impl Drop for Node {
 }
 
 impl Node {
+    /// A node that serves without pay, its data in `home`.
+    pub fn free(home: &Path) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tally"));
+        command
+            .args(["serve", "--free", "--listen", "127.0.0.1:0", "--model-name", "smol"])
+            .env_clear()
+            .env("HOME", home)
+            .env("TALLY_DATA_DIR", home.join("data"))
+            .env("TALLY_MODEL_PATH", model())
+            .env("TALLY_LOG_FORMAT", "json")
+            .current_dir(home)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        Self::listening(command.spawn().unwrap())
+    }
+
     fn listening(mut child: Child) -> Self {
         let lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let log = Arc::<Log>::default();

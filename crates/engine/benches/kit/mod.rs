@@ -1,4 +1,5 @@
 //! The engine as the benchmarks drive it: a model with a cache, and what is timed on it.
+#![allow(dead_code)] // No benchmark needs all of it.
 
 use std::path::Path;
 use std::time::Instant;

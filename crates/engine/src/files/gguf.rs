@@ -71,12 +71,6 @@ impl Gguf {
         }
     }
 
-    /// As [`Self::map`], with nobody to tell.
-    #[cfg(test)]
-    pub(crate) fn open(path: &Path) -> Result<Gguf, LoadError> {
-        Gguf::map(path, &Arc::default())
-    }
-
     /// The file itself.
     pub(super) fn file(&self) -> &Mapped {
         &self.file

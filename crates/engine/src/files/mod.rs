@@ -15,6 +15,7 @@ pub(crate) mod gguf;
 mod map;
 mod reader;
 pub(crate) mod safetensors;
+mod small;
 mod stored;
 mod tensor;
 mod value;
@@ -28,6 +29,7 @@ use gguf::Gguf;
 pub use map::LoadProgress;
 use map::{Mapped, Progress};
 pub(crate) use safetensors::Safetensors;
+pub(crate) use small::read_small;
 
 /// A model on disk, opened: its weight files are mapped and their headers were found sound.
 ///
@@ -76,6 +78,11 @@ impl ModelFiles {
         }
     }
 
+    /// The file or folder.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The file that describes the tokenizer, where it is not the weights' own.
     pub fn tokenizer_path(&self) -> Option<PathBuf> {
         match &self.kind {
@@ -87,11 +94,6 @@ impl ModelFiles {
     /// Bytes of all weight files: about what the weights will take in memory.
     pub fn weights_size(&self) -> u64 {
         self.weight_files().iter().map(WeightFile::size).fold(0, u64::saturating_add)
-    }
-
-    /// The file or folder.
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
     }
 
     pub(crate) fn kind(&self) -> &ModelKind {

@@ -13,9 +13,9 @@ use std::sync::Arc;
 use serde::de::{Deserialize, Visitor};
 use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess};
 
-use super::folder::read_small;
 use super::map::{Mapped, Progress};
 use super::reader::{Reader, shown};
+use super::small::read_small;
 use super::stored::Stored;
 use super::tensor::{DIMS_MAX, Tensor, missing, most_stored, span};
 use crate::error::LoadError;

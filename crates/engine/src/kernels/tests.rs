@@ -4,7 +4,7 @@
 
 use proptest::prelude::*;
 
-use super::attention::{Heads, RowPlace, Rows, attend_rows, store_rows};
+use super::attention::{Cell, Heads, RowPlace, Rows, attend_rows, store_rows};
 use super::blocks::{BLOCK, Format};
 use super::lanes::{LANES, Lanes, Scalar, exp};
 use super::matmul::{Then, product};
@@ -298,15 +298,21 @@ fn block_dots_are_exact_at_the_extremes() {
     }
 }
 
-/// Attention in f64 with libm: independent of lanes, pages and half precision.
-fn oracle_attention(heads: Heads, qkv: &[f32], keys: usize) -> Vec<f64> {
+/// What the cache keeps of a number.
+type Kept = fn(f32) -> f64;
+
+fn half(x: f32) -> f64 {
+    f64::from(half::f16::from_f32(x).to_f32())
+}
+
+/// Attention in f64 with libm: independent of lanes and pages.
+fn oracle_attention(heads: Heads, qkv: &[f32], keys: usize, kept: Kept) -> Vec<f64> {
     let (cols, dim) = (heads.qkv_cols(), heads.dim);
-    let half = |x: f32| f64::from(half::f16::from_f32(x).to_f32());
     let last = &qkv[(keys - 1) * cols..];
     let mut out = Vec::new();
     for head in 0..heads.query {
         let kv_head = head / (heads.query / heads.kv);
-        let part = |row: usize, first: usize, d: usize| half(qkv[row * cols + first * dim + d]);
+        let part = |row: usize, first: usize, d: usize| kept(qkv[row * cols + first * dim + d]);
         let score = |key: usize| -> f64 {
             let q = &last[head * dim..(head + 1) * dim];
             let dot = |(d, q): (usize, &f32)| f64::from(*q) * part(key, heads.query + kv_head, d);
@@ -345,6 +351,16 @@ fn rows<'a>(
 }
 
 fn check_attention(heads: Heads, keys: usize, seed: u64) {
+    check_attention_in::<u16>(heads, keys, seed, half);
+    check_attention_in::<f32>(heads, keys, seed, f64::from);
+}
+
+fn check_attention_in<C: Cell + Default + PartialEq>(
+    heads: Heads,
+    keys: usize,
+    seed: u64,
+    kept: Kept,
+) {
     let mut bytes = Bytes(seed);
     let qkv = bytes.floats(keys * heads.qkv_cols(), 2.0);
     // No rotation: that is tested by itself, and the oracle knows none.
@@ -353,7 +369,7 @@ fn check_attention(heads: Heads, keys: usize, seed: u64) {
     let blocks = keys.div_ceil(LANES);
     // Blocks in reverse order of memory: paging must not matter.
     let table: Vec<u32> = (0..blocks as u32).rev().collect();
-    let oracle = oracle_attention(heads, &qkv, keys);
+    let oracle = oracle_attention(heads, &qkv, keys, kept);
     let mut first: Option<Vec<u32>> = None;
     for cpu in cpus() {
         for threads in [1, 2] {
@@ -362,12 +378,12 @@ fn check_attention(heads: Heads, keys: usize, seed: u64) {
             let layer_at = blocks * heads.block_values();
             let tables = [&table[..]];
             let rows = Rows { layer_at, ..rows(heads, &places, &tables, (&cos, &sin)) };
-            let mut cells = vec![0; 2 * blocks * heads.block_values()];
+            let mut cells = vec![C::default(); 2 * blocks * heads.block_values()];
             let mut qkv = qkv.clone();
             assert_eq!(store_rows((cpu, &threads), &rows, &mut qkv, &mut cells), 0);
             let mut out = vec![0.0; keys * heads.query * heads.dim];
             attend_rows((cpu, &threads), &rows, (&qkv, &cells), &mut Vec::new(), &mut out);
-            assert!(cells[..layer_at].iter().all(|cell| *cell == 0));
+            assert!(cells[..layer_at].iter().all(|cell| *cell == C::default()));
             let last = &out[(keys - 1) * heads.query * heads.dim..];
             for (ours, oracle) in last.iter().zip(&oracle) {
                 assert!((f64::from(*ours) - oracle).abs() < 2e-5, "{ours} {oracle} {cpu:?}");
@@ -389,7 +405,7 @@ fn a_row_alone_has_the_bits_it_has_among_others() {
         let (cos, sin) = (vec![1.0; keys * dim / 2], vec![0.0; keys * dim / 2]);
         let places: Vec<_> = (0..keys).map(|position| RowPlace { position, sequence: 0 }).collect();
         let table: Vec<u32> = (0..keys.div_ceil(LANES) as u32).rev().collect();
-        let mut cells = vec![0; table.len() * heads.block_values()];
+        let mut cells = vec![0u16; table.len() * heads.block_values()];
         let tables = [&table[..]];
         let all = rows(heads, &places, &tables, (&cos, &sin));
         store_rows((cpus()[0], &Threads::new(1).unwrap()), &all, &mut qkv, &mut cells);
@@ -411,7 +427,8 @@ fn a_row_alone_has_the_bits_it_has_among_others() {
                 assert_eq!(alone.as_deref(), Some(&bits(&out)[8 * query * dim..]), "{window:?}");
             }
             let seen = window.unwrap_or(keys).min(keys);
-            let oracle = oracle_attention(heads, &qkv[(keys - seen) * heads.qkv_cols()..], seen);
+            let oracle =
+                oracle_attention(heads, &qkv[(keys - seen) * heads.qkv_cols()..], seen, half);
             for (ours, oracle) in alone.iter().flatten().zip(&oracle) {
                 let ours = f64::from(f32::from_bits(*ours));
                 assert!((ours - oracle).abs() < 2e-5, "{ours} {oracle} {window:?}");
@@ -428,7 +445,7 @@ fn keys_and_values_beyond_half_precision_are_held_and_counted() {
     let (cos, sin) = (vec![1.0; 8], vec![0.0; 8]);
     let places = [RowPlace { position: 0, sequence: 0 }];
     let rows = rows(heads, &places, &[&[0]], (&cos, &sin));
-    let mut cells = vec![0; heads.block_values()];
+    let mut cells = vec![0u16; heads.block_values()];
     let held = store_rows((cpus()[0], &Threads::new(1).unwrap()), &rows, &mut qkv, &mut cells);
     assert_eq!(held, 2);
     let value = |at: usize| half::f16::from_bits(cells[at]).to_f32();

@@ -19,7 +19,8 @@ mod prefix;
 #[cfg(test)]
 mod tests;
 
-pub use pool::{BLOCK_TOKENS, BlockTable, KvPool};
+pub(crate) use pool::Memory;
+pub use pool::{BLOCK_TOKENS, BlockTable, KvPool, KvType};
 
 use prefix::{Found, Inserted, Parent, PrefixTree};
 

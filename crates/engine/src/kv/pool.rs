@@ -1,4 +1,4 @@
-//! The memory of the KV cache: one allocation, blocks of 16 tokens, half precision.
+//! The memory of the KV cache: one allocation, blocks of 16 tokens, half or single precision.
 //!
 //! For: holding the attention state of all sequences; it is an argument of the forward pass,
 //! never part of a layer, so that sequences batch and blocks can move between them.
@@ -13,9 +13,34 @@ use crate::kernels::memory::Space;
 /// Tokens to a block: also the lanes of a vector, so a key's lane doesn't depend on paging.
 pub const BLOCK_TOKENS: usize = 16;
 
+/// What keys and values are stored as. Another type is another engine: its bits differ.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum KvType {
+    /// Half precision, rounded to nearest even, held to ±65504.
+    #[default]
+    F16,
+    /// Single precision, as they are computed; twice the memory.
+    F32,
+}
+
+impl KvType {
+    fn bytes(self) -> usize {
+        match self {
+            KvType::F16 => 2,
+            KvType::F32 => 4,
+        }
+    }
+}
+
+/// All blocks of all layers.
+pub(crate) enum Memory {
+    F16(Space<u16>),
+    F32(Space<f32>),
+}
+
 /// A fixed pool of KV blocks.
 pub struct KvPool {
-    pub(crate) cells: Space<u16>,
+    pub(crate) memory: Memory,
     pub(crate) heads: Heads,
     layers: usize,
     free: Vec<u32>,
@@ -44,16 +69,31 @@ impl BlockTable {
 }
 
 impl KvPool {
-    /// As many blocks as fit into `bytes`. The memory is touched when it is first used.
+    /// As many blocks in half precision as fit into `bytes`. The memory is touched when it is
+    /// first used.
     pub fn new(config: &ModelConfig, bytes: u64) -> KvPool {
-        let total = (bytes / Self::block_bytes(config)) as usize;
-        Self::with_blocks(config.heads(), config.layers, total.min(u32::MAX as usize))
+        KvPool::of_type(config, KvType::F16, bytes)
+    }
+
+    /// As many blocks of a type as fit into `bytes`.
+    pub fn of_type(config: &ModelConfig, kv_type: KvType, bytes: u64) -> KvPool {
+        let total = (bytes / Self::block_bytes(config, kv_type)) as usize;
+        let total = total.min(u32::MAX as usize);
+        Self::with_blocks(config.heads(), config.layers, (kv_type, total))
     }
 
     /// So many blocks for a model of these sizes.
-    pub(crate) fn with_blocks(heads: Heads, layers: usize, total: usize) -> KvPool {
+    pub(crate) fn with_blocks(
+        heads: Heads,
+        layers: usize,
+        (kv_type, total): (KvType, usize),
+    ) -> KvPool {
+        let values = total * layers * heads.block_values();
         KvPool {
-            cells: Space::zeroed(total * layers * heads.block_values()),
+            memory: match kv_type {
+                KvType::F16 => Memory::F16(Space::zeroed(values)),
+                KvType::F32 => Memory::F32(Space::zeroed(values)),
+            },
             heads,
             layers,
             // Lowest block first, so that a run is the same every time.
@@ -64,8 +104,8 @@ impl KvPool {
     }
 
     /// Bytes of one block over all layers.
-    pub fn block_bytes(config: &ModelConfig) -> u64 {
-        (config.layers * config.heads().block_values() * 2) as u64
+    pub fn block_bytes(config: &ModelConfig, kv_type: KvType) -> u64 {
+        (config.layers * config.heads().block_values() * kv_type.bytes()) as u64
     }
 
     /// Blocks that `tokens` tokens take.
@@ -102,7 +142,10 @@ impl KvPool {
         for layer in 0..self.layers {
             let at = |block: u32| self.layer_at(layer) + block as usize * values;
             let (from, to) = (at(from), at(to));
-            self.cells.copy_within(from..from + values, to);
+            match &mut self.memory {
+                Memory::F16(cells) => cells.copy_within(from..from + values, to),
+                Memory::F32(cells) => cells.copy_within(from..from + values, to),
+            }
         }
     }
 

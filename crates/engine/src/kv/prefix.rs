@@ -217,8 +217,7 @@ fn closest(children: &Children, ids: &[u32]) -> Option<(u32, usize)> {
     let beyond = (Bound::Excluded(ids), Bound::Unbounded);
     let before = children.range::<[u32], _>(up_to).next_back();
     let after = children.range::<[u32], _>(beyond).next();
-    let alike = |(other, block): (&Box<[u32]>, &u32)| {
-        (*block, other.iter().zip(ids).take_while(|(a, b)| a == b).count())
-    };
-    before.into_iter().chain(after).map(alike).max_by_key(|(_, count)| *count)
+    let alike = |other: &[u32]| other.iter().zip(ids).take_while(|(a, b)| a == b).count();
+    let near = before.into_iter().chain(after).map(|(other, block)| (*block, alike(other)));
+    near.max_by_key(|(_, count)| *count)
 }

@@ -16,7 +16,7 @@ const OURS: Option<Scope> = Some([1; 32]);
 const THEIRS: Option<Scope> = Some([2; 32]);
 
 fn cache(blocks: usize) -> KvCache {
-    KvCache::new(KvPool::with_blocks(HEADS, 1, blocks))
+    KvCache::new(KvPool::with_blocks(HEADS, 1, (KvType::F16, blocks)))
 }
 
 /// Where the pretended value of a position lies in its block.
@@ -35,12 +35,13 @@ fn digest(ids: &[u32]) -> u16 {
 fn compute(kv: &mut KvPool, table: &BlockTable, ids: &[u32], from: usize) {
     assert!(from / BLOCK_TOKENS >= table.shared, "a shared block is written to");
     assert!(table.capacity() >= ids.len());
+    let Memory::F16(cells) = &mut kv.memory else { panic!("halves") };
     for at in 0..ids.len() {
         let place = cell(table, at);
         if at >= from {
-            kv.cells[place] = digest(&ids[..=at]);
+            cells[place] = digest(&ids[..=at]);
         }
-        assert_eq!(kv.cells[place], digest(&ids[..=at]), "position {at} holds something else");
+        assert_eq!(cells[place], digest(&ids[..=at]), "position {at} holds something else");
     }
 }
 

@@ -3,7 +3,7 @@
 //! For: templates as their authors run them, which is Hugging Face's `apply_chat_template`:
 //! Jinja with trimmed blocks, loop controls, Python's string methods and a few functions.
 //! Must never: give a template anything but the turns: no files, no environment, no secrets.
-//! Relies on: minijinja. `tools` and `documents` stay undefined, so templates leave them out.
+//! Relies on: minijinja.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

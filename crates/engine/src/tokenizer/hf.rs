@@ -7,11 +7,12 @@
 //! Relies on: the `tokenizers` crate for everything but finding control tokens.
 
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use serde_json::Value;
 use tokenizers::{
-    Model as _, NormalizerWrapper, OffsetType, PreTokenizer as _, PreTokenizerWrapper,
+    AddedToken, Model as _, NormalizerWrapper, OffsetType, PreTokenizer as _, PreTokenizerWrapper,
     Tokenizer as HfTokenizer,
 };
 
@@ -20,8 +21,9 @@ use super::pieces::byte_named;
 use super::special::SpecialTokens;
 use super::table::Texts;
 use super::vocabulary::{ends_a_turn, looks_like_control};
-use super::{Model, SpacePrefix, Tokenizer};
+use super::{Model, SpacePrefix, Swallows, Tokenizer};
 use crate::error::{EncodeError, LoadError};
+use crate::files::read_small;
 
 /// Bytes that a file of the folder may have: several times the largest known.
 const FILE_BYTES_MAX: u64 = 256 << 20;
@@ -33,8 +35,6 @@ pub(super) struct HfModel {
     normalizer: Option<NormalizerWrapper>,
     pre_tokenizer: Option<PreTokenizerWrapper>,
     prefix: SpacePrefix,
-    /// Control tokens that swallow white space before or after them.
-    strips: HashMap<u32, (bool, bool)>,
 }
 
 impl HfModel {
@@ -67,10 +67,6 @@ impl HfModel {
         ids.extend_from_slice(encoding.get_ids());
         Ok(())
     }
-
-    pub(super) fn strips(&self, id: u32) -> (bool, bool) {
-        self.strips.get(&id).copied().unwrap_or_default()
-    }
 }
 
 /// Reads the folder.
@@ -90,7 +86,6 @@ pub(super) fn open(folder: &Path) -> Result<Tokenizer, LoadError> {
         normalizer: parsed(part("normalizer")).map_err(|e| bad(e.to_string()))?,
         pre_tokenizer: parsed(part("pre_tokenizer")).map_err(|e| bad(e.to_string()))?,
         prefix,
-        strips: strips(&tokenizer),
         tokenizer,
     };
     let tokenizer = &model.tokenizer;
@@ -116,6 +111,7 @@ pub(super) fn open(folder: &Path) -> Result<Tokenizer, LoadError> {
         control: SpecialTokens::new(control),
         user_defined: SpecialTokens::new(user_defined),
         is_special,
+        swallows: swallows(tokenizer),
         bos,
         ends,
         prefix: if is_stripping { prefix } else { SpacePrefix::Never },
@@ -152,15 +148,9 @@ pub(crate) fn read_template(folder: &Path) -> Result<HfTemplate, LoadError> {
 
 /// The bytes of a file of the folder, if it is there.
 fn read(folder: &Path, name: &str) -> Result<Option<Vec<u8>>, LoadError> {
-    let path = folder.join(name);
-    let failed = |source| LoadError::Io { path: path.display().to_string(), source };
-    match std::fs::metadata(&path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(failed(e)),
-        Ok(found) if found.len() > FILE_BYTES_MAX => {
-            Err(LoadError::Tokenizer(format!("{name} has {} bytes", found.len())))
-        }
-        Ok(_) => std::fs::read(&path).map(Some).map_err(failed),
+    match read_small(&folder.join(name), FILE_BYTES_MAX) {
+        Err(LoadError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(None),
+        read => read.map(Some),
     }
 }
 
@@ -246,10 +236,11 @@ fn without_prefix(part: &Value) -> Value {
     part
 }
 
-fn strips(tokenizer: &HfTokenizer) -> HashMap<u32, (bool, bool)> {
+fn swallows(tokenizer: &HfTokenizer) -> HashMap<u32, Swallows> {
     let added = tokenizer.get_added_tokens_decoder();
-    let strips = added.iter().filter(|(_, token)| token.lstrip || token.rstrip);
-    strips.map(|(id, token)| (*id, (token.lstrip, token.rstrip))).collect()
+    let swallowing = added.iter().filter(|(_, token)| token.lstrip || token.rstrip);
+    let swallows = |token: &AddedToken| Swallows { before: token.lstrip, after: token.rstrip };
+    swallowing.map(|(id, token)| (*id, swallows(token))).collect()
 }
 
 /// Added tokens that only a template may write, and those that stand for their text wherever it
@@ -303,11 +294,13 @@ fn texts(
     let mut texts = Texts::default();
     for (id, text) in (0u32..).zip(&tokens) {
         match (added.get(&id), &alphabet, byte_named(text).filter(|_| has_bytes)) {
-            (Some(_), _, _) if control.contains(&(*text, id)) => texts.push([]),
-            (Some(_), _, _) => texts.push(text.bytes()),
-            (None, Some(alphabet), _) => texts.push(super::bytes::bytes_of(text, alphabet)),
-            (None, None, Some(byte)) => texts.push([byte]),
-            (None, None, None) => texts.push(text.replace('\u{2581}', " ").bytes()),
+            (Some(_), _, _) if control.contains(&(*text, id)) => texts.push(b""),
+            (Some(_), _, _) => texts.push(text.as_bytes()),
+            (None, Some(alphabet), _) => texts.push_with(|bytes| {
+                alphabet.decode(text, bytes);
+            }),
+            (None, None, Some(byte)) => texts.push(&[byte]),
+            (None, None, None) => texts.push(text.replace('\u{2581}', " ").as_bytes()),
         }
     }
     Ok((texts, (0..count as u32).map(|id| added.contains_key(&id)).collect()))

@@ -8,8 +8,9 @@
 //! on more than 100,000 strings (`tests.rs`), and with llama.cpp on a corpus.
 //!
 //! ```text
-//! text ─▶ special.rs: control and user-defined tokens ─▶ bytes.rs: split.rs, NFC ─▶ merge.rs ─▶ ids
-//!                                                     └▶ pieces.rs: ▁, spaces   ─┘
+//! text ─▶ special.rs (control and user-defined tokens)
+//!           ├▶ bytes.rs (split.rs, NFC) ─▶ merge.rs ─▶ ids
+//!           └▶ pieces.rs (spaces)       ─▶ merge.rs ─▶ ids
 //! ```
 
 mod bytes;
@@ -24,11 +25,12 @@ mod table;
 mod tests;
 mod vocabulary;
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use crate::detokenizer::Detokenizer;
 use crate::error::{EncodeError, LoadError};
-use crate::gguf::Gguf;
+use crate::files::gguf::Gguf;
 use bytes::ByteBpe;
 use hf::HfModel;
 use pieces::Pieces;
@@ -48,6 +50,8 @@ pub(crate) struct Tokenizer {
     user_defined: SpecialTokens,
     /// By id: whether the token is of `control` or user-defined.
     is_special: Vec<bool>,
+    /// Special tokens that take white space beside them away.
+    swallows: HashMap<u32, Swallows>,
     /// Put before every prompt, if the file says so.
     bos: Option<u32>,
     ends: Vec<u32>,
@@ -62,6 +66,13 @@ enum SpacePrefix {
     Beginning,
     /// At the beginning and after every special token.
     EveryPart,
+}
+
+/// On which sides a special token takes white space away.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Swallows {
+    before: bool,
+    after: bool,
 }
 
 /// How plain text becomes ids.
@@ -129,6 +140,7 @@ impl Tokenizer {
             Model::Pieces(pieces) if pieces.has_space_prefix => SpacePrefix::EveryPart,
             Model::Bytes(_) | Model::Pieces(_) | Model::Hf(_) => SpacePrefix::Never,
         };
+        let after = Swallows { before: false, after: true };
         let is_special = |kind: &Kind| matches!(kind, Kind::Control | Kind::UserDefined);
         Ok(Tokenizer {
             model,
@@ -136,6 +148,7 @@ impl Tokenizer {
             control: of_kind(Kind::Control),
             user_defined: of_kind(Kind::UserDefined),
             is_special: kinds.iter().map(is_special).collect(),
+            swallows: fields.swallowing(&kinds).map(|id| (id, after)).collect(),
             bos: fields.bos.filter(|_| adds_bos).map(|id| id as u32),
             ends: fields.end_ids(&kinds),
             prefix,
@@ -233,13 +246,10 @@ impl Tokenizer {
 
     /// The texts before and after a special token, without the white space that it swallows.
     fn around<'a>(&self, id: u32, before: &'a str, after: &'a str) -> (&'a str, &'a str) {
-        let (lstrip, rstrip) = match &self.model {
-            Model::Bytes(_) | Model::Pieces(_) => (false, false),
-            Model::Hf(model) => model.strips(id),
-        };
+        let swallows = self.swallows.get(&id).copied().unwrap_or_default();
         (
-            if lstrip { before.trim_end() } else { before },
-            if rstrip { after.trim_start() } else { after },
+            if swallows.before { before.trim_end() } else { before },
+            if swallows.after { after.trim_start() } else { after },
         )
     }
 

@@ -7,10 +7,9 @@
 
 use std::collections::HashMap;
 
-use super::Fields;
 use super::merge::{Merger, NONE, Symbol};
 use super::table::{Ids, Merge, Texts};
-use super::vocabulary::Kind;
+use super::vocabulary::{Fields, Kind};
 use crate::error::LoadError;
 
 /// What vocabularies write for a space.
@@ -53,17 +52,17 @@ impl Pieces {
         let mut ids = Ids::with_room(fields.tokens.len());
         for ((id, text), kind) in (0u32..).zip(&fields.tokens).zip(kinds) {
             match kind {
-                Kind::Control => texts.push([]),
-                Kind::UserDefined => texts.push(text.bytes()),
+                Kind::Control => texts.push(b""),
+                Kind::UserDefined => texts.push(text.as_bytes()),
                 Kind::Byte => {
                     let Some(byte) = byte_named(text) else {
                         return bad(format!("byte token {id} is {text:?}, not <0x00> to <0xFF>"));
                     };
-                    texts.push([byte]);
+                    texts.push(&[byte]);
                     of_byte[byte as usize] = id;
                 }
                 Kind::Text | Kind::Unused => {
-                    texts.push(text.replace(SPACE, " ").bytes());
+                    texts.push(text.replace(SPACE, " ").as_bytes());
                     if let Some(other) = ids.insert(&texts, id)
                         && !text.is_empty()
                     {
@@ -125,22 +124,18 @@ impl Pieces {
 
     /// The text that is merged: a space for every `▁`, and the spaces that the file asks for.
     fn normalized(&self, text: &str, is_start: bool) -> String {
-        let mut out = String::with_capacity(text.len() + 1);
-        if self.has_space_prefix && is_start {
-            out.push(' ');
-        }
-        let is_space = |c| c == ' ' || c == SPACE;
-        if self.is_collapsing {
-            let words = text.split(is_space).filter(|word| !word.is_empty());
-            let words: Vec<&str> = words.collect();
-            match words.is_empty() {
-                true => out.clear(),
-                false => out.push_str(&words.join(" ")),
-            }
+        let collapsed;
+        let text = if self.is_collapsing {
+            let words = text.split(' ').filter(|word| !word.is_empty());
+            collapsed = words.collect::<Vec<&str>>().join(" ");
+            // What vocabularies write for a space counts as one at the end only.
+            collapsed.trim_end_matches([' ', SPACE])
         } else {
-            out.extend(text.chars().map(|c| if c == SPACE { ' ' } else { c }));
-        }
-        out
+            text
+        };
+        let prefix = self.has_space_prefix && is_start && !text.is_empty();
+        let prefix = prefix.then_some(' ').into_iter();
+        prefix.chain(text.chars().map(|c| if c == SPACE { ' ' } else { c })).collect()
     }
 
     fn push_bytes(&self, text: &[u8], ids: &mut Vec<u32>) {
@@ -179,16 +174,15 @@ impl Pieces {
         texts: &Texts,
         ids: &mut Vec<u32>,
     ) {
-        let id = self.ids.get(texts, text);
-        let is_unused = id.is_some_and(|id| self.unused[id as usize]);
+        let id = self.ids.get(texts, text).filter(|id| !self.unused[*id as usize]);
         match (id, parts.get(text)) {
-            (_, Some(left)) if is_unused => {
+            (Some(id), _) => ids.push(id),
+            (None, Some(left)) => {
                 let (left, right) = text.split_at(*left);
                 self.push_parts(left, parts, texts, ids);
                 self.push_parts(right, parts, texts, ids);
             }
-            (Some(id), _) => ids.push(id),
-            (None, _) => self.push_bytes(text, ids),
+            (None, None) => self.push_bytes(text, ids),
         }
     }
 }

@@ -59,7 +59,7 @@ impl SpecialTokens {
         (bytes.len().saturating_sub(self.longest)..bytes.len()).any(|at| {
             let end = &bytes[at..];
             let goes_on =
-                |token: &Box<str>| token.len() > end.len() && token.as_bytes().starts_with(end);
+                |token: &str| token.len() > end.len() && token.as_bytes().starts_with(end);
             self.starting_with(end[0]).iter().any(|(token, _)| goes_on(token))
         })
     }
@@ -116,7 +116,9 @@ mod tests {
     fn parts_of_tokens_at_the_ends_of_a_text_are_seen() {
         let set = set();
         #[rustfmt::skip]
-        let begins = [("x<", true), ("<a>", true), ("a", false), ("x<a", true), ("", false), ("é", true)];
+        let begins = [
+            ("x<", true), ("<a>", true), ("a", false), ("x<a", true), ("", false), ("é", true),
+        ];
         for (text, expected) in begins {
             assert_eq!(set.may_begin_in(text), expected, "{text:?}");
         }

@@ -26,8 +26,9 @@ pub(super) enum Splitter {
 }
 
 /// Names of `tokenizer.ggml.pre` (llama.cpp's converter writes them) that stand for a pattern.
-const NAMES: [(&str, Splitter); 8] = [
+const NAMES: [(&str, Splitter); 9] = [
     ("gpt-2", Splitter::Gpt2),
+    ("phi-2", Splitter::Gpt2),
     ("smollm", Splitter::SmolLm),
     ("llama-bpe", Splitter::Llama3),
     ("llama3", Splitter::Llama3),

@@ -6,19 +6,29 @@
 //! with no defence against chosen keys.
 //! Relies on: nothing.
 
-/// Texts by id, one after another.
+/// Texts by id, one after another; at most 4 GB of them.
 #[derive(Debug, Default)]
 pub(super) struct Texts {
     bytes: Vec<u8>,
     /// Where each text ends.
-    ends: Vec<usize>,
+    ends: Vec<u32>,
 }
 
 impl Texts {
+    /// Room for `count` texts of `bytes` in all.
+    pub(super) fn with_room(count: usize, bytes: usize) -> Texts {
+        Texts { bytes: Vec::with_capacity(bytes), ends: Vec::with_capacity(count) }
+    }
+
+    /// Adds the text of the next id, which `write` appends to the bytes it is given.
+    pub(super) fn push_with(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        write(&mut self.bytes);
+        self.ends.push(self.bytes.len() as u32);
+    }
+
     /// Adds the text of the next id.
-    pub(super) fn push(&mut self, text: impl IntoIterator<Item = u8>) {
-        self.bytes.extend(text);
-        self.ends.push(self.bytes.len());
+    pub(super) fn push(&mut self, text: &[u8]) {
+        self.push_with(|bytes| bytes.extend_from_slice(text));
     }
 
     /// The text of `id`, empty if there is no such id.
@@ -26,7 +36,7 @@ impl Texts {
         let at = id as usize;
         let Some(end) = self.ends.get(at) else { return &[] };
         let start = at.checked_sub(1).map_or(0, |before| self.ends[before]);
-        &self.bytes[start..*end]
+        &self.bytes[start as usize..*end as usize]
     }
 
     pub(super) fn len(&self) -> usize {
@@ -34,13 +44,17 @@ impl Texts {
     }
 }
 
+/// An id, and bits of its text's hash that its place doesn't tell: most other texts are told
+/// apart without a look at them.
+type Slot = (u32, u32);
+
 const EMPTY: u32 = u32::MAX;
 
 /// Ids by text. The texts themselves stay where they are.
 #[derive(Debug)]
 pub(super) struct Ids {
     /// Ids where their text's hash leads, or just after; a power of two of them.
-    slots: Vec<u32>,
+    slots: Vec<Slot>,
     /// Bytes of the longest text.
     longest: usize,
 }
@@ -48,20 +62,18 @@ pub(super) struct Ids {
 impl Ids {
     /// Room for `count` texts.
     pub(super) fn with_room(count: usize) -> Ids {
-        Ids { slots: vec![EMPTY; slots_for(count)], longest: 0 }
+        Ids { slots: vec![(EMPTY, 0); slots_for(count)], longest: 0 }
     }
 
     /// Adds `id`; gives the id that has the same text already.
     pub(super) fn insert(&mut self, texts: &Texts, id: u32) -> Option<u32> {
         let text = texts.get(id);
-        let mut at = hash(text) as usize & (self.slots.len() - 1);
-        while self.slots[at] != EMPTY {
-            if texts.get(self.slots[at]) == text {
-                return Some(self.slots[at]);
-            }
-            at = (at + 1) & (self.slots.len() - 1);
+        let (at, tag) = self.find(texts, text);
+        let found = self.slots[at].0;
+        if found != EMPTY {
+            return Some(found);
         }
-        self.slots[at] = id;
+        self.slots[at] = (id, tag);
         self.longest = self.longest.max(text.len());
         None
     }
@@ -71,14 +83,21 @@ impl Ids {
         if text.len() > self.longest {
             return None;
         }
-        let mut at = hash(text) as usize & (self.slots.len() - 1);
-        while self.slots[at] != EMPTY {
-            if texts.get(self.slots[at]) == text {
-                return Some(self.slots[at]);
+        let (at, _) = self.find(texts, text);
+        Some(self.slots[at].0).filter(|id| *id != EMPTY)
+    }
+
+    /// The slot of `text`, or the free one where it belongs, and its tag.
+    fn find(&self, texts: &Texts, text: &[u8]) -> (usize, u32) {
+        let hash = hash(text);
+        let (mut at, tag) = (hash as usize & (self.slots.len() - 1), (hash >> 32) as u32);
+        loop {
+            let (id, other) = self.slots[at];
+            if id == EMPTY || (other == tag && texts.get(id) == text) {
+                return (at, tag);
             }
             at = (at + 1) & (self.slots.len() - 1);
         }
-        None
     }
 }
 
@@ -132,7 +151,7 @@ fn pair(left: u32, right: u32) -> u64 {
     u64::from(left) << 32 | u64::from(right)
 }
 
-/// A power of two with at least a third of the slots free, so that every search ends.
+/// A power of two with at least a third of the slots free, so that every search ends soon.
 fn slots_for(count: usize) -> usize {
     (count + count / 2 + 1).next_power_of_two()
 }

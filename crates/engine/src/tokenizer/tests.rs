@@ -10,6 +10,7 @@ use serde_json::Value;
 use tokenizers::Tokenizer as HfTokenizer;
 
 use super::*;
+use crate::files::{ModelFiles, ModelKind};
 
 mod folder;
 mod hostile;
@@ -126,9 +127,14 @@ impl Pair {
         let (name, shown) = (&self.name.clone(), text.escape_unicode());
         let ids = self.ours.encode_plain(text).unwrap();
         assert_eq!(ids, self.reference(text, false), "{name}: plain {text:?} {shown}");
-        let marked = self.ours.encode_marked(text, '\u{f8ff}', Place::Beginning).unwrap();
+        let marked = self.ours.encode_marked(text, mark_for(text), Place::Beginning).unwrap();
         assert_eq!(marked, self.reference(text, true), "{name}: template {text:?} {shown}");
     }
+}
+
+/// A mark that `text` doesn't have.
+fn mark_for(text: &str) -> char {
+    ('\u{e000}'..='\u{f8ff}').find(|mark| !text.contains(*mark)).unwrap()
 }
 
 const KINDS: [&str; 7] = [
@@ -178,15 +184,42 @@ fn sentencepiece_merges_as_the_reference_does() {
     check_kind("sentencepiece-no-prefix", 7);
 }
 
+#[test]
+fn unused_pieces_and_collapsed_spaces_are_as_sentencepiece_has_them() {
+    let made = committed("sentencepiece-cases");
+    let converted = Converted::new("sentencepiece", &committed("sentencepiece"));
+    let mut types = converted.types.clone();
+    for id in made["unused"].as_array().unwrap() {
+        types[id.as_u64().unwrap() as usize] = 5;
+    }
+    let collapsing = Fields { remove_extra_whitespaces: Some(true), ..converted.fields() };
+    let with_unused = Fields { types: Some(types), ..converted.fields() };
+    let variants = [
+        ("plain", converted.fields()),
+        ("remove_extra_whitespaces", collapsing),
+        ("with_unused", with_unused),
+    ];
+    for (name, fields) in variants {
+        let tokenizer = Tokenizer::new(&fields).unwrap();
+        for case in made[name].as_array().unwrap() {
+            let text = case[0].as_str().unwrap();
+            let ids: Vec<u32> = serde_json::from_value(case[1].clone()).unwrap();
+            assert_eq!(tokenizer.encode_plain(text).unwrap(), ids, "{name}: {text:?}");
+        }
+    }
+}
+
 /// Real vocabularies: far too large to commit.
 #[test]
 fn real_vocabularies_are_read_as_their_authors_read_them() {
     let folder = std::env::var_os("TALLY_TEST_TOKENIZERS").map(PathBuf::from);
     let files = folder.iter().flat_map(|folder| std::fs::read_dir(folder).unwrap());
-    let mut pairs: Vec<Pair> = files
-        .map(|file| file.unwrap().path())
-        .map(|path| Pair::new(path.file_stem().unwrap().to_str().unwrap(), &read(&path)))
-        .collect();
+    let mut pairs = Vec::new();
+    for path in files.map(|file| file.unwrap().path()) {
+        let (name, described) = (path.file_stem().unwrap().to_str().unwrap(), read(&path));
+        let as_folder = Pair { ours: folder::open(&described, &[]), ..Pair::new(name, &described) };
+        pairs.extend([Pair::new(name, &described), as_folder]);
+    }
     pairs.extend(test_model());
     let count = if folder.is_some() { 100_000 } else { 20_000 };
     for (seed, pair) in (8..).zip(&mut pairs) {
@@ -199,8 +232,9 @@ fn real_vocabularies_are_read_as_their_authors_read_them() {
 /// The test model's vocabulary; the reference is built from its fields with SmolLM2's own
 /// pre-tokenizer.
 fn test_model() -> Option<Pair> {
-    let gguf = Gguf::open(Path::new(&std::env::var_os("TALLY_TEST_MODEL")?)).unwrap();
-    let fields = Fields::read(&gguf).unwrap();
+    let files = ModelFiles::open(Path::new(&std::env::var_os("TALLY_TEST_MODEL")?)).unwrap();
+    let ModelKind::Gguf(gguf) = files.kind() else { panic!("the test model is a GGUF file") };
+    let fields = Fields::read(gguf).unwrap();
     assert_eq!(fields.pre, Some("smollm"));
     let kinds = fields.types.as_ref().unwrap();
     let mut described = committed("smollm");
@@ -307,6 +341,20 @@ fn marks_join_what_they_stand_between() {
     assert_eq!(end.len(), 1);
     assert!(pair.ours.bytes(end[0]).is_empty());
     assert_eq!(marked("a<|im_end|>b"), [plain("a"), end, plain("b")].concat());
+}
+
+#[test]
+fn phi_3_takes_away_what_stands_after_its_special_tokens() {
+    let converted = Converted::new("sentencepiece", &committed("sentencepiece"));
+    let encode = |architecture: &str, text: &str| {
+        let fields = Fields { architecture: Some(architecture), ..converted.fields() };
+        Tokenizer::new(&fields).unwrap().encode_marked(text, 'x', Place::Beginning).unwrap()
+    };
+    let (spaced, close) = ("<|im_start|> \n hi<think>\n", "<|im_start|>hi<think>");
+    assert_eq!(encode("phi3", spaced), encode("llama", close));
+    assert_ne!(encode("llama", spaced), encode("llama", close));
+    // The end of a text takes nothing.
+    assert_eq!(encode("phi3", "<|endoftext|> hi"), encode("llama", "<|endoftext|> hi"));
 }
 
 #[test]

@@ -3,10 +3,10 @@
 //! For: both BPE kinds, and the choice of a chat template.
 //! Must never: let a damaged file through: lists that don't fit together and ids that don't
 //! exist are refused by the name of their key.
-//! Relies on: `gguf.rs`.
+//! Relies on: `files/gguf.rs`.
 
 use crate::error::LoadError;
-use crate::gguf::Gguf;
+use crate::files::gguf::Gguf;
 
 /// What a token is for (`tokenizer.ggml.token_type`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +51,8 @@ pub(super) fn looks_like_control(text: &str) -> bool {
 /// The tokenizer's keys of a file.
 #[derive(Debug, Default)]
 pub(crate) struct Fields<'a> {
+    /// `general.architecture`
+    pub(crate) architecture: Option<&'a str>,
     /// `tokenizer.ggml.model`
     pub(crate) model: Option<&'a str>,
     /// `tokenizer.ggml.pre`
@@ -89,6 +91,7 @@ impl<'a> Fields<'a> {
             _ => Vec::new(),
         };
         Ok(Fields {
+            architecture: gguf.text("general.architecture"),
             model,
             pre: gguf.text("tokenizer.ggml.pre"),
             tokens: gguf.texts("tokenizer.ggml.tokens")?,
@@ -110,6 +113,10 @@ impl<'a> Fields<'a> {
         let count = self.tokens.len();
         if count == 0 || u32::try_from(count).is_err() {
             return bad(format!("tokenizer.ggml.tokens has {count} tokens"));
+        }
+        let bytes: usize = self.tokens.iter().map(|text| text.len()).sum();
+        if u32::try_from(bytes).is_err() {
+            return bad(format!("tokenizer.ggml.tokens has {bytes} bytes"));
         }
         let [eos, eot, eom] = self.ends;
         let named = [
@@ -134,6 +141,19 @@ impl<'a> Fields<'a> {
             return bad(format!("{} token types for {count} tokens", types.len()));
         }
         Ok(self.tokens.iter().zip(types).map(|(text, number)| Kind::of(*number, text)).collect())
+    }
+
+    /// Special tokens that take the white space after them away, which GGUF has no key for.
+    /// Source: Phi 3's `tokenizer.json`: all that were added to Llama 2's vocabulary, but for the
+    /// end of a text.
+    pub(super) fn swallowing(&self, kinds: &[Kind]) -> impl Iterator<Item = u32> {
+        let is_phi3 = self.architecture == Some("phi3") && self.model == Some("llama");
+        let tokens = (0u32..).zip(&self.tokens).zip(kinds);
+        let swallows = move |text: &str, kind: &Kind| {
+            let is_special = matches!(kind, Kind::Control | Kind::UserDefined);
+            is_phi3 && is_special && !matches!(text, "<unk>" | "<s>" | "<|endoftext|>")
+        };
+        tokens.filter(move |((_, text), kind)| swallows(text, kind)).map(|((id, _), _)| id)
     }
 
     /// Ids that end a text: those that the file names, and control tokens that models of these

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 
 use tally_engine::{
-    Engine, EngineLoad, EngineOptions, Event, EventSink, FinishReason, Sampling, SequenceHandle,
-    SequenceRequest, SharePrefixes,
+    Engine, EngineLoad, EngineOptions, Event, EventSink, FinishReason, KvType, Sampling,
+    SequenceHandle, SequenceRequest, SharePrefixes,
 };
 
 use crate::kit::{Answer, answer, is_empty, load, options, request, shared, wait_for};
@@ -47,6 +47,22 @@ fn prefixes_are_shared_with_whom_the_option_says() {
         assert_eq!(cached(None), unowned, "{share_prefixes:?}");
         assert_eq!([cached(OURS), cached(THEIRS)], [within; 2], "{share_prefixes:?}");
     }
+}
+
+#[test]
+fn a_cache_in_single_precision_shares_and_says_the_same_warm_and_cold() {
+    let engine = load(EngineOptions { kv_type: KvType::F32, ..options() });
+    assert!(engine.info().config_digest_input.ends_with(" kv=f32"));
+    assert_eq!(
+        engine.info().config_digest_input.strip_suffix(" kv=f32"),
+        Some(shared().info().config_digest_input.as_str())
+    );
+    let half = load(EngineOptions { kv_type: KvType::F16, ..options() }).load_state();
+    assert_eq!(engine.load_state().kv_blocks_total, half.kv_blocks_total / 2);
+    let cold = answer(&engine, owned(None, ids(40), 20));
+    assert_eq!(answer(&engine, owned(OURS, ids(40), 20)).cached, 0);
+    let warm = answer(&engine, owned(OURS, ids(40), 20));
+    assert_eq!((warm.cached, warm.ids), (39, cold.ids));
 }
 
 #[test]

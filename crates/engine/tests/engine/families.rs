@@ -14,7 +14,7 @@ use sha3::{Digest, Keccak256};
 use tally_engine::Isa;
 use tally_engine::model::Model;
 
-use crate::models::{Made, logits, write_gguf};
+use crate::models::{Forward, Made, logits, one_by_one, write_gguf};
 
 #[derive(Deserialize)]
 struct Fixture {
@@ -22,28 +22,32 @@ struct Fixture {
 }
 
 #[derive(Deserialize)]
-struct Case {
-    name: String,
+pub struct Case {
+    pub name: String,
     weights: String,
-    config: serde_json::Value,
-    ids: Vec<u32>,
-    positions: Vec<usize>,
-    logits: Vec<Vec<f32>>,
+    pub config: serde_json::Value,
+    pub ids: Vec<u32>,
+    pub positions: Vec<usize>,
+    pub logits: Vec<Vec<f32>>,
 }
 
 fn folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/reference")
 }
 
-fn cases() -> Vec<Case> {
-    let text = std::fs::read_to_string(folder().join("families.json")).unwrap();
-    let fixture: Fixture = serde_json::from_str(&text).unwrap();
-    assert_eq!(fixture.cases.len(), 7);
-    fixture.cases
+pub fn cases(file: &str) -> Vec<Case> {
+    let text = std::fs::read_to_string(folder().join(file)).unwrap();
+    serde_json::from_str::<Fixture>(&text).unwrap().cases
+}
+
+fn families() -> Vec<Case> {
+    let cases = cases("families.json");
+    assert_eq!(cases.len(), 7);
+    cases
 }
 
 impl Case {
-    fn made(&self) -> Made {
+    pub fn made(&self) -> Made {
         let tensors = candle_core::safetensors::load(folder().join(&self.weights), &Device::Cpu);
         let to_f32 = |tensor: Tensor| tensor.to_dtype(DType::F32).unwrap();
         let tensors: BTreeMap<_, _> =
@@ -109,7 +113,7 @@ fn largest_error(ours: &[f32], theirs: &[f32]) -> f32 {
 #[test]
 fn logits_agree_with_huggingface_transformers() {
     let files = tempfile::tempdir().unwrap();
-    for case in cases() {
+    for case in families() {
         for path in [case.write(&files), case.lay_out(&files)] {
             let mut model = Model::load(&path, 1, None).unwrap();
             let rows = logits(&mut model, &case.ids, case.ids.len());
@@ -149,7 +153,7 @@ const GOLDEN: [(&str, &str); 7] = [
 fn every_family_has_the_same_bits_on_every_path() {
     let files = tempfile::tempdir().unwrap();
     let mut found = Vec::new();
-    for case in cases() {
+    for case in families() {
         let path = case.lay_out(&files);
         let mut digests: Vec<String> = Vec::new();
         for (isa, threads, chunk) in ways() {
@@ -193,30 +197,24 @@ fn candle(path: &std::path::Path, architecture: &str, ids: &[u32]) -> Vec<Vec<f3
     let mut file = std::fs::File::open(path).unwrap();
     let content = Content::read(&mut file).unwrap();
     let cpu = &Device::Cpu;
-    let mut forward: Box<dyn FnMut(&Tensor, usize) -> candle_core::Result<Tensor>> =
-        match architecture {
-            "LlamaForCausalLM" => {
-                let mut model =
-                    quantized_llama::ModelWeights::from_gguf(content, &mut file, cpu).unwrap();
-                Box::new(move |x, at| model.forward(x, at))
-            }
-            "Qwen2ForCausalLM" => {
-                let mut model =
-                    quantized_qwen2::ModelWeights::from_gguf(content, &mut file, cpu).unwrap();
-                Box::new(move |x, at| model.forward(x, at))
-            }
-            _ => {
-                let mut model =
-                    quantized_qwen3::ModelWeights::from_gguf(content, &mut file, cpu).unwrap();
-                Box::new(move |x, at| model.forward(x, at))
-            }
-        };
-    let mut rows = Vec::new();
-    for at in 0..ids.len() {
-        let x = Tensor::new(&ids[at..=at], cpu).unwrap().unsqueeze(0).unwrap();
-        rows.push(forward(&x, at).unwrap().flatten_all().unwrap().to_vec1().unwrap());
-    }
-    rows
+    let forward: Forward = match architecture {
+        "LlamaForCausalLM" => {
+            let mut model =
+                quantized_llama::ModelWeights::from_gguf(content, &mut file, cpu).unwrap();
+            Box::new(move |x, at| model.forward(x, at))
+        }
+        "Qwen2ForCausalLM" => {
+            let mut model =
+                quantized_qwen2::ModelWeights::from_gguf(content, &mut file, cpu).unwrap();
+            Box::new(move |x, at| model.forward(x, at))
+        }
+        _ => {
+            let mut model =
+                quantized_qwen3::ModelWeights::from_gguf(content, &mut file, cpu).unwrap();
+            Box::new(move |x, at| model.forward(x, at))
+        }
+    };
+    one_by_one(forward, ids)
 }
 
 #[test]

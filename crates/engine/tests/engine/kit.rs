@@ -121,7 +121,7 @@ pub fn user(content: &str) -> ChatTurn {
 
 pub fn request(prompt_ids: Vec<u32>, max_tokens: u32) -> SequenceRequest {
     let (sampling, stop) = (Sampling::greedy(), Vec::new());
-    SequenceRequest { prompt_ids, max_tokens, sampling, stop, owner: None }
+    SequenceRequest { prompt_ids, max_tokens, sampling, stop, ignore_eos: false, owner: None }
 }
 
 /// Starts a request with endless room and waits for its end.

@@ -10,6 +10,18 @@ use candle_core::{Device, Tensor};
 use tally_engine::kv::KvPool;
 use tally_engine::model::{Batch, Logits, Model, Segment};
 
+/// A network of candle's: tokens and the position of the first to the last one's logits.
+pub type Forward = Box<dyn FnMut(&Tensor, usize) -> candle_core::Result<Tensor>>;
+
+/// Candle's logits of every row, tokens one by one.
+pub fn one_by_one(mut forward: Forward, ids: &[u32]) -> Vec<Vec<f32>> {
+    let mut row = |at: usize| {
+        let x = Tensor::new(&ids[at..=at], &Device::Cpu).unwrap().unsqueeze(0).unwrap();
+        forward(&x, at).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    };
+    (0..ids.len()).map(&mut row).collect()
+}
+
 /// Knuth's MMIX generator; its upper bits are good enough for weights.
 pub struct Noise(pub u64);
 
@@ -41,6 +53,8 @@ impl Made {
             "LlamaForCausalLM" | "MistralForCausalLM" => "llama",
             "Qwen2ForCausalLM" => "qwen2",
             "Qwen3ForCausalLM" => "qwen3",
+            "Phi3ForCausalLM" => "phi3",
+            "Gemma3ForCausalLM" => "gemma3",
             other => panic!("{other}"),
         }
     }
@@ -123,9 +137,39 @@ impl Made {
         let quantise = |name: &String| {
             let tensor = self.gguf_tensor(name);
             let format = if tensor.rank() == 2 { format } else { GgmlDType::F32 };
-            (gguf_name(name), QTensor::quantize(&tensor, format).unwrap())
+            (self.gguf_name(name), QTensor::quantize(&tensor, format).unwrap())
         };
         self.tensors.keys().map(quantise).collect()
+    }
+
+    fn gguf_name(&self, name: &str) -> String {
+        // Gemma norms on both sides of a step; others only call it so.
+        let norm = match self.architecture() {
+            "gemma3" => "post_attention_norm",
+            _ => "ffn_norm",
+        };
+        let name = &name.replace("post_attention_layernorm", norm);
+        const PARTS: [(&str, &str); 18] = [
+            ("model.embed_tokens", "token_embd"),
+            ("model.norm", "output_norm"),
+            ("lm_head", "output"),
+            ("model.layers", "blk"),
+            ("input_layernorm", "attn_norm"),
+            ("pre_feedforward_layernorm", "ffn_norm"),
+            ("post_feedforward_layernorm", "post_ffw_norm"),
+            ("self_attn.qkv_proj", "attn_qkv"),
+            ("mlp.gate_up_proj", "ffn_up"),
+            ("self_attn.q_proj", "attn_q"),
+            ("self_attn.k_proj", "attn_k"),
+            ("self_attn.v_proj", "attn_v"),
+            ("self_attn.o_proj", "attn_output"),
+            ("self_attn.q_norm", "attn_q_norm"),
+            ("self_attn.k_norm", "attn_k_norm"),
+            ("mlp.gate_proj", "ffn_gate"),
+            ("mlp.up_proj", "ffn_up"),
+            ("mlp.down_proj", "ffn_down"),
+        ];
+        PARTS.iter().fold(name.to_owned(), |name, (theirs, ggufs)| name.replace(theirs, ggufs))
     }
 
     /// Keys of the GGUF file, without the rotary scaling.
@@ -177,27 +221,6 @@ pub fn write_gguf(
     let tensors: Vec<(&str, &QTensor)> = tensors.iter().map(|(k, v)| (k.as_str(), v)).collect();
     write(&mut File::create(&path).unwrap(), &keys, &tensors).unwrap();
     path
-}
-
-fn gguf_name(name: &str) -> String {
-    const PARTS: [(&str, &str); 15] = [
-        ("model.embed_tokens", "token_embd"),
-        ("model.norm", "output_norm"),
-        ("lm_head", "output"),
-        ("model.layers", "blk"),
-        ("input_layernorm", "attn_norm"),
-        ("post_attention_layernorm", "ffn_norm"),
-        ("self_attn.q_proj", "attn_q"),
-        ("self_attn.k_proj", "attn_k"),
-        ("self_attn.v_proj", "attn_v"),
-        ("self_attn.o_proj", "attn_output"),
-        ("self_attn.q_norm", "attn_q_norm"),
-        ("self_attn.k_norm", "attn_k_norm"),
-        ("mlp.gate_proj", "ffn_gate"),
-        ("mlp.up_proj", "ffn_up"),
-        ("mlp.down_proj", "ffn_down"),
-    ];
-    PARTS.iter().fold(name.to_owned(), |name, (theirs, ggufs)| name.replace(theirs, ggufs))
 }
 
 /// Logits of all rows of `ids`, read in chunks of `chunk`.

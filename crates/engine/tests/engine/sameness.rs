@@ -2,7 +2,7 @@
 
 use sha3::{Digest, Keccak256};
 use tally_engine::config::ModelConfig;
-use tally_engine::kv::{KvCache, KvPool};
+use tally_engine::kv::{KvCache, KvPool, KvType};
 use tally_engine::model::{Batch, Logits, Model, Outputs, Segment};
 use tally_engine::{Engine, EngineOptions, Isa, Sampling, SequenceRequest};
 
@@ -15,6 +15,9 @@ const TEXT: &str = "Tally counts every token that it delivers, records it, and c
 /// little-endian. Any other value is another engine: raise `ENGINE_SPEC_VERSION` and say why.
 const GOLDEN_STATES: &str = "9cb099c061745aaea6baca2db886922bc84f1073bc42d6d7c6c9ae6382cb59ef";
 const GOLDEN_LOGITS: &str = "fca65fbd15ca550e8c8cc43d939486393e8ba93ab5b1d9360b517ab6ccca4cb8";
+
+/// The logits with keys and values in single precision.
+const GOLDEN_LOGITS_F32: &str = "84c5333f101de8885aa7d77fb905d17e0d17ba0dc2ceb9abf854cbfc1ce3675c";
 
 /// Keccak-256 of the ids that four seeded sequences are answered with, little-endian, and of the
 /// digests of the states that they were drawn from.
@@ -61,9 +64,9 @@ impl Bits {
 }
 
 /// States and logits of every row of `ids`, read in chunks of `chunk`.
-fn cold(model: &mut Model, ids: &[u32], chunk: usize) -> Bits {
+fn cold(model: &mut Model, kv_type: KvType, ids: &[u32], chunk: usize) -> Bits {
     let config = model.config().clone();
-    let mut kv = KvPool::new(model.config(), 16 << 20);
+    let mut kv = KvPool::of_type(&config, kv_type, 16 << 20);
     // Blocks in another order than usual: the table must not matter.
     let spacer = kv.allocate(chunk).unwrap();
     let table = kv.allocate(ids.len()).unwrap();
@@ -117,8 +120,10 @@ fn states_and_logits_are_the_same_bits_on_every_path() {
             let chunks: &[usize] = if isa == Isa::Scalar { &[7] } else { &[1, 7, 64] };
             for chunk in chunks {
                 let way = format!("{isa:?}, {threads} threads, chunks of {chunk}");
-                cold(&mut model, ids, *chunk).check(&way);
+                cold(&mut model, KvType::F16, ids, *chunk).check(&way);
             }
+            let logits = cold(&mut model, KvType::F32, ids, 7).logits;
+            assert_eq!(digest(logits), GOLDEN_LOGITS_F32, "{isa:?}, {threads} threads, in f32");
             // Whole blocks, parts of one, and all but the last.
             let warm_tokens: &[usize] =
                 if isa == Isa::Scalar || *threads != 2 { &[25] } else { &[1, 16, 35] };

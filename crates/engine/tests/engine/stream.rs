@@ -48,6 +48,26 @@ fn the_models_end_is_neither_emitted_nor_counted() {
 }
 
 #[test]
+fn an_end_that_is_ignored_is_never_drawn_and_nothing_before_it_changes() {
+    let engine = shared();
+    let prompt = engine.encode_chat(&[user("Say hello.")]).unwrap();
+    let free = answer(&engine, request(prompt.clone(), 400));
+    assert_eq!(free.reason, FinishReason::Stop, "the model would end here");
+    let max_tokens = free.counted + 20;
+    // A penalty on ids of the prompt, which the end token is one of, changes its logit too.
+    for repetition_penalty in [1.0, 1.3] {
+        let sampling = Sampling { repetition_penalty, ..Sampling::greedy() };
+        let plain = request(prompt.clone(), max_tokens);
+        let endless = answer(&engine, SequenceRequest { sampling, ignore_eos: true, ..plain });
+        assert_eq!((endless.counted, &endless.reason), (max_tokens, &FinishReason::Length));
+        assert!(endless.ids.iter().all(|id| !engine.info().eos_ids.contains(id)));
+        if repetition_penalty == 1.0 {
+            assert_eq!(endless.ids[..free.ids.len()], free.ids);
+        }
+    }
+}
+
+#[test]
 fn a_stop_string_ends_the_text_before_it() {
     let engine = shared();
     let free = answer(&engine, capital());

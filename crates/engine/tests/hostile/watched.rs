@@ -113,6 +113,7 @@ fn run(engine: &Engine) -> Result<(), LoadError> {
         max_tokens: 2,
         sampling: Sampling::greedy(),
         stop: Vec::new(),
+        ignore_eos: false,
         owner: None,
     };
     // A file may change what text becomes; then the engine refuses the ids, and that is fine.

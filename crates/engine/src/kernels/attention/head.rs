@@ -8,7 +8,7 @@
 
 use std::ops::Range;
 
-use super::Heads;
+use super::{Cell, Cells, Heads};
 use crate::kernels::lanes::{LANES, Lanes, exp, lane_max, tree_sum};
 use crate::kernels::per_isa;
 
@@ -22,7 +22,7 @@ pub(super) const TOGETHER: usize = 4;
 pub(super) struct Attend<'a> {
     pub(super) heads: Heads,
     /// The KV pool's values.
-    pub(super) cells: &'a [u16],
+    pub(super) cells: Cells<'a>,
     pub(super) layer_at: usize,
     /// The blocks that hold the keys it sees.
     pub(super) blocks: &'a [u32],
@@ -130,18 +130,31 @@ fn score<V: Lanes, const G: usize>(job: &Attend<'_>, blocks: &[u32], scores: &mu
     }
 }
 
-/// Σ query·key of the 16 keys in each of `B` blocks, dimensions in ascending order.
 #[inline(always)]
 fn score_blocks<V: Lanes, const G: usize, const B: usize>(
     job: &Attend<'_>,
     blocks: &[u32],
     scores: &mut [f32],
 ) {
+    match job.cells {
+        Cells::Half(cells) => score_cells::<V, u16, G, B>(job, cells, blocks, scores),
+        Cells::Single(cells) => score_cells::<V, f32, G, B>(job, cells, blocks, scores),
+    }
+}
+
+/// Σ query·key of the 16 keys in each of `B` blocks, dimensions in ascending order.
+#[inline(always)]
+fn score_cells<V: Lanes, C: Cell, const G: usize, const B: usize>(
+    job: &Attend<'_>,
+    cells: &[C],
+    blocks: &[u32],
+    scores: &mut [f32],
+) {
     let dim = job.heads.dim;
-    let mut keys: [&[[u16; LANES]]; B] = [&[]; B];
+    let mut keys: [&[[C; LANES]]; B] = [&[]; B];
     for (keys, block) in keys.iter_mut().zip(blocks) {
         let at = job.keys_at(*block);
-        *keys = &job.cells[at..at + dim * LANES].as_chunks::<LANES>().0[..dim];
+        *keys = &cells[at..at + dim * LANES].as_chunks::<LANES>().0[..dim];
     }
     let mut rows: [&[f32]; G] = [&[]; G];
     for (g, row) in rows.iter_mut().enumerate() {
@@ -150,7 +163,7 @@ fn score_blocks<V: Lanes, const G: usize, const B: usize>(
     let mut sums = [[V::splat(0.0); G]; B];
     for d in 0..dim {
         for b in 0..B {
-            let key = V::load_f16(&keys[b][d]);
+            let key = C::load::<V>(&keys[b][d]);
             for g in 0..G {
                 sums[b][g] = V::splat(rows[g][d]).fma(key, sums[b][g]);
             }
@@ -225,6 +238,20 @@ fn weigh_part_body<V: Lanes>(
 #[inline(always)]
 fn weigh<V: Lanes, const G: usize, const D: usize>(
     job: &Attend<'_>,
+    weights: (&[f32], &[f32]),
+    at: usize,
+    out: &mut [f32],
+) {
+    match job.cells {
+        Cells::Half(cells) => weigh_cells::<V, u16, G, D>(job, cells, weights, at, out),
+        Cells::Single(cells) => weigh_cells::<V, f32, G, D>(job, cells, weights, at, out),
+    }
+}
+
+#[inline(always)]
+fn weigh_cells<V: Lanes, C: Cell, const G: usize, const D: usize>(
+    job: &Attend<'_>,
+    cells: &[C],
     (weights, scales): (&[f32], &[f32]),
     at: usize,
     out: &mut [f32],
@@ -238,10 +265,10 @@ fn weigh<V: Lanes, const G: usize, const D: usize>(
         let slots = if i == 0 { job.skipped } else { 0 }..LANES.min(job.keys - i * LANES);
         for slot in slots {
             let value_at = values_at + slot * dim;
-            let (value, _) = job.cells[value_at..value_at + D * LANES].as_chunks::<LANES>();
+            let (value, _) = cells[value_at..value_at + D * LANES].as_chunks::<LANES>();
             let mut lanes = [V::splat(0.0); D];
             for d in 0..D {
-                lanes[d] = V::load_f16(&value[d]);
+                lanes[d] = C::load::<V>(&value[d]);
             }
             for g in 0..G {
                 let weight = V::splat(weights[g][slot]);

@@ -8,9 +8,10 @@
 //! are multiples of 16 (`config.rs`).
 //!
 //! Layout of one block and layer: keys `[kv_head][dim][16 tokens]`, then values
-//! `[kv_head][16 tokens][dim]`, half precision. With keys that way round a vector holds one
+//! `[kv_head][16 tokens][dim]`, each a [`Cell`]. With keys that way round a vector holds one
 //! dimension of 16 keys, and a score is a plain ascending sum in each lane.
 
+mod cell;
 mod head;
 mod store;
 
@@ -20,6 +21,7 @@ use super::Cpu;
 use super::lanes::LANES;
 use super::threads::{Disjoint, Threads};
 use crate::rope::Pairing;
+pub(crate) use cell::{Cell, Cells};
 use head::{Attend, PIECE_DIMS, TOGETHER, attend, score_part, weigh_part, weights_of};
 pub(crate) use store::store_rows;
 
@@ -35,7 +37,7 @@ pub(crate) struct Heads {
 }
 
 impl Heads {
-    /// Half-precision values that one block of 16 tokens takes in one layer.
+    /// Values that one block of 16 tokens takes in one layer.
     pub(crate) fn block_values(self) -> usize {
         2 * self.kv * self.dim * LANES
     }
@@ -108,14 +110,14 @@ const PART_KEYS: usize = 256;
 
 /// Attention of every row: `qkv` as [`store_rows`] left it, to `out`, `[rows][query * dim]`;
 /// `scratch` is a buffer to keep. Blocks.
-pub(crate) fn attend_rows(
+pub(crate) fn attend_rows<C: Cell>(
     (cpu, threads): (Cpu, &Threads),
     rows: &Rows<'_>,
-    (qkv, cells): (&[f32], &[u16]),
+    (qkv, cells): (&[f32], &[C]),
     scratch: &mut Vec<f32>,
     out: &mut [f32],
 ) {
-    let units = Units { rows, qkv, cells };
+    let units = Units { rows, qkv, cells: C::cells(cells) };
     let keys = rows.places.iter().map(|place| place.position + 1).max().unwrap_or(0);
     let is_few = units.count() < 4 * threads.count();
     if threads.count() > 1 && is_few && keys >= SPLIT_KEYS * threads.count() {
@@ -187,7 +189,7 @@ fn attend_split(
 struct Units<'a> {
     rows: &'a Rows<'a>,
     qkv: &'a [f32],
-    cells: &'a [u16],
+    cells: Cells<'a>,
 }
 
 impl Units<'_> {

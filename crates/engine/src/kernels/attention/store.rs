@@ -7,7 +7,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{HeadNorms, Heads, Rows};
+use super::{Cell, HeadNorms, Heads, Rows};
 use crate::kernels::Cpu;
 use crate::kernels::lanes::LANES;
 use crate::kernels::rows::rms_norm;
@@ -18,11 +18,11 @@ use crate::rope::Pairing;
 /// values into `cells`.
 ///
 /// `qkv`: `[rows][query | key | value]`. Returns how many values were held to ±65504. Blocks.
-pub(crate) fn store_rows(
+pub(crate) fn store_rows<C: Cell>(
     (cpu, threads): (Cpu, &Threads),
     rows: &Rows<'_>,
     qkv: &mut [f32],
-    cells: &mut [u16],
+    cells: &mut [C],
 ) -> u64 {
     let heads = rows.heads;
     let (cols, half) = (heads.qkv_cols(), heads.dim / 2);
@@ -90,32 +90,30 @@ fn rotate_halves(x: &mut [f32], cos: &[f32], sin: &[f32]) {
     }
 }
 
-/// Largest finite half-precision value; larger keys and values are held to it and counted.
-const F16_MAX: f32 = 65504.0;
-
 /// Writes the key and value of one token into token slot `slot` of its block and layer.
 ///
-/// `kv`: keys then values of all heads. Rounds to nearest even. Returns how many values were
-/// out of range and held to ±65504 (rule 5).
+/// `kv`: keys then values of all heads. Returns how many values were out of a cell's range and
+/// held to its end (rule 5).
 ///
 /// # Safety
 /// No other thread touches this slot of this block and layer meanwhile.
-unsafe fn write_kv(
-    cells: &Disjoint<'_, u16>,
+unsafe fn write_kv<C: Cell>(
+    cells: &Disjoint<'_, C>,
     base: usize,
     heads: Heads,
     slot: usize,
     kv: &[f32],
 ) -> u64 {
     let mut saturated = 0;
-    let mut half = |x: f32| {
-        saturated += u64::from(x.abs() > F16_MAX);
-        half::f16::from_f32(x.clamp(-F16_MAX, F16_MAX)).to_bits()
+    let mut cell_of = |x: f32| {
+        let (cell, is_held) = C::of(x);
+        saturated += u64::from(is_held);
+        cell
     };
     let (keys, values) = kv.split_at(heads.kv * heads.dim);
     for (i, key) in keys.iter().enumerate() {
         // SAFETY: this cell belongs to the slot, which is the caller's alone.
-        unsafe { cells.part(base + i * LANES + slot, 1)[0] = half(*key) };
+        unsafe { cells.part(base + i * LANES + slot, 1)[0] = cell_of(*key) };
     }
     let base = base + keys.len() * LANES;
     for (head, values) in values.chunks_exact(heads.dim).enumerate() {
@@ -123,7 +121,7 @@ unsafe fn write_kv(
         // SAFETY: these cells belong to the slot, which is the caller's alone.
         let cells = unsafe { cells.part(at, heads.dim) };
         for (cell, value) in cells.iter_mut().zip(values) {
-            *cell = half(*value);
+            *cell = cell_of(*value);
         }
     }
     saturated
@@ -186,7 +184,7 @@ mod tests {
                     cos: &cos,
                     sin: &sin,
                 };
-                let (mut found, mut cells) = (row.clone(), vec![0; HEADS.block_values()]);
+                let (mut found, mut cells) = (row.clone(), vec![0u16; HEADS.block_values()]);
                 let threads = Threads::new(1).unwrap();
                 assert_eq!(store_rows((cpu, &threads), &rows, &mut found, &mut cells), 0);
                 for (ours, oracle) in found.iter().zip(&wanted) {

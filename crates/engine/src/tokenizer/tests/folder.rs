@@ -20,7 +20,7 @@ fn folder(described: &Value, others: &[(&str, Value)]) -> TempDir {
     folder
 }
 
-fn open(described: &Value, others: &[(&str, Value)]) -> Tokenizer {
+pub(super) fn open(described: &Value, others: &[(&str, Value)]) -> Tokenizer {
     Tokenizer::from_hf(folder(described, others).path()).unwrap()
 }
 
@@ -38,7 +38,7 @@ fn a_folder_gives_what_the_same_vocabulary_in_gguf_gives() {
             assert_eq!(hf.decode(&ids), gguf.decode(&ids), "{kind}: {text:?}");
             for place in [Place::Beginning, Place::AfterText] {
                 let marked =
-                    |tokenizer: &Tokenizer| tokenizer.encode_marked(&text, '\u{f8ff}', place);
+                    |tokenizer: &Tokenizer| tokenizer.encode_marked(&text, mark_for(&text), place);
                 let (ours, theirs) = (marked(&gguf).unwrap(), marked(&hf).unwrap());
                 assert_eq!(theirs, ours, "{kind} {place:?}: {text:?}");
                 assert_eq!(hf.decode(&ours), gguf.decode(&ours), "{kind}: {text:?}");
@@ -69,12 +69,15 @@ fn first_and_end_tokens_are_those_of_the_configuration() {
     let mut adding = described.clone();
     adding["post_processor"] = json!({
         "type": "TemplateProcessing",
-        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "single": [
+            {"SpecialToken": {"id": "<s>", "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+        ],
         "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
         "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
     });
     let config = ("tokenizer_config.json", json!({"bos_token": "<s>"}));
-    assert_eq!(open(&adding, &[config.clone()]).encode_plain("").unwrap(), [1]);
+    assert_eq!(open(&adding, std::slice::from_ref(&config)).encode_plain("").unwrap(), [1]);
     assert!(open(&described, &[config]).encode_plain("").unwrap().is_empty());
     let generation = |ids: Value| [("generation_config.json", json!({"eos_token_id": ids}))];
     assert!(open(&described, &generation(json!([5, 7]))).eos().starts_with(&[2, 5, 7]));
@@ -142,7 +145,8 @@ fn damaged_folders_are_refused_by_name() {
         (refused(&|d| *d = json!({})), "tokenizer.json: "),
         (refused(&|d| d["model"]["merges"] = json!([["q", "中"]])), "tokenizer.json: "),
         (refused(&|d| d["decoder"] = Value::Null), "decoder [] is unknown"),
-        (refused(&|d| d["decoder"] = json!({"type": "WordPiece", "prefix": "##", "cleanup": true})), "decoder [\"WordPiece\"]"),
+        (refused(&|d| d["decoder"] = json!({"type": "WordPiece", "prefix": "#", "cleanup": true})),
+            "decoder [\"WordPiece\"]"),
         (refused(&|d| d["model"]["vocab"]["zzz"] = json!(4_000_000_000u32)), "have ids up to"),
     ];
     for (why, expected) in table {

@@ -35,7 +35,7 @@ fn what_does_not_fit_together_is_refused_by_name() {
         (of_bytes(&|f| f.tokens.clear()), "tokenizer.ggml.tokens has 0 tokens"),
         (of_bytes(&|f| f.types = Some(vec![1; 3])), "3 token types for"),
         (of_bytes(&|f| f.bos = Some(count)), "tokenizer.ggml.bos_token_id is"),
-        (of_bytes(&|f| f.ends[0] = Some(u64::MAX)), "tokenizer.ggml.eos_token_id is 18446744073709551615"),
+        (of_bytes(&|f| f.ends[0] = Some(u64::MAX)), "tokenizer.ggml.eos_token_id is 1844674"),
         (of_bytes(&|f| f.ends[1] = Some(count)), "tokenizer.ggml.eot_token_id is"),
         (of_bytes(&|f| f.ends[2] = Some(count)), "tokenizer.ggml.eom_token_id is"),
         (of_bytes(&|f| f.unknown = Some(count)), "tokenizer.ggml.unknown_token_id is"),

@@ -1,0 +1,49 @@
+//! What a forward pass is asked for and what it gives.
+//!
+//! For: callers of a model and the networks behind it, ours and candle's.
+//! Must never: hold anything: these are views for the length of one call.
+//! Relies on: `kv` for the tables.
+
+use crate::kv::BlockTable;
+
+/// Which rows of a segment the output head is computed for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Logits {
+    /// None: a prefill chunk with more to come.
+    None,
+    /// The last row: what the next token is sampled from.
+    Last,
+    /// Every row, for tests and measurements.
+    All,
+}
+
+/// Consecutive tokens of one sequence.
+#[derive(Debug)]
+pub struct Segment<'a> {
+    /// Ids of the tokens, at least one.
+    pub tokens: &'a [u32],
+    /// Position of the first of them; all before it are in the cache.
+    pub start: usize,
+    /// The sequence's cache blocks, enough for `start + tokens.len()`.
+    pub table: &'a BlockTable,
+    /// Rows that logits are wanted for.
+    pub logits: Logits,
+}
+
+/// Rows that are computed together: prefill chunks and decode rows of several sequences. The
+/// result of a row doesn't depend on what else is in the batch.
+#[derive(Debug, Default)]
+pub struct Batch<'a> {
+    /// One segment for each sequence at most.
+    pub segments: Vec<Segment<'a>>,
+}
+
+/// What a step gives for the wanted rows, in the order of the batch; the caller's until the next.
+#[derive(Debug)]
+pub struct Outputs<'a> {
+    /// `[wanted rows][vocab]`.
+    pub logits: &'a mut [f32],
+    /// The normed hidden states that the logits are made of, `[wanted rows][width]`; none where
+    /// the model is not canonical.
+    pub states: &'a [f32],
+}
