@@ -1,8 +1,8 @@
-//! What a key of a GGUF file can hold.
+//! Values of a GGUF file's metadata.
 //!
-//! For: `gguf.rs`, which knows where values stand.
-//! Must never: believe a number that it does not know, or copy a text.
-//! Relies on: the GGUF specification's list of metadata types.
+//! For: the types that the format knows, each read from its own bytes.
+//! Must never: copy a text, or show one of any length in an error.
+//! Relies on: the GGUF specification (`gguf_metadata_value_type`).
 
 use super::reader::{Reader, shown};
 
@@ -93,7 +93,7 @@ impl Kind {
         }
     }
 
-    /// One value from the front of `bytes`.
+    /// The next value; `None` where it ends too early or is none.
     pub(super) fn read<'a>(self, reader: &mut Reader<'a>) -> Option<Value<'a>> {
         let signed = |x: i64| u64::try_from(x).map_or(Value::Negative(x), Value::Integer);
         Some(match self {
