@@ -45,6 +45,7 @@ as_formats() {
 
 as_formats "$model" smollm2 "$@"
 say "making 1.1 billion weights"
-"$dir/venv/bin/python" "$TALLY_ROOT/scripts/bench/random_model.py" "$model" "$dir/random-f16.gguf" >&2
+"$dir/venv/bin/python" "$TALLY_ROOT/scripts/bench/random_model.py" \
+    "$model" "$dir/random-f16.gguf" >&2
 as_formats "$dir/random-f16.gguf" random-1b "$@"
 rm "$dir/random-f16.gguf"

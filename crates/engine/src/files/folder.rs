@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::map::Progress;
+use super::mmap::Progress;
 use super::reader::shown;
 use super::safetensors::Safetensors;
 use super::small::read_small;

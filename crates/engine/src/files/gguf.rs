@@ -8,7 +8,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::map::{Mapped, Progress};
+use super::mmap::{Mapped, Progress};
 use super::reader::{Reader, Span, shown};
 use super::stored::Stored;
 use super::tensor::{DIMS_MAX, Tensor, missing, most_stored, span};

@@ -7,12 +7,12 @@
 //!
 //! ```text
 //! ModelFiles::open ─▶ gguf.rs, or folder.rs with safetensors.rs     header: reader.rs, stored.rs
-//!                          └──▶ tensor.rs: bytes of the map.rs ─▶ packed matrix, f32 vector
+//!                          └──▶ tensor.rs: bytes of the mmap.rs ─▶ packed matrix, f32 vector
 //! ```
 
 mod folder;
 pub(crate) mod gguf;
-mod map;
+mod mmap;
 mod reader;
 pub(crate) mod safetensors;
 mod small;
@@ -26,8 +26,8 @@ use std::sync::Arc;
 use crate::error::LoadError;
 pub(crate) use folder::Folder;
 use gguf::Gguf;
-pub use map::LoadProgress;
-use map::{Mapped, Progress};
+pub use mmap::LoadProgress;
+use mmap::{Mapped, Progress};
 pub(crate) use safetensors::Safetensors;
 pub(crate) use small::read_small;
 

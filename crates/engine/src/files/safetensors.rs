@@ -13,7 +13,7 @@ use std::sync::Arc;
 use serde::de::{Deserialize, Visitor};
 use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess};
 
-use super::map::{Mapped, Progress};
+use super::mmap::{Mapped, Progress};
 use super::reader::{Reader, shown};
 use super::small::read_small;
 use super::stored::Stored;

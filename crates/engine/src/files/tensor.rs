@@ -4,7 +4,7 @@
 //! Must never: allocate for a tensor whose bytes are not all in the file.
 //! Relies on: the format's reader having compared `span` with type, shape and file size.
 
-use super::map::Mapped;
+use super::mmap::Mapped;
 use super::reader::Span;
 use super::stored::{Stored, floats};
 use crate::error::LoadError;
