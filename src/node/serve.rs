@@ -89,11 +89,13 @@ pub enum ServeError {
 /// [`ServeError`].
 pub async fn run(settings: Settings) -> Result<(), ServeError> {
     let clock = SystemClock::shared();
-    let metrics = Metrics::install()?;
     let wallet = settings.key.as_ref().map(access::open_wallet).transpose()?;
     let address = wallet.as_ref().map(|wallet| wallet.address());
     let _lock = WalletLock::take(address, &lock::user_dir(), &settings.data_dir)?;
+    // Their clock is calibrated by watching it for up to 0.2 s: beside the model, not before it.
+    let metrics = tokio::task::spawn_blocking(Metrics::install);
     let engine = load_engine(&settings).await?;
+    let metrics = metrics.await.map_err(|error| ServeError::Task(error.to_string()))??;
     let parts = Parts { settings: &settings, engine: &engine, clock: &clock };
     let paid = start::paid(parts, wallet).await?;
     let paid = paid.as_ref();

@@ -79,7 +79,7 @@ impl Default for EngineOptions {
             kv_type: KvType::default(),
             running_max: 8,
             queue_max: 64,
-            prefill_chunk: 128,
+            prefill_chunk: 64,
             speculation: true,
             share_prefixes: SharePrefixes::default(),
             isa: None,

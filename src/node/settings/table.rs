@@ -204,7 +204,7 @@ const NODE: &[Setting] = &[
         env: "TALLY_ENGINE_PREFILL_CHUNK",
         alias: None,
         kind: Kind::Integer { min: 16, max: 8192, unit: "tokens" },
-        fallback: Fallback::Text("128"),
+        fallback: Fallback::Text("64"),
         about: "Prompt tokens read in one step, so that other sequences are not held up",
     },
     Setting {
