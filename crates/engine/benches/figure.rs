@@ -18,7 +18,7 @@ use kit::{Ours, tokens};
 use tally_engine::Isa;
 use tally_engine::kv::BlockTable;
 
-/// Tokens to a prefill chunk: the node's own.
+/// Tokens to a prefill chunk; the node's default is 64.
 const CHUNK: usize = 128;
 /// Steps of a decode: as many as the peer is asked for.
 const STEPS: usize = 64;
