@@ -266,6 +266,17 @@ impl Lanes for Scalar {
     }
 }
 
+#[cfg(test)]
+impl super::tiles::TileLanes for Scalar {
+    fn load_i32(from: &[i32; LANES]) -> Self {
+        Scalar(from.map(|n| n as f32))
+    }
+    fn signed(weights: &Self::Weights, zero: u8) -> [Line; 8] {
+        let byte = |j: usize, at: usize| weights[at / 4][4 * j + at % 4].wrapping_sub(zero);
+        std::array::from_fn(|j| Line(std::array::from_fn(|at| byte(j, at))))
+    }
+}
+
 /// `Σ w·x + start` over `range` of a block, for each lane.
 fn scalar_dot(
     weights: &[[u8; 32]; LANES],

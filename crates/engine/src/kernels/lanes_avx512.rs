@@ -9,7 +9,9 @@
 
 use std::arch::x86_64::*;
 
+use super::blocks::BLOCK;
 use super::lanes::{LANES, Lanes, Line};
+use super::tiles::TileLanes;
 
 /// See the module.
 #[derive(Clone, Copy)]
@@ -247,5 +249,25 @@ impl Lanes for Avx512 {
     #[inline(always)]
     fn dot_octets(weights: &Self::Weights, x: &[i8; 32], start: i32) -> Self {
         dot(weights, x, start)
+    }
+}
+
+impl TileLanes for Avx512 {
+    #[inline(always)]
+    fn load_i32(from: &[i32; LANES]) -> Self {
+        // SAFETY: as of the impl of `Lanes`.
+        Avx512(unsafe { _mm512_cvtepi32_ps(_mm512_loadu_si512(from.as_ptr().cast())) })
+    }
+    #[inline(always)]
+    fn signed(weights: &Self::Weights, zero: u8) -> [Line; BLOCK / 4] {
+        let mut out = [Line([0; 64]); BLOCK / 4];
+        for j in 0..BLOCK / 4 {
+            // SAFETY: as of the impl of `Lanes`; a line is aligned to its 64 bytes.
+            unsafe {
+                let signed = _mm512_sub_epi8(weights[j], _mm512_set1_epi8(zero as i8));
+                _mm512_store_si512(out[j].0.as_mut_ptr().cast(), signed);
+            }
+        }
+        out
     }
 }

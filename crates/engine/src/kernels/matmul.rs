@@ -21,16 +21,18 @@ use super::{Cpu, per_isa};
 /// The most rows that share one pass over a weight tile ([`Lanes::ROWS_TOGETHER`]).
 const GROUP: usize = 8;
 
-/// The body once for each `r` below `$count` (a constant up to eight), with `r` a literal: a loop
+/// The body once for each `r` below `$count` (a constant up to sixteen), with `r` a literal: a loop
 /// of this size isn't unrolled by the compiler, and then the accumulators leave the registers.
 macro_rules! unrolled {
     ($count:expr, |$r:ident| $body:block) => {
-        unrolled!(@ $count, $r, $body, 0 1 2 3 4 5 6 7)
+        unrolled!(@ $count, $r, $body, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
     };
     (@ $count:expr, $r:ident, $body:block, $($n:literal)*) => {
         $(if $n < $count { const $r: usize = $n; $body })*
     };
 }
+
+mod tiles;
 
 /// What is done with a product before it is stored.
 #[derive(Clone, Copy)]
@@ -71,7 +73,11 @@ pub(crate) fn product(
     assert_eq!(out.len(), x.rows * out_cols, "a product's output has rows × columns");
     assert!(weights.iter().all(|w| w.cols == x.cols), "a product's inner sizes agree");
     let job = Product { weights, x, then, out: Disjoint::new(out), out_cols };
-    threads.run_ranges(tiles, &|tiles| product_tiles(cpu, &job, tiles));
+    if cpu.has_tiles() {
+        threads.run_ranges(tiles, &|tiles| tiles::product_tiles(cpu, &job, tiles));
+    } else {
+        threads.run_ranges(tiles, &|tiles| product_tiles(cpu, &job, tiles));
+    }
 }
 
 per_isa! {
@@ -81,27 +87,23 @@ per_isa! {
 
 #[inline(always)]
 fn product_tiles_body<V: Lanes>(job: &Product<'_>, tiles: Range<usize>) {
-    let matrices = if let Then::SwiGlu = job.then { 2 } else { 1 };
     for tile in tiles {
-        let (part, tile, first_col) = locate(job, tile);
-        let cols = first_col..first_col + (job.weights[part].rows - tile * LANES).min(LANES);
-        let mut row = 0;
-        while row < job.x.rows {
-            let rows = row..row + group::<V>(job.x.rows - row);
-            let mut dots = [[V::splat(0.0); GROUP]; 2];
-            for (i, dots) in dots[..matrices].iter_mut().enumerate() {
-                let tile = Tile { weights: &job.weights[part + i], tile };
-                dot_tile::<V>(tile, job.x, rows.clone(), dots);
-            }
-            let [mut dots, up] = dots;
-            if let Then::SwiGlu = job.then {
-                for (gate, up) in dots.iter_mut().zip(up).take(rows.len()) {
-                    *gate = swiglu(*gate, up);
-                }
-            }
-            store::<V>(job, rows.clone(), cols.clone(), &dots);
-            row = rows.end;
+        product_rows::<V>(job, &Place::of(job, tile), 0..job.x.rows);
+    }
+}
+
+/// The output columns at `place`, for some rows.
+#[inline(always)]
+fn product_rows<V: Lanes>(job: &Product<'_>, place: &Place<'_>, rows: Range<usize>) {
+    let mut row = rows.start;
+    while row < rows.end {
+        let rows = row..row + group::<V>(rows.end - row);
+        let mut dots = [[V::splat(0.0); GROUP]; 2];
+        for (tile, dots) in place.matrices().zip(&mut dots) {
+            dot_tile::<V>(tile, job.x, rows.clone(), dots);
         }
+        finish::<V, GROUP>(job, place, rows.clone(), dots);
+        row = rows.end;
     }
 }
 
@@ -116,32 +118,63 @@ fn group<V: Lanes>(left: usize) -> usize {
     size
 }
 
-/// Matrix, tile within it and first output column of the `tile`-th tile of a product.
-#[inline(always)]
-fn locate(job: &Product<'_>, tile: usize) -> (usize, usize, usize) {
-    let (mut part, mut tile, mut col) = (0, tile, 0);
-    while tile >= job.weights[part].tiles() {
-        tile -= job.weights[part].tiles();
-        col += job.weights[part].rows;
-        part += 1;
-    }
-    (part, tile, col + tile * LANES)
+/// Where the `tile`-th tile of a product is.
+struct Place<'a> {
+    /// Of one matrix, or of the two whose results become one.
+    tiles: [Tile<'a>; 2],
+    count: usize,
+    /// The output's columns that it gives.
+    cols: Range<usize>,
 }
 
+impl<'a> Place<'a> {
+    #[inline(always)]
+    fn of(job: &Product<'a>, tile: usize) -> Place<'a> {
+        let (mut part, mut tile, mut col) = (0, tile, 0);
+        while tile >= job.weights[part].tiles() {
+            tile -= job.weights[part].tiles();
+            col += job.weights[part].rows;
+            part += 1;
+        }
+        let count = if let Then::SwiGlu = job.then { 2 } else { 1 };
+        let first = Tile { weights: &job.weights[part], tile };
+        let tiles = [first, Tile { weights: &job.weights[part + count - 1], tile }];
+        let col = col + tile * LANES;
+        let cols = col..col + (first.weights.rows - tile * LANES).min(LANES);
+        Place { tiles, count, cols }
+    }
+
+    #[inline(always)]
+    fn matrices(&self) -> impl Iterator<Item = Tile<'a>> {
+        self.tiles.into_iter().take(self.count)
+    }
+}
+
+/// Does what is to be done with the dots of each of the place's matrices, and stores the result.
 #[inline(always)]
-fn store<V: Lanes>(job: &Product<'_>, rows: Range<usize>, cols: Range<usize>, dots: &[V; GROUP]) {
+fn finish<V: Lanes, const N: usize>(
+    job: &Product<'_>,
+    place: &Place<'_>,
+    rows: Range<usize>,
+    [mut dots, up]: [[V; N]; 2],
+) {
+    if let Then::SwiGlu = job.then {
+        for (gate, up) in dots.iter_mut().zip(up).take(rows.len()) {
+            *gate = swiglu(*gate, up);
+        }
+    }
     for (row, dot) in rows.zip(dots) {
         let mut lanes = [0.0; LANES];
         dot.store(&mut lanes);
-        let at = row * job.out_cols + cols.start;
+        let at = row * job.out_cols + place.cols.start;
         // SAFETY: these columns belong to this tile alone, and tiles are disjoint.
-        let out = unsafe { job.out.part(at, cols.len()) };
+        let out = unsafe { job.out.part(at, place.cols.len()) };
         if let Then::Add = job.then {
             for (lane, out) in lanes.iter_mut().zip(out.iter()) {
                 *lane += out;
             }
         }
-        out.copy_from_slice(&lanes[..cols.len()]);
+        out.copy_from_slice(&lanes[..place.cols.len()]);
     }
 }
 

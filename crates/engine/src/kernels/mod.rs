@@ -11,6 +11,8 @@
 
 #![allow(unsafe_code)]
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 pub(crate) mod attention;
 pub(crate) mod blocks;
 pub(crate) mod lanes;
@@ -26,6 +28,8 @@ pub(crate) mod rows;
 #[cfg(test)]
 mod tests;
 pub(crate) mod threads;
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+pub(crate) mod tiles;
 pub(crate) mod vocabulary;
 
 /// An instruction set that the kernels are written for. All of them give the same bits.
@@ -37,13 +41,16 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F/BW/VL with VNNI.
     Avx512Vnni,
+    /// The same, and AMX tiles of eight-bit numbers where many rows are computed together.
+    Amx,
 }
 
 impl Isa {
     /// All instruction sets, slowest first.
-    pub const ALL: [Isa; 3] = [Isa::Scalar, Isa::Avx2, Isa::Avx512Vnni];
+    pub const ALL: [Isa; 4] = [Isa::Scalar, Isa::Avx2, Isa::Avx512Vnni, Isa::Amx];
 
-    /// Whether this processor (and its operating system) can run it.
+    /// Whether this processor (and its operating system) can run it. Linux gives a process AMX
+    /// when it asks, so the first call asks.
     pub fn is_available(self) -> bool {
         match self {
             Isa::Scalar => true,
@@ -62,6 +69,8 @@ impl Isa {
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vnni")
             }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx => Isa::Avx512Vnni.is_available() && amx::is_usable(),
             #[cfg(not(target_arch = "x86_64"))]
             _ => false,
         }
@@ -83,12 +92,34 @@ impl Isa {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Cpu {
     isa: Isa,
+    tile_unit: Option<TileUnit>,
+}
+
+/// What computes tiles.
+#[derive(Debug, Clone, Copy)]
+enum TileUnit {
+    Amx,
+    /// The definition, so that what is around a unit can be tested on every machine.
+    #[cfg(test)]
+    Portable,
 }
 
 impl Cpu {
     /// `None` if this processor lacks `isa`.
     pub(crate) fn new(isa: Isa) -> Option<Cpu> {
-        isa.is_available().then_some(Cpu { isa })
+        let tile_unit = (isa == Isa::Amx).then_some(TileUnit::Amx);
+        isa.is_available().then_some(Cpu { isa, tile_unit })
+    }
+
+    /// The same with tiles by the definition.
+    #[cfg(test)]
+    pub(crate) fn with_portable_tiles(self) -> Cpu {
+        Cpu { tile_unit: Some(TileUnit::Portable), ..self }
+    }
+
+    /// Whether products of many rows are computed in tiles.
+    pub(crate) fn has_tiles(self) -> bool {
+        self.tile_unit.is_some()
     }
 
     /// The instruction set that is proved to be there.
@@ -122,7 +153,9 @@ macro_rules! per_isa {
                 crate::kernels::Isa::Avx2 => unsafe { avx2($($arg),*) },
                 // SAFETY: a `Cpu` exists only if detection found these features.
                 #[cfg(target_arch = "x86_64")]
-                crate::kernels::Isa::Avx512Vnni => unsafe { avx512($($arg),*) },
+                crate::kernels::Isa::Avx512Vnni | crate::kernels::Isa::Amx => unsafe {
+                    avx512($($arg),*)
+                },
                 _ => $body::<crate::kernels::lanes::Scalar>($($arg),*),
             }
         }

@@ -10,6 +10,7 @@ use super::lanes::{Lanes, ROUND_BIAS};
 use super::pack::PackedMatrix;
 use super::rows::rms_norm;
 use super::threads::{Disjoint, Threads};
+use super::tiles::{ROWS, TileRows, rows_in_tiles};
 use super::{Cpu, per_isa};
 
 /// Rows as products read them: x ≈ scale·q, one scale to a block of 32, for quantised weights; x
@@ -20,6 +21,9 @@ pub(crate) struct Activations {
     pub(crate) cols: usize,
     q: Vec<[i8; BLOCK]>,
     scales: Vec<BlockScale>,
+    /// The first rows once more, as tiles read them: sixteen rows' blocks, then the next sixteen's.
+    tiles: Vec<TileRows>,
+    rows_in_tiles: usize,
     /// Empty where no weights want them.
     floats: Vec<f32>,
 }
@@ -77,17 +81,54 @@ impl Activations {
                 }
             }
         });
+        if has_q && cpu.has_tiles() {
+            self.lay_out_for_tiles(threads);
+        }
+    }
+
+    /// Copies the rows that tiles take. Rows that pad the last sixteen hold anything: their dots
+    /// are never read.
+    fn lay_out_for_tiles(&mut self, threads: &Threads) {
+        let (blocks, rows) = (self.cols / BLOCK, rows_in_tiles(self.rows));
+        self.tiles.resize(rows.div_ceil(ROWS) * blocks, TileRows::default());
+        self.rows_in_tiles = rows;
+        let (q, scales) = (&self.q, &self.scales);
+        let tiles = Disjoint::new(&mut self.tiles);
+        threads.run_ranges(rows.div_ceil(ROWS), &|groups| {
+            for group in groups {
+                // SAFETY: each group is in one range only.
+                let tiles = unsafe { tiles.part(group * blocks, blocks) };
+                for row in group * ROWS..rows.min((group + 1) * ROWS) {
+                    for (b, tile) in tiles.iter_mut().enumerate() {
+                        let at = row * blocks + b;
+                        tile.set(row % ROWS, &q[at], &scales[at]);
+                    }
+                }
+            }
+        });
     }
 
     /// Makes space for `rows` rows of `cols` values, in the forms that `weights` want.
     fn resize(&mut self, rows: usize, cols: usize, weights: &[PackedMatrix]) {
-        (self.rows, self.cols) = (rows, cols);
+        (self.rows, self.cols, self.rows_in_tiles) = (rows, cols, 0);
         let count = |is_wanted: bool, count| if is_wanted { count } else { 0 };
         let blocks = count(weights.iter().any(|w| !w.format.is_float()), rows * cols / BLOCK);
         self.q.resize(blocks, [0; BLOCK]);
         self.scales.resize(blocks, BlockScale::default());
         let floats = count(weights.iter().any(|w| w.format.is_float()), rows * cols);
         self.floats.resize(floats, 0.0);
+    }
+
+    /// How many rows, from the first on, are there for tiles.
+    pub(crate) fn rows_in_tiles(&self) -> usize {
+        self.rows_in_tiles
+    }
+
+    /// The blocks of the sixteen rows from `row` on, which is a multiple of sixteen.
+    #[inline(always)]
+    pub(crate) fn tile_rows(&self, row: usize) -> &[TileRows] {
+        let blocks = self.cols / BLOCK;
+        &self.tiles[row / ROWS * blocks..(row / ROWS + 1) * blocks]
     }
 
     /// The values of one row, for float weights.

@@ -21,8 +21,11 @@ fn config() -> ProptestConfig {
     ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() }
 }
 
+/// What this machine can run, and what is around a tile unit with its dots by the definition.
 fn cpus() -> Vec<Cpu> {
-    Isa::ALL.into_iter().filter_map(Cpu::new).collect()
+    let own = || Isa::ALL.into_iter().filter_map(Cpu::new);
+    let has_room = |cpu: &Cpu| matches!(cpu.isa(), Isa::Scalar | Isa::Avx512Vnni);
+    own().chain(own().filter(has_room).map(Cpu::with_portable_tiles)).collect()
 }
 
 fn bits(values: &[f32]) -> Vec<u32> {
@@ -275,6 +278,17 @@ fn products_have_the_defined_bits_at_the_models_own_sizes() {
     }
 }
 
+#[test]
+fn products_have_the_defined_bits_for_any_number_of_rows() {
+    for format in Format::ALL {
+        // An odd number of blocks where the format has it; super-blocks are eight at a time.
+        let cols = if format.block_weights() == BLOCK { 3 * BLOCK } else { 256 };
+        for rows in 1..=70 {
+            check_product(format, (rows, 20, cols), rows as u64);
+        }
+    }
+}
+
 /// Weights and activations at their extremes: the products where narrower sums would overflow.
 #[test]
 fn block_dots_are_exact_at_the_extremes() {
@@ -286,13 +300,12 @@ fn block_dots_are_exact_at_the_extremes() {
                 set_scales(format, block, 1.0, -1.0);
             }
             let matrix = [packed(format, (16, cols), &raw).unwrap()];
-            let x = vec![x; cols];
-            let expected = oracle_dot(format, &raw[..format.block_bytes()], &x);
-            for cpu in cpus() {
+            let expected = oracle_dot(format, &raw[..format.block_bytes()], &vec![x; cols]);
+            for (cpu, rows) in cpus().into_iter().flat_map(|cpu| [(cpu, 1), (cpu, 16)]) {
                 let run = (cpu, &Threads::new(1).unwrap());
-                let mut out = [0.0; 16];
+                let (x, mut out) = (vec![x; rows * cols], vec![0.0; rows * 16]);
                 product(run, &matrix, &taken(run, &x, &matrix), Then::Store, &mut out);
-                assert_eq!(out, [expected; 16], "{format:?} {byte:#x} {cpu:?}");
+                assert_eq!(out, vec![expected; rows * 16], "{format:?} {byte:#x} {cpu:?}");
             }
         }
     }

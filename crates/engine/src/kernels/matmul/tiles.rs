@@ -1,0 +1,174 @@
+//! The same products where the processor has tiles: sixteen rows at a time.
+//!
+//! For: prompts and many sequences together. What is left over, and float weights, go the way of
+//! all others.
+//! Must never: round, add or order otherwise than the definition in the parent module: only the
+//! exact dots come from elsewhere.
+//! Relies on: [`Tiles`] for the dots of a block, and [`Activations`] for sixteen rows side by side.
+
+use std::ops::Range;
+
+use super::{Blocks, Place, Product, Tile, fetch_ahead, finish, product_rows, scales_of, unpack};
+use super::{Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
+use crate::kernels::blocks::{BLOCK, Format};
+use crate::kernels::lanes::Line;
+use crate::kernels::pack::TileParts;
+use crate::kernels::quantise::Activations;
+use crate::kernels::tiles::{Dots, ROWS, TileLanes, TileRows, Tiles};
+use crate::kernels::{Cpu, TileUnit};
+
+/// [`super::product_tiles`], by the tile unit that `cpu` has. Calls must have disjoint `tiles`.
+pub(super) fn product_tiles(cpu: Cpu, job: &Product<'_>, tiles: Range<usize>) {
+    #[cfg(test)]
+    use crate::kernels::{Isa, lanes::Scalar, tiles::Portable};
+    #[cfg(target_arch = "x86_64")]
+    use crate::kernels::{amx::Amx, lanes_avx512::Avx512};
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    unsafe fn avx512<T: Tiles>(job: &Product<'_>, tiles: Range<usize>) {
+        // SAFETY: the caller promises that the unit is there.
+        unsafe { product_tiles_body::<Avx512, T>(job, tiles) }
+    }
+    match (cpu.tile_unit, cpu.isa()) {
+        // SAFETY: a `Cpu` with this unit exists only if detection found it and AVX-512.
+        #[cfg(target_arch = "x86_64")]
+        (Some(TileUnit::Amx), _) => unsafe { avx512::<Amx>(job, tiles) },
+        // SAFETY: a `Cpu` exists only if detection found its features; the unit is always there.
+        #[cfg(all(test, target_arch = "x86_64"))]
+        (Some(TileUnit::Portable), Isa::Avx512Vnni) => unsafe { avx512::<Portable>(job, tiles) },
+        // SAFETY: the unit is always there.
+        #[cfg(test)]
+        (Some(TileUnit::Portable), _) => unsafe {
+            product_tiles_body::<Scalar, Portable>(job, tiles);
+        },
+        _ => super::product_tiles(cpu, job, tiles),
+    }
+}
+
+/// # Safety
+/// The processor has the unit.
+#[inline(always)]
+unsafe fn product_tiles_body<V: TileLanes, T: Tiles>(job: &Product<'_>, tiles: Range<usize>) {
+    // SAFETY: the caller's promise.
+    let unit = unsafe { T::set_up() };
+    for tile in tiles {
+        let place = Place::of(job, tile);
+        let in_tiles = match place.tiles[0].weights.format.is_float() {
+            true => 0,
+            false => job.x.rows_in_tiles(),
+        };
+        let mut row = 0;
+        while row < in_tiles {
+            let rows = row..in_tiles.min(row + ROWS);
+            let mut dots = [[V::splat(0.0); ROWS]; 2];
+            for (tile, dots) in place.matrices().zip(&mut dots) {
+                dot_sixteen::<V, T>(&unit, tile, job.x, row, dots);
+            }
+            finish::<V, ROWS>(job, &place, rows.clone(), dots);
+            row = rows.end;
+        }
+        product_rows::<V>(job, &place, in_tiles..job.x.rows);
+    }
+}
+
+/// `dots[i] = tile·x[row + i]`, choosing the form by format.
+#[inline(always)]
+fn dot_sixteen<V: TileLanes, T: Tiles>(
+    unit: &T,
+    tile: Tile<'_>,
+    x: &Activations,
+    row: usize,
+    dots: &mut [V; ROWS],
+) {
+    let x = x.tile_rows(row);
+    match tile.weights.format {
+        Format::Q4_0 => dot_blocks::<V, T, Q4_0>(unit, tile, x, dots),
+        Format::Q4_1 => dot_blocks::<V, T, Q4_1>(unit, tile, x, dots),
+        Format::Q5_0 => dot_blocks::<V, T, Q5_0>(unit, tile, x, dots),
+        Format::Q5_1 => dot_blocks::<V, T, Q5_1>(unit, tile, x, dots),
+        Format::Q8_0 => dot_blocks::<V, T, Q8_0>(unit, tile, x, dots),
+        Format::Q4K => dot_blocks::<V, T, Q4K>(unit, tile, x, dots),
+        Format::Q5K => dot_blocks::<V, T, Q5K>(unit, tile, x, dots),
+        Format::Q6K => dot_blocks::<V, T, Q6K>(unit, tile, x, dots),
+        // They never come here.
+        Format::F16 | Format::Bf16 | Format::F32 => {}
+    }
+}
+
+/// The parent's definition with the dots of a block by `unit`: it computes a block's while the
+/// lanes add those of the block before.
+#[inline(always)]
+fn dot_blocks<V: TileLanes, T: Tiles, F: Blocks>(
+    unit: &T,
+    tile: Tile<'_>,
+    x: &[TileRows],
+    dots: &mut [V; ROWS],
+) {
+    let parts = tile.weights.tile(tile.tile);
+    let x = &x[..tile.weights.blocks()];
+    let mut halves = Halves([Line([0; 64]); 12]);
+    let [mut even, mut odd] = [[Dots::ZERO; 2]; 2];
+    let mut acc = [V::splat(0.0); ROWS];
+    begin::<V, T, F, 0>(unit, (parts, x), 0, &mut halves, &mut even);
+    for b in (0..x.len()).step_by(2) {
+        begin::<V, T, F, 1>(unit, (parts, x), b + 1, &mut halves, &mut odd);
+        add::<V, F>((parts, x), b, &even, &mut acc);
+        begin::<V, T, F, 0>(unit, (parts, x), b + 2, &mut halves, &mut even);
+        add::<V, F>((parts, x), b + 1, &odd, &mut acc);
+    }
+    *dots = acc;
+}
+
+/// The halves of a block's weights, each filled up with zeros to a block's length: lines 0 to 7
+/// and lines 4 to 11, where 4 to 7 are zeros.
+struct Halves([Line; 12]);
+
+/// Has `unit` compute the dots of a block, or of its halves where each has a scale; of no block
+/// where there are no more.
+#[inline(always)]
+fn begin<V: TileLanes, T: Tiles, F: Blocks, const SET: usize>(
+    unit: &T,
+    (parts, x): (TileParts<'_>, &[TileRows]),
+    b: usize,
+    halves: &mut Halves,
+    dots: &mut [Dots; 2],
+) {
+    let Some(x) = x.get(b) else { return };
+    fetch_ahead::<V, F>(parts, b);
+    let weights = V::signed(&unpack::<V, F>(parts.lines, b), F::ZERO as u8);
+    if F::BITS == 6 {
+        let (low, high) = weights.split_at(BLOCK / 8);
+        halves.0[..4].copy_from_slice(low);
+        halves.0[8..].copy_from_slice(high);
+        if let (Some(low), Some(high)) = (halves.0.first_chunk(), halves.0.last_chunk()) {
+            unit.dots::<0>(&x.q, low, &mut dots[0]);
+            unit.dots::<1>(&x.q, high, &mut dots[1]);
+        }
+    } else {
+        unit.dots::<SET>(&x.q, &weights, &mut dots[0]);
+    }
+}
+
+/// Adds a block whose dots are there, if there is such a block.
+#[inline(always)]
+fn add<V: TileLanes, F: Blocks>(
+    (parts, x): (TileParts<'_>, &[TileRows]),
+    b: usize,
+    dots: &[Dots; 2],
+    acc: &mut [V; ROWS],
+) {
+    let Some(x) = x.get(b) else { return };
+    let (d, second) = scales_of::<V, F>(parts, b);
+    unrolled!(ROWS, |R| {
+        let scale = V::splat(x.scale[R]);
+        acc[R] = V::load_i32(&dots[0].0[R]).fma(d.mul(scale), acc[R]);
+        if F::BITS == 6 {
+            acc[R] = V::load_i32(&dots[1].0[R]).fma(second.mul(scale), acc[R]);
+        }
+        if F::MINIMUM {
+            acc[R] = second.fma(V::splat(x.scaled_sum[R]), acc[R]);
+        }
+    });
+}
