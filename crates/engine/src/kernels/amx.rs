@@ -187,7 +187,9 @@ mod emulated {
     use crate::kernels::Isa;
     use crate::kernels::tiles::Portable;
 
+    type SetUp = unsafe extern "sysv64" fn(&Setting);
     type DotsOf = unsafe extern "sysv64" fn(&[[i8; BLOCK]; ROWS], &[Line; BLOCK / 4], &mut Dots);
+    type GiveBack = unsafe extern "sysv64" fn();
 
     #[unsafe(no_mangle)]
     static TALLY_AMX_SETTING: Setting = setting();
@@ -229,7 +231,9 @@ mod emulated {
     fn dots_are_those_of_the_definition() {
         let mut dots = [Dots::ZERO; 2];
         let both = black_box([tally_amx_dots_0 as DotsOf, tally_amx_dots_1]);
-        let around = black_box((tally_amx_set_up, tally_amx_give_back, &TALLY_AMX_SETTING));
+        let set_up = black_box(tally_amx_set_up as SetUp);
+        let give_back = black_box(tally_amx_give_back as GiveBack);
+        let setting = black_box(&TALLY_AMX_SETTING);
         if !(Isa::Avx512Vnni.is_available() && is_usable()) {
             println!("NOT RUN here: this processor has no tiles");
             return;
@@ -240,10 +244,10 @@ mod emulated {
             std::array::from_fn(|j| Line(std::array::from_fn(|i| (j * 57 + i * 101) as u8)));
         // SAFETY: tiles are usable, as was just asked.
         let portable = unsafe {
-            (around.0)(around.2);
+            set_up(setting);
             both[0](&x, &weights, &mut dots[0]);
             both[1](&x, &weights, &mut dots[1]);
-            (around.1)();
+            give_back();
             Portable::set_up()
         };
         let mut expected = Dots::ZERO;

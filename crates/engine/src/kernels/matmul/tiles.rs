@@ -112,11 +112,16 @@ fn dot_blocks<V: TileLanes, T: Tiles, F: Blocks>(
     let [mut even, mut odd] = [[Dots::ZERO; 2]; 2];
     let mut acc = [V::splat(0.0); ROWS];
     begin::<V, T, F, 0>(unit, (parts, x), 0, &mut halves, &mut even);
-    for b in (0..x.len()).step_by(2) {
-        begin::<V, T, F, 1>(unit, (parts, x), b + 1, &mut halves, &mut odd);
-        add::<V, F>((parts, x), b, &even, &mut acc);
-        begin::<V, T, F, 0>(unit, (parts, x), b + 2, &mut halves, &mut even);
-        add::<V, F>((parts, x), b + 1, &odd, &mut acc);
+    for b in (1..x.len()).step_by(2) {
+        begin::<V, T, F, 1>(unit, (parts, x), b, &mut halves, &mut odd);
+        add::<V, F>((parts, x), b - 1, &even, &mut acc);
+        // The last one once more rather than a condition, which would keep the sums moving
+        // between registers; then nobody reads these dots.
+        begin::<V, T, F, 0>(unit, (parts, x), (b + 1).min(x.len() - 1), &mut halves, &mut even);
+        add::<V, F>((parts, x), b, &odd, &mut acc);
+    }
+    if x.len() % 2 == 1 {
+        add::<V, F>((parts, x), x.len() - 1, &even, &mut acc);
     }
     *dots = acc;
 }
@@ -125,8 +130,7 @@ fn dot_blocks<V: TileLanes, T: Tiles, F: Blocks>(
 /// and lines 4 to 11, where 4 to 7 are zeros.
 struct Halves([Line; 12]);
 
-/// Has `unit` compute the dots of a block, or of its halves where each has a scale; of no block
-/// where there are no more.
+/// Has `unit` compute the dots of a block, or of its halves where each has a scale.
 #[inline(always)]
 fn begin<V: TileLanes, T: Tiles, F: Blocks, const SET: usize>(
     unit: &T,
@@ -135,7 +139,7 @@ fn begin<V: TileLanes, T: Tiles, F: Blocks, const SET: usize>(
     halves: &mut Halves,
     dots: &mut [Dots; 2],
 ) {
-    let Some(x) = x.get(b) else { return };
+    let x = &x[b];
     fetch_ahead::<V, F>(parts, b);
     let weights = V::signed(&unpack::<V, F>(parts.lines, b), F::ZERO as u8);
     if F::BITS == 6 {
@@ -151,7 +155,7 @@ fn begin<V: TileLanes, T: Tiles, F: Blocks, const SET: usize>(
     }
 }
 
-/// Adds a block whose dots are there, if there is such a block.
+/// Adds a block whose dots are there.
 #[inline(always)]
 fn add<V: TileLanes, F: Blocks>(
     (parts, x): (TileParts<'_>, &[TileRows]),
@@ -159,7 +163,7 @@ fn add<V: TileLanes, F: Blocks>(
     dots: &[Dots; 2],
     acc: &mut [V; ROWS],
 ) {
-    let Some(x) = x.get(b) else { return };
+    let x = &x[b];
     let (d, second) = scales_of::<V, F>(parts, b);
     unrolled!(ROWS, |R| {
         let scale = V::splat(x.scale[R]);
