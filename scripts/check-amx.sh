@@ -56,8 +56,8 @@ END
     done
     rm -rf "$home/cache" "$home/lists"
     local libraries="$home/root/usr/lib/x86_64-linux-gnu" models
-    models=$(LTDL_LIBRARY_PATH="$libraries/bochs/plugins" "$libraries/ld-linux-x86-64.so.2" --library-path "$libraries" \
-        "$home/root/usr/bin/bochs-bin" --help cpu 2>&1) || true
+    models=$(LTDL_LIBRARY_PATH="$libraries/bochs/plugins" "$libraries/ld-linux-x86-64.so.2" \
+        --library-path "$libraries" "$home/root/usr/bin/bochs-bin" --help cpu 2>&1) || true
     grep -qx sapphire_rapids <<<"$models" || die "the fetched Bochs does not run: $models"
     touch "$home/complete"
 }
