@@ -9,13 +9,13 @@ use tally::node::settings::{Inputs, Settings};
 use tally::node::wiring::WiringError;
 use tally::units::Hash32;
 
-fn model() -> String {
+pub fn model() -> String {
     std::env::var("TALLY_TEST_MODEL")
         .expect("this test needs a model: set TALLY_TEST_MODEL to SmolLM2-135M-Instruct.Q4_1.gguf")
 }
 
 /// Two models, both of them the test's file.
-fn settings(more: &[(&str, &str)]) -> Settings {
+pub fn settings(more: &[(&str, &str)]) -> Settings {
     let (path, second) = (model(), format!("second={}", model()));
     let base = [
         ("HOME", "/nonexistent"),
