@@ -1,9 +1,9 @@
 """Our perplexity and llama.cpp's on one text, chunk by chunk.
 
 Run by scripts/bench/perplexity.sh. Both programs predict the same tokens of the same chunks, so
-what tells them apart is the difference of their surprise (nats a token) in each chunk: it varies far
-less than the surprise itself. Its mean over the chunks gives the ratio of the perplexities, its
-standard deviation the ratio's standard error. One JSON line:
+what tells them apart is the difference of their surprise (nats a token) in each chunk: it varies
+far less than the surprise itself. Its mean over the chunks gives the ratio of the perplexities,
+its standard deviation the ratio's standard error. One JSON line:
 
   figure, model   what was measured
   ours, peer      perplexities; of the peer's two forms, with and without flash attention, the lower

@@ -17,8 +17,8 @@ words=()
 #
 # KIND is `whole:DIGITS` (a whole number from 1 of so many digits at most), `model` (a file; may be
 # given again), `models` (a folder whose GGUF files are all measured), `file`, or the words that may
-# be chosen, divided by |. Words that are no options match the regular expression PATTERN as a whole.
-# --help shows the script's own head. Everything else ends the script.
+# be chosen, divided by |. Words that are no options match the regular expression PATTERN as a
+# whole. --help shows the script's own head. Everything else ends the script.
 read_options() {
     local -A kinds=()
     local pattern='' kind

@@ -91,6 +91,13 @@ async fn models_answer_side_by_side_what_they_answer_alone() {
     assert_eq!([&b, &c], [&alone[0], &alone[1]]);
     assert!(a.len() > 10 && a != d, "{a:?} {d:?}");
 
+    let before = engine.load();
+    say(&engine, "second", &"red green blue ".repeat(8)).await;
+    let load = engine.load();
+    let guessed = load.guessed_tokens - before.guessed_tokens;
+    let right = load.guessed_right - before.guessed_right;
+    assert!(0 < right && right <= guessed, "{right} of {guessed}");
+
     engine.shutdown();
     assert!(!engine.is_healthy());
 }
