@@ -92,7 +92,9 @@ async fn models_answer_side_by_side_what_they_answer_alone() {
     assert!(a.len() > 10 && a != d, "{a:?} {d:?}");
 
     let before = engine.load();
-    say(&engine, "second", &"red green blue ".repeat(8)).await;
+    let paragraph = "The keeper of the lighthouse climbed the hundred and twelve steps every \
+                     evening, lit the lamp, and wrote the weather into a blue book.\n\n";
+    say(&engine, "second", &format!("{paragraph}{paragraph}The keeper of")).await;
     let load = engine.load();
     let guessed = load.guessed_tokens - before.guessed_tokens;
     let right = load.guessed_right - before.guessed_right;
