@@ -27,6 +27,9 @@ pub(crate) trait Lanes: Copy {
     /// Sums that attention keeps at once beside what it adds to them. Speed only.
     const SUMS: usize;
 
+    /// Asks for the cache line at `at` without waiting for it; any address will do. Speed only.
+    fn fetch(_at: *const Line) {}
+
     /// All lanes `x`.
     fn splat(x: f32) -> Self;
     /// Lanes from memory.

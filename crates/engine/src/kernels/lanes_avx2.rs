@@ -53,6 +53,16 @@ fn dot_small_half<const RUN: usize>(
     }
 }
 
+/// Σ w·x + start for sixteen rows of weights ≤ 63, over the four groups of x from `first` on.
+///
+/// A function, not a closure: only `#[inline(always)]` brings the intrinsics into code that has
+/// the features, and without it each was a call (80 times slower).
+#[inline(always)]
+fn six_half(weights: &[__m256i; 16], x: &[i8; 32], first: usize, start: i32) -> Avx2 {
+    let (low, high) = (&weights[first..first + 4], &weights[8 + first..12 + first]);
+    Avx2(dot_small_half::<2>(low, (x, first), start), dot_small_half::<2>(high, (x, first), start))
+}
+
 /// Σ w·x for eight rows of signed weights: |w| as u8 (128 for −128) times x with w's sign: a pair
 /// is at most 2·128·127 = 32 512, within an i16; pairs are widened before they are added.
 #[inline(always)]
@@ -89,6 +99,11 @@ impl Lanes for Avx2 {
     /// Two registers each.
     const SUMS: usize = 6;
 
+    #[inline(always)]
+    fn fetch(at: *const Line) {
+        // SAFETY: a prefetch changes nothing that a program could see, and never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
     #[inline(always)]
     fn splat(x: f32) -> Self {
         // SAFETY: see the impl.
@@ -188,25 +203,21 @@ impl Lanes for Avx2 {
 
     #[inline(always)]
     fn load_u8(from: &[u8; LANES]) -> Self {
-        let half = |at: usize| {
-            // SAFETY: eight bytes are readable from 0 and from 8, `per_isa!` proved AVX2.
-            unsafe {
-                let bytes = _mm_loadl_epi64(from[at..at + 8].as_ptr().cast());
-                _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes))
-            }
-        };
-        Avx2(half(0), half(8))
+        // SAFETY: see the impl; eight bytes are read from 0 and from 8.
+        unsafe {
+            let low = _mm256_cvtepu8_epi32(_mm_loadl_epi64(from.as_ptr().cast()));
+            let high = _mm256_cvtepu8_epi32(_mm_loadl_epi64(from[8..].as_ptr().cast()));
+            Avx2(_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high))
+        }
     }
     #[inline(always)]
     fn load_i8(from: &[u8; LANES]) -> Self {
-        let half = |at: usize| {
-            // SAFETY: as in `load_u8`.
-            unsafe {
-                let bytes = _mm_loadl_epi64(from[at..at + 8].as_ptr().cast());
-                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes))
-            }
-        };
-        Avx2(half(0), half(8))
+        // SAFETY: see the impl; eight bytes are read from 0 and from 8.
+        unsafe {
+            let low = _mm256_cvtepi8_epi32(_mm_loadl_epi64(from.as_ptr().cast()));
+            let high = _mm256_cvtepi8_epi32(_mm_loadl_epi64(from[8..].as_ptr().cast()));
+            Avx2(_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high))
+        }
     }
     #[inline(always)]
     fn unpack_nibbles(from: &[Line; 4]) -> Self::Weights {
@@ -293,14 +304,7 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     fn dot_six_halves(weights: &Self::Weights, x: &[i8; 32], starts: [i32; 2]) -> [Self; 2] {
-        let half = |first: usize, start: i32| {
-            let (low, high) = (&weights[first..first + 4], &weights[8 + first..12 + first]);
-            Avx2(
-                dot_small_half::<2>(low, (x, first), start),
-                dot_small_half::<2>(high, (x, first), start),
-            )
-        };
-        [half(0, starts[0]), half(4, starts[1])]
+        [six_half(weights, x, 0, starts[0]), six_half(weights, x, 4, starts[1])]
     }
     #[inline(always)]
     fn dot_octets(weights: &Self::Weights, x: &[i8; 32], _start: i32) -> Self {

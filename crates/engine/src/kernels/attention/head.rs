@@ -126,9 +126,9 @@ fn score<V: Lanes, const G: usize>(job: &Attend<'_>, blocks: &[u32], scores: &mu
         let (now, later) = blocks.split_at(count);
         let (scores_now, scores_later) = scores.split_at_mut(count * G * LANES);
         match count {
-            4 => score_blocks::<V, G, 4>(job, now, scores_now),
-            2 => score_blocks::<V, G, 2>(job, now, scores_now),
-            _ => score_blocks::<V, G, 1>(job, now, scores_now),
+            4 => score_blocks::<V, G, 4>(job, (now, later), scores_now),
+            2 => score_blocks::<V, G, 2>(job, (now, later), scores_now),
+            _ => score_blocks::<V, G, 1>(job, (now, later), scores_now),
         }
         (blocks, scores) = (later, scores_later);
     }
@@ -137,7 +137,7 @@ fn score<V: Lanes, const G: usize>(job: &Attend<'_>, blocks: &[u32], scores: &mu
 #[inline(always)]
 fn score_blocks<V: Lanes, const G: usize, const B: usize>(
     job: &Attend<'_>,
-    blocks: &[u32],
+    blocks: (&[u32], &[u32]),
     scores: &mut [f32],
 ) {
     match job.cells {
@@ -146,19 +146,27 @@ fn score_blocks<V: Lanes, const G: usize, const B: usize>(
     }
 }
 
-/// Σ query·key of the 16 keys in each of `B` blocks, dimensions in ascending order.
+/// Σ query·key of the 16 keys in each of `B` blocks, dimensions in ascending order. Blocks lie
+/// anywhere, so the keys of the `later` ones are asked for meanwhile.
 #[inline(always)]
 fn score_cells<V: Lanes, C: Cell, const G: usize, const B: usize>(
     job: &Attend<'_>,
     cells: &[C],
-    blocks: &[u32],
+    (blocks, later): (&[u32], &[u32]),
     scores: &mut [f32],
 ) {
     let dim = job.heads.dim;
+    let keys_of = |block: u32| {
+        let at = job.keys_at(block);
+        &cells[at..at + dim * LANES].as_chunks::<LANES>().0[..dim]
+    };
     let mut keys: [&[[C; LANES]]; B] = [&[]; B];
     for (keys, block) in keys.iter_mut().zip(blocks) {
-        let at = job.keys_at(*block);
-        *keys = &cells[at..at + dim * LANES].as_chunks::<LANES>().0[..dim];
+        *keys = keys_of(*block);
+    }
+    let mut next = keys;
+    for (next, block) in next.iter_mut().zip(later) {
+        *next = keys_of(*block);
     }
     let mut rows: [&[f32]; G] = [&[]; G];
     for (g, row) in rows.iter_mut().enumerate() {
@@ -167,6 +175,7 @@ fn score_cells<V: Lanes, C: Cell, const G: usize, const B: usize>(
     let mut sums = [[V::splat(0.0); G]; B];
     for d in 0..dim {
         for b in 0..B {
+            V::fetch(next[b][d].as_ptr().cast());
             let key = C::load::<V>(&keys[b][d]);
             for g in 0..G {
                 sums[b][g] = V::splat(rows[g][d]).fma(key, sums[b][g]);
@@ -214,6 +223,9 @@ fn weights_of_body<V: Lanes>(job: &Attend<'_>, scores: &mut [f32], scales: &mut 
         scales[head] = 1.0 / tree_sum(sum);
     }
 }
+
+/// Blocks between the values that are summed and those that are asked for.
+const AHEAD: usize = 4;
 
 /// Dimensions of a value to a task of [`attend_split`].
 pub(super) const PIECE_DIMS: usize = 2 * LANES;
@@ -270,12 +282,14 @@ fn weigh_cells<V: Lanes, C: Cell, const G: usize, const D: usize>(
     let weights = weights.chunks_exact(G).zip(job.blocks).enumerate();
     for (i, (weights, block)) in weights {
         let values_at = job.values_at(*block) + at;
+        let next_at = job.values_at(*job.blocks.get(i + AHEAD).unwrap_or(block)) + at;
         let slots = if i == 0 { job.skipped } else { 0 }..LANES.min(job.keys - i * LANES);
         for slot in slots {
             let value_at = values_at + slot * dim;
             let (value, _) = cells[value_at..value_at + D * LANES].as_chunks::<LANES>();
             let mut lanes = [V::splat(0.0); D];
             for d in 0..D {
+                V::fetch(cells[next_at + slot * dim + d * LANES..].as_ptr().cast());
                 lanes[d] = C::load::<V>(&value[d]);
             }
             for g in 0..G {
