@@ -26,8 +26,8 @@ pub(crate) struct Crew {
     /// All of them, at least 1.
     pub(crate) count: usize,
     /// A pinned thread stays where it is when something else takes its processor for a while,
-    /// and all others wait for it: beside other programs a prompt took 1.1 times as long so, and
-    /// decoding gained nothing (2 threads on 2 cores; docs/config.md).
+    /// and all others wait for it. On 2 cores it gained nothing undisturbed, and cost prompts an
+    /// eighth of their speed beside busy programs (docs/config.md).
     pub(crate) is_pinned: bool,
 }
 
