@@ -208,9 +208,16 @@ fn model(reader: &mut Reader) -> ModelSettings {
 
 fn engine(reader: &mut Reader) -> EngineSettings {
     let most = usize::try_from(THREADS_MAX).unwrap_or(usize::MAX);
+    let threads = reader.integer("engine.threads").unwrap_or_else(|| processors().min(most));
+    let pin_threads = reader.switch("engine.pin_threads").unwrap_or_default();
+    if pin_threads && threads > processors() {
+        let found = processors();
+        let why = format!("{threads} threads cannot have one each of {found} processors");
+        reader.clash("engine.pin_threads", why);
+    }
     EngineSettings {
-        threads: reader.integer("engine.threads").unwrap_or_else(|| processors().min(most)),
-        pin_threads: reader.switch("engine.pin_threads").unwrap_or_default(),
+        threads,
+        pin_threads,
         kv_memory_bytes: reader.integer("engine.kv_memory_bytes").unwrap_or_default(),
         kv_type: match reader.choice("engine.kv_type") {
             Some("f32") => KvType::F32,
@@ -380,6 +387,28 @@ fn log(reader: &mut Reader) -> LogSettings {
 mod tests {
     use super::*;
 
+    /// Settings of a free node with these besides.
+    fn free_with(more: &[(&'static str, String)]) -> Result<Settings, SettingsError> {
+        let mut inputs = sources::Inputs::default();
+        inputs.flags.insert("free", "true".into());
+        inputs.flags.insert("model.path", "model.gguf".into());
+        inputs.flags.insert("data_dir", "data".into());
+        inputs.flags.extend(more.iter().cloned());
+        settings(&inputs)
+    }
+
+    #[test]
+    fn threads_are_pinned_only_where_told_and_to_a_processor_each() {
+        assert!(!free_with(&[]).unwrap().engine.pin_threads);
+        let pinned = ("engine.pin_threads", "true".to_owned());
+        assert!(free_with(std::slice::from_ref(&pinned)).unwrap().engine.pin_threads);
+        let crowd = ("engine.threads", (processors() + 1).to_string());
+        let words = free_with(&[pinned, crowd]).unwrap_err().to_string();
+        assert!(words.contains("engine.pin_threads") && words.contains("one each"), "{words}");
+        let maybe = free_with(&[("engine.pin_threads", "maybe".into())]).unwrap_err().to_string();
+        assert!(maybe.contains("engine.pin_threads") && maybe.contains("maybe"), "{maybe}");
+    }
+
     #[test]
     fn the_operator_is_told_of_more_threads_than_processors() {
         for (threads, processors, is_told) in [(1, 2, false), (2, 2, false), (3, 2, true)] {
@@ -387,16 +416,9 @@ mod tests {
         }
         let words = crowd(8, 2).unwrap();
         assert!(words.starts_with("engine.threads is 8,") && words.contains("use 2 processors"));
-        let notes = |threads: Option<usize>| {
-            let mut inputs = sources::Inputs::default();
-            inputs.flags.insert("free", "true".into());
-            inputs.flags.insert("model.path", "model.gguf".into());
-            inputs.flags.insert("data_dir", "data".into());
-            inputs.flags.extend(threads.map(|count| ("engine.threads", count.to_string())));
-            settings(&inputs).unwrap().notes
-        };
-        assert_eq!(notes(None), [""; 0]);
-        assert_eq!(notes(Some(256)), crowd(256, processors()).into_iter().collect::<Vec<_>>());
+        assert_eq!(free_with(&[]).unwrap().notes, [""; 0]);
+        let of_256 = free_with(&[("engine.threads", "256".into())]).unwrap();
+        assert_eq!(of_256.notes, crowd(256, processors()).into_iter().collect::<Vec<_>>());
     }
 
     #[test]
