@@ -99,6 +99,10 @@ metrics! {
         "Tokens that sequences found in the KV cache and that were not read again";
     PREEMPTIONS = "preemptions_total", Counter, "sequences", [],
         "Sequences that gave their blocks to older ones, to be read again later";
+    SPECULATION_GUESSED_TOKENS = "speculation_guessed_tokens_total", Counter, "tokens", [],
+        "Tokens that were guessed where a text repeats itself or its prompt, and checked";
+    SPECULATION_RIGHT_TOKENS = "speculation_right_tokens_total", Counter, "tokens", [],
+        "Guessed tokens that came true, for which the weights were not read once more";
     SESSIONS_ACTIVE = "sessions_active", Gauge, "sessions", [],
         "Sessions that are not over on chain";
     CHAIN_HEAD_BLOCK = "chain_head_block", Gauge, "blocks", [],

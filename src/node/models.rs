@@ -5,7 +5,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use tally_engine::{Engine, EngineOptions, LoadProgress, ModelFiles, Turns};
+use tally_engine::{ChatFormat, Engine, EngineOptions, LoadProgress, ModelFiles, Turns};
 
 use super::file_hash::{sha256_file, sha256_model};
 use super::settings::{EngineSettings, ModelFile, Settings};
@@ -59,6 +59,7 @@ fn load_one(
     });
     let engine = loaded.map_err(|error| fail(error.to_string()))?;
     budget.take(&name, engine.info().memory_bytes)?;
+    say_chat_format(&name, engine.info().chat_format);
     let hashes = hashes.map_err(|_| fail("its hash could not be taken".into()))?;
     let (weights_sha256, tokenizer_sha256) = hashes.map_err(|error| fail(error.to_string()))?;
     Ok(LocalModel { name, weights_sha256, tokenizer_sha256, engine })
@@ -90,6 +91,21 @@ fn say_progress(files: &ModelFiles, model: String) {
             tracing::info!(model, percent = tenths * 10, bytes_total, "loading");
         }
     });
+}
+
+/// A line in the log for the format of conversations, since a wrong one makes answers worse and
+/// nothing else tells.
+fn say_chat_format(model: &str, format: ChatFormat) {
+    match format {
+        ChatFormat::Own => tracing::info!(model, "chat format: the file's own template"),
+        ChatFormat::BuiltIn(name) => {
+            tracing::info!(model, name, "chat format: built in, the file has no template");
+        }
+        ChatFormat::Plain => tracing::warn!(
+            model,
+            "chat format: plain text, since the file has no template and declares no known format"
+        ),
+    }
 }
 
 /// The memory that the operator gave, bytes.

@@ -40,7 +40,8 @@ use crate::session::{Notice, PauseReason, Sessions};
 use crate::settlement::Observer;
 use crate::telemetry::{
     ENGINE_SEQUENCES_QUEUED, ENGINE_SEQUENCES_RUNNING, KV_BLOCK_COUNT_CACHED, KV_BLOCK_COUNT_FREE,
-    KV_EVICTIONS, PREEMPTIONS, PREFIX_HITS, PREFIX_TOKENS,
+    KV_EVICTIONS, PREEMPTIONS, PREFIX_HITS, PREFIX_TOKENS, SPECULATION_GUESSED_TOKENS,
+    SPECULATION_RIGHT_TOKENS,
 };
 use crate::units::{Hash32, JobId, TokenCount, TxHash};
 
@@ -287,6 +288,8 @@ async fn watch_load(
         counter!(PREFIX_HITS).absolute(load.cache.hits);
         counter!(PREFIX_TOKENS).absolute(load.cache.hit_tokens);
         counter!(PREEMPTIONS).absolute(load.cache.preemptions);
+        counter!(SPECULATION_GUESSED_TOKENS).absolute(load.guessed_tokens);
+        counter!(SPECULATION_RIGHT_TOKENS).absolute(load.guessed_right);
     }
     Ok(())
 }

@@ -229,7 +229,8 @@ const NODE: &[Setting] = &[
         fallback: Fallback::Text("owner"),
         about: "Whose prompts are not read again where they begin like earlier ones: none, those \
                 of one depositor (in free mode all, as the operator's own), or all; the time to \
-                the first token then tells whether such a beginning was sent before",
+                the first token and `cached_tokens` then tell whether such a beginning was sent \
+                before",
     },
     Setting {
         key: "engine.speculation",

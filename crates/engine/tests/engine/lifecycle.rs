@@ -32,16 +32,21 @@ fn what_can_never_be_served_is_refused_at_the_start() {
         let expected = StartError::ContextTooLong { prompt_tokens, context_length: context };
         assert_eq!(refused, expected);
     }
-    for bad in [
-        request(vec![5], 0),
-        request(vec![engine.info().vocab_size], 1),
-        SequenceRequest { stop: vec![String::new()], ..request(vec![5], 1) },
-        SequenceRequest {
-            sampling: Sampling { top_p: 2.0, ..Sampling::greedy() },
-            ..request(vec![5], 1)
-        },
+    let vocab_size = engine.info().vocab_size;
+    let sampled = |sampling| SequenceRequest { sampling, ..request(vec![5], 1) };
+    let stranger = [(vocab_size, 1.0)].into();
+    for (name, bad) in [
+        ("max_tokens", request(vec![5], 0)),
+        ("prompt", request(vec![vocab_size], 1)),
+        ("stop", SequenceRequest { stop: vec![String::new()], ..request(vec![5], 1) }),
+        ("top_p", sampled(Sampling { top_p: 2.0, ..Sampling::greedy() })),
+        ("logit_bias", sampled(Sampling { logit_bias: stranger, ..Sampling::greedy() })),
+        ("logprobs", sampled(Sampling { logprobs: Some(21), ..Sampling::greedy() })),
     ] {
-        assert!(matches!(refusal(&engine, bad), StartError::InvalidSampling(_)));
+        match refusal(&engine, bad) {
+            StartError::InvalidSetting { setting, .. } => assert_eq!(setting, name),
+            other => panic!("{name}: {other}"),
+        }
     }
 }
 
