@@ -15,6 +15,18 @@ pub enum MetricKind {
     Histogram,
 }
 
+impl MetricKind {
+    /// As Prometheus calls it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
+        }
+    }
+}
+
 /// One metric.
 #[derive(Debug, Clone, Copy)]
 pub struct Metric {
@@ -87,6 +99,10 @@ metrics! {
         "Tokens that sequences found in the KV cache and that were not read again";
     PREEMPTIONS = "preemptions_total", Counter, "sequences", [],
         "Sequences that gave their blocks to older ones, to be read again later";
+    SPECULATION_GUESSED_TOKENS = "speculation_guessed_tokens_total", Counter, "tokens", [],
+        "Tokens that were guessed where a text repeats itself or its prompt, and checked";
+    SPECULATION_RIGHT_TOKENS = "speculation_right_tokens_total", Counter, "tokens", [],
+        "Guessed tokens that came true, for which the weights were not read once more";
     SESSIONS_ACTIVE = "sessions_active", Gauge, "sessions", [],
         "Sessions that are not over on chain";
     CHAIN_HEAD_BLOCK = "chain_head_block", Gauge, "blocks", [],
@@ -113,11 +129,7 @@ impl Metric {
     /// Its row in `docs/metrics.md`.
     #[must_use]
     pub fn markdown_row(&self) -> String {
-        let kind = match self.kind {
-            MetricKind::Counter => "counter",
-            MetricKind::Gauge => "gauge",
-            MetricKind::Histogram => "histogram",
-        };
+        let kind = self.kind.word();
         let labels: Vec<_> = self.labels.iter().map(|label| format!("`{label}`")).collect();
         let labels = labels.join(", ");
         format!("| `{}` | {kind} | {} | {labels} | {} |", self.name, self.unit, self.about)

@@ -9,16 +9,15 @@
 # Wants 6 GB in DIR while it works, 3 GB afterwards. Prints the files' names.
 set -euo pipefail
 
-# shellcheck source=scripts/lib/tools.sh
-source "$(dirname "${BASH_SOURCE[0]}")/../lib/tools.sh"
-# shellcheck source=scripts/lib/system.sh
-source "$TALLY_ROOT/scripts/lib/system.sh"
+# shellcheck source=scripts/lib/bench.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../lib/bench.sh"
 
 case "${1:-}" in
 '' | -h | --help)
-    sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p;}' "${BASH_SOURCE[0]}"
+    print_head
     exit 0
     ;;
+-*) die "unknown option: $1 (--help lists them)" ;;
 esac
 mkdir -p "$1"
 dir=$(realpath "$1")

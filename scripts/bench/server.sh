@@ -17,43 +17,17 @@
 # One JSON line to a figure on standard output: see scripts/bench/servers.py.
 set -euo pipefail
 
-# shellcheck source=scripts/lib/tools.sh
-source "$(dirname "${BASH_SOURCE[0]}")/../lib/tools.sh"
-# shellcheck source=scripts/lib/system.sh
-source "$TALLY_ROOT/scripts/lib/system.sh"
+# shellcheck source=scripts/lib/bench.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../lib/bench.sh"
 
-model=
-rest=()
-while [ $# -gt 0 ]; do
-    case "$1" in
-    -h | --help)
-        sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p;}' "${BASH_SOURCE[0]}"
-        exit 0
-        ;;
-    --model)
-        model=$(realpath "${2:?--model wants a file}")
-        shift
-        ;;
-    --runs | --threads | --clients | --requests)
-        [[ "${2:-}" =~ ^[1-9][0-9]{0,2}$ ]] || die "$1 wants a whole number from 1"
-        rest+=("$1" "$2")
-        shift
-        ;;
-    *) die "unknown option: $1 (--help lists them)" ;;
-    esac
-    shift
-done
+read_options --model=model --runs=whole:3 --threads=whole:3 --clients=whole:3 --requests=whole:3 \
+    -- "$@"
+passed_on runs threads clients requests
 
 cd "$TALLY_ROOT"
 need_commands python3=python3
-[ -n "$model" ] || model=$("$TALLY_ROOT/scripts/fetch-model.sh" | tail -n 1)
-PEER=${PEER:-$TALLY_ROOT/target/llamacpp/build/bin}
-if [ ! -x "$PEER/llama-server" ]; then
-    say "building llama.cpp, the peer"
-    need_commands cc=build-essential
-    mkdir -p "$TALLY_ROOT/target/llamacpp"
-    DEST=$TALLY_ROOT/target/llamacpp "$TALLY_ROOT/scripts/bench/build_llamacpp.sh" >&2
-fi
+need_models
+need_peer llama-server
 if [ -z "${TALLY:-}" ]; then
     need_cargo
     say "building the node"
@@ -62,4 +36,4 @@ if [ -z "${TALLY:-}" ]; then
 fi
 [ -x "$TALLY" ] || die "no program: $TALLY"
 exec python3 "$TALLY_ROOT/scripts/bench/servers.py" --ours "$TALLY" --peer "$PEER" \
-    --model "$model" "${rest[@]}"
+    --model "${models[-1]}" "${passed[@]}"

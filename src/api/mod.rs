@@ -12,6 +12,7 @@ mod openai;
 mod outcome;
 mod prompt;
 mod rest;
+mod sampling;
 mod sse;
 mod whole;
 mod ws;

@@ -8,7 +8,7 @@ use metrics::{Histogram, counter, histogram};
 use serde_json::{Map, Value, json};
 
 use crate::clock::Clock;
-use crate::session::{ReplyInfo, TurnEnd, Usage};
+use crate::session::{Logprob, ReplyInfo, TokenLogprobs, TurnEnd, Usage};
 use crate::units::Millis;
 
 /// The wire name of a reason.
@@ -31,6 +31,33 @@ pub(super) fn usage(usage: Usage) -> Value {
         "total_tokens": total,
         "context_window_size": usage.context_window,
     })
+}
+
+/// One entry for each token, as OpenAI's API has them; `None` where the request asked for none.
+pub(super) fn logprobs(tokens: &[TokenLogprobs]) -> Option<Vec<Value>> {
+    let entry = |token: &TokenLogprobs| {
+        let mut map = logprob(&token.chosen);
+        let top: Vec<Value> = token.top.iter().map(|one| logprob(one).into()).collect();
+        map.insert("top_logprobs".into(), top.into());
+        Value::Object(map)
+    };
+    (!tokens.is_empty()).then(|| tokens.iter().map(entry).collect())
+}
+
+fn logprob(one: &Logprob) -> Map<String, Value> {
+    let mut map = Map::new();
+    map.insert("token".into(), String::from_utf8_lossy(&one.bytes).into());
+    map.insert("logprob".into(), one.logprob.into());
+    map.insert("bytes".into(), one.bytes.clone().into());
+    map
+}
+
+/// Adds `logprobs` to a message of the marketplace's protocols, whose frames have no such field
+/// where nobody asked for it.
+pub(super) fn put_logprobs(map: &mut Map<String, Value>, tokens: &[TokenLogprobs]) {
+    if let Some(content) = logprobs(tokens) {
+        map.insert("logprobs".into(), json!({ "content": content }));
+    }
 }
 
 /// What an answer's end says in every protocol.

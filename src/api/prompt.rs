@@ -7,6 +7,7 @@
 
 use serde_json::{Map, Value};
 
+use super::sampling;
 use crate::session::{
     Credential, Prompt, PromptInput, PromptRequest, Refusal, SamplingInput, Turn,
 };
@@ -61,7 +62,7 @@ pub(super) fn parse(
         model,
         input: input(map, prompt, context)?,
         max_tokens,
-        sampling: sampling(map)?,
+        sampling: sampling::parse(map, SamplingInput::default())?,
     };
     let stream = flag(map, "stream")?;
     Ok(ParsedPrompt { request, stream, request_id: request_id(map), label: label(map) })
@@ -197,35 +198,6 @@ pub(super) fn flag(map: &Map<String, Value>, key: &'static str) -> Result<Option
     let Some(value) = present(map, key) else { return Ok(None) };
     let flag = value.as_bool();
     flag.map(Some).ok_or_else(|| Refusal::invalid(key, format!("{key} must be true or false")))
-}
-
-fn sampling(map: &Map<String, Value>) -> Result<SamplingInput, Refusal> {
-    let default = SamplingInput::default();
-    Ok(SamplingInput {
-        temperature: fraction(map, "temperature", default.temperature)?,
-        top_k: whole(map, "top_k")?.unwrap_or(default.top_k),
-        top_p: fraction(map, "top_p", default.top_p)?,
-        min_p: fraction(map, "min_p", default.min_p)?,
-        repetition_penalty: fraction(map, "repetition_penalty", default.repetition_penalty)?,
-        seed: whole(map, "seed")?,
-        stop: stop(map)?,
-        ignore_eos: flag(map, "ignore_eos")?.unwrap_or(default.ignore_eos),
-        ..default
-    })
-}
-
-/// The strings that end the text: one, or a list.
-pub(super) fn stop(map: &Map<String, Value>) -> Result<Vec<String>, Refusal> {
-    let wrong = || Refusal::invalid("stop", "stop must be a string or a list of strings");
-    match present(map, "stop") {
-        None => Ok(Vec::new()),
-        Some(Value::String(text)) => Ok(vec![text.clone()]),
-        Some(Value::Array(list)) => {
-            let texts = list.iter().map(|item| item.as_str().map(str::to_owned));
-            texts.collect::<Option<_>>().ok_or_else(wrong)
-        }
-        Some(_) => Err(wrong()),
-    }
 }
 
 fn input(

@@ -219,6 +219,10 @@ pub struct EngineLoad {
     pub kv_block_count: u32,
     /// What the cache did since the start.
     pub cache: CacheCounts,
+    /// Tokens that were guessed and checked since the start.
+    pub guessed_tokens: u64,
+    /// Those of them that came true.
+    pub guessed_right: u64,
 }
 
 /// What the KV cache did since the engine's start.
@@ -251,9 +255,17 @@ pub enum StartError {
     /// All places are taken: retry later.
     #[error("the engine's queue is full")]
     Busy,
-    /// The request itself is at fault; the text names the field.
+    /// The request itself is at fault.
     #[error("{0}")]
     Invalid(String),
+    /// A setting is out of a range that only the engine knows, such as its vocabulary.
+    #[error("{setting} {reason}")]
+    Setting {
+        /// Its wire name.
+        setting: &'static str,
+        /// What was wanted and what was found.
+        reason: String,
+    },
     /// The engine has stopped or is draining.
     #[error("the engine does not take work")]
     Unavailable,

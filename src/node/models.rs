@@ -5,7 +5,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use tally_engine::{Engine, EngineOptions, LoadProgress, ModelFiles, Turns};
+use tally_engine::{ChatFormat, Engine, EngineOptions, LoadProgress, ModelFiles, Turns};
 
 use super::file_hash::{sha256_file, sha256_model};
 use super::settings::{EngineSettings, ModelFile, Settings};
@@ -59,6 +59,7 @@ fn load_one(
     });
     let engine = loaded.map_err(|error| fail(error.to_string()))?;
     budget.take(&name, engine.info().memory_bytes)?;
+    say_chat_format(&name, engine.info().chat_format);
     let hashes = hashes.map_err(|_| fail("its hash could not be taken".into()))?;
     let (weights_sha256, tokenizer_sha256) = hashes.map_err(|error| fail(error.to_string()))?;
     Ok(LocalModel { name, weights_sha256, tokenizer_sha256, engine })
@@ -69,6 +70,7 @@ fn options(engine: &EngineSettings, models: usize) -> EngineOptions {
     let share = u64::try_from(models).unwrap_or(u64::MAX).max(1);
     EngineOptions {
         threads: engine.threads,
+        pin_threads: engine.pin_threads,
         kv_memory_bytes: engine.kv_memory_bytes / share,
         running_max: size(engine.running_max),
         queue_max: size(engine.queue_max),
@@ -89,6 +91,21 @@ fn say_progress(files: &ModelFiles, model: String) {
             tracing::info!(model, percent = tenths * 10, bytes_total, "loading");
         }
     });
+}
+
+/// A line in the log for the format of conversations, since a wrong one makes answers worse and
+/// nothing else tells.
+fn say_chat_format(model: &str, format: ChatFormat) {
+    match format {
+        ChatFormat::Own => tracing::info!(model, "chat format: the file's own template"),
+        ChatFormat::BuiltIn(name) => {
+            tracing::info!(model, name, "chat format: built in, the file has no template");
+        }
+        ChatFormat::Plain => tracing::warn!(
+            model,
+            "chat format: plain text, since the file has no template and declares no known format"
+        ),
+    }
 }
 
 /// The memory that the operator gave, bytes.
@@ -153,6 +170,7 @@ mod tests {
     fn several_models_share_the_cache_in_equal_parts() {
         let engine = EngineSettings {
             threads: 2,
+            pin_threads: true,
             kv_memory_bytes: 1000,
             memory_bytes: None,
             running_max: 4,
@@ -163,6 +181,7 @@ mod tests {
             speculation: true,
         };
         assert_eq!(options(&engine, 1).kv_memory_bytes, 1000);
+        assert!(options(&engine, 1).pin_threads);
         assert_eq!(options(&engine, 3).kv_memory_bytes, 333);
         assert_eq!((options(&engine, 3).running_max, options(&engine, 3).queue_max), (4, 8));
     }

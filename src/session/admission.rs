@@ -490,6 +490,9 @@ fn refuse_start(error: StartError, sessions: &Sessions, asked: &str) -> Refusal 
         }
         StartError::Busy => Refusal::Busy,
         StartError::Invalid(message) => Refusal::invalid("request", message),
+        StartError::Setting { setting, reason } => {
+            Refusal::invalid(setting, format!("{setting} {reason}"))
+        }
         StartError::Unavailable => Refusal::Unavailable("the engine does not take work"),
     }
 }

@@ -45,7 +45,7 @@ pub struct SamplingInput {
     pub top_p: f64,
     /// 0 … 1.
     pub min_p: f64,
-    /// > 0; 1 is none.
+    /// 0.01 … 2; 1 is none.
     pub repetition_penalty: f64,
     /// −2 … 2; 0 is none.
     pub frequency_penalty: f64,
@@ -102,8 +102,8 @@ pub struct PromptRequest {
     pub sampling: SamplingInput,
 }
 
-/// Bounds of docs/spec/marketplace-api.md section 2 and of the OpenAI face; NaN fails every
-/// range. Errors name the field.
+/// The ranges of docs/spec/marketplace-api.md section 2, for every front-end; NaN fails each of
+/// them. Errors name the field.
 pub(super) fn check(sampling: &SamplingInput, max_tokens: u64) -> Result<(), Refusal> {
     if max_tokens == 0 {
         return Err(Refusal::invalid("max_tokens", "max_tokens must be at least 1"));
@@ -112,7 +112,7 @@ pub(super) fn check(sampling: &SamplingInput, max_tokens: u64) -> Result<(), Ref
         ("temperature", sampling.temperature, 0.0..=2.0),
         ("top_p", sampling.top_p, 0.0..=1.0),
         ("min_p", sampling.min_p, 0.0..=1.0),
-        ("repetition_penalty", sampling.repetition_penalty, 0.0..=2.0),
+        ("repetition_penalty", sampling.repetition_penalty, 0.01..=2.0),
         ("frequency_penalty", sampling.frequency_penalty, -2.0..=2.0),
         ("presence_penalty", sampling.presence_penalty, -2.0..=2.0),
     ];
@@ -122,9 +122,6 @@ pub(super) fn check(sampling: &SamplingInput, max_tokens: u64) -> Result<(), Ref
             let message = format!("{field} must be between {min} and {max} (got {value})");
             return Err(Refusal::invalid(field, message));
         }
-    }
-    if sampling.repetition_penalty == 0.0 {
-        return Err(Refusal::invalid("repetition_penalty", "repetition_penalty must be above 0"));
     }
     if sampling.logit_bias.len() > LOGIT_BIAS_MAX {
         let message = format!("at most {LOGIT_BIAS_MAX} ids may have a logit_bias");

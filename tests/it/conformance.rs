@@ -203,7 +203,11 @@ fn chat_summary(last: &Value, usage: &Value, text: String) -> Outcome {
     assert_eq!(last["choices"][0]["finish_reason"], known, "{last}");
     let tokens = last["tally"]["tokens_used"].as_u64().unwrap();
     assert_eq!(usage["completion_tokens"], tokens);
-    Outcome::Answered { text, tokens, finish, usage: usage.clone() }
+    // OpenAI's alone; held in `sampling.rs`.
+    let mut usage = usage.clone();
+    let details = usage.as_object_mut().unwrap().remove("prompt_tokens_details").unwrap();
+    assert!(details["cached_tokens"].is_u64(), "{details}");
+    Outcome::Answered { text, tokens, finish, usage }
 }
 
 fn summary(last: &Value, text: String) -> Outcome {

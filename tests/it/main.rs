@@ -18,6 +18,7 @@ mod node;
 mod openai;
 mod rest;
 mod rpc_pool;
+mod sampling;
 mod settings;
 mod settlement;
 mod versions;

@@ -9,13 +9,13 @@ use tally::node::settings::{Inputs, Settings};
 use tally::node::wiring::WiringError;
 use tally::units::Hash32;
 
-fn model() -> String {
+pub fn model() -> String {
     std::env::var("TALLY_TEST_MODEL")
         .expect("this test needs a model: set TALLY_TEST_MODEL to SmolLM2-135M-Instruct.Q4_1.gguf")
 }
 
 /// Two models, both of them the test's file.
-fn settings(more: &[(&str, &str)]) -> Settings {
+pub fn settings(more: &[(&str, &str)]) -> Settings {
     let (path, second) = (model(), format!("second={}", model()));
     let base = [
         ("HOME", "/nonexistent"),
@@ -90,6 +90,15 @@ async fn models_answer_side_by_side_what_they_answer_alone() {
     assert_eq!([&a, &d], [&alone[0], &alone[1]]);
     assert_eq!([&b, &c], [&alone[0], &alone[1]]);
     assert!(a.len() > 10 && a != d, "{a:?} {d:?}");
+
+    let before = engine.load();
+    let paragraph = "The keeper of the lighthouse climbed the hundred and twelve steps every \
+                     evening, lit the lamp, and wrote the weather into a blue book.\n\n";
+    say(&engine, "second", &format!("{paragraph}{paragraph}The keeper of")).await;
+    let load = engine.load();
+    let guessed = load.guessed_tokens - before.guessed_tokens;
+    let right = load.guessed_right - before.guessed_right;
+    assert!(0 < right && right <= guessed, "{right} of {guessed}");
 
     engine.shutdown();
     assert!(!engine.is_healthy());

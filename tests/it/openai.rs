@@ -70,6 +70,7 @@ async fn an_answer_has_openais_fields_and_its_tokens_are_recorded() {
             "completion_tokens": 5,
             "total_tokens": 9,
             "context_window_size": 64,
+            "prompt_tokens_details": {"cached_tokens": 0},
         },
         "tally": {"finish_reason": "stop", "tokens_used": 5, "job_id": 139, "chain_id": 31337},
     });

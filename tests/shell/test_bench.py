@@ -1,6 +1,7 @@
 """The benchmarks beside a peer: what they make of numbers, and that both sides get the same."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ BENCH = ROOT / "scripts" / "bench"
 sys.path.insert(0, str(BENCH))
 
 from figures import best, line  # noqa: E402
+import perplexity  # noqa: E402
 
 
 class Figures(unittest.TestCase):
@@ -29,6 +31,165 @@ class Figures(unittest.TestCase):
             line("f", [3, 1, 2.0], [8, 4, 5], model="m"),
             {"figure": "f", "ours": 2.0, "peer": 5, "ratio": 0.4, "runs": 3,
              "spread": [1, 3, 4, 8], "model": "m"})
+
+
+class Perplexity(unittest.TestCase):
+    """scripts/bench/perplexity.py."""
+
+    def test_chunks_come_out_of_running_perplexities(self):
+        each = [3.1, 3.5, 2.75]
+        means = [sum(each[:n]) / n for n in (1, 2, 3)]
+        said = "".join(f"[{n}]{math.exp(mean):.4f}," for n, mean in enumerate(means, 1))
+        for wanted, found in zip(each, perplexity.surprises(said), strict=True):
+            self.assertAlmostEqual(wanted, found, places=4)
+        for broken in ("", "[2]20.0,", "[1]20.0,[3]20.0,"):
+            with self.assertRaises(SystemExit):
+                perplexity.surprises(broken)
+
+    def test_the_error_is_that_of_the_paired_difference(self):
+        # Texts differ a lot from chunk to chunk, the two programs by little in each.
+        theirs = [2.0, 5.0, 3.0, 4.0]
+        mine = [a + b for a, b in zip(theirs, [0.01, 0.02, 0.03, 0.02])]
+        ratio, error = perplexity.ratio(mine, theirs)
+        self.assertAlmostEqual(ratio, math.exp(0.02), places=5)
+        self.assertAlmostEqual(error, math.exp(0.02) * math.sqrt(2e-4 / 3 / 4), places=5)
+        self.assertEqual(perplexity.ratio(theirs, theirs), (1.0, 0.0))
+
+    def test_the_line_has_both_forms_and_the_peers_own_difference(self):
+        line_of = perplexity.figure([3.0, 3.0], {"on": [3.1, 3.1], "off": [2.9, 2.9]}, "m")
+        self.assertEqual((line_of["peer"], line_of["chunks"], line_of["tokens"]),
+                         (round(math.exp(2.9), 4), 2, 510))
+        self.assertEqual(line_of["forms"]["on"]["ratio"], round(math.exp(-0.1), 5))
+        self.assertEqual(line_of["forms"]["on_to_off"]["ratio"], round(math.exp(0.2), 5))
+
+
+class Programs(unittest.TestCase):
+    """engine.sh, perplexity.sh and soak.sh, with stand-ins for cargo, our programs and the peer."""
+
+    FIGURE = 'echo "figure $*" >>"$LOG"; echo 30'
+    BENCH = 'echo "peer $*" >>"$LOG"; echo \'{"avg_ts": 10, "speed_tg": 10}\''
+    OURS = ('echo "ours $*" >>"$LOG"\n'
+            'echo \'{"perplexity": 20.0, "surprise": [3.0, 3.0, 3.3]}\'')
+    PEER = 'echo "peer $*" >>"$LOG"; echo "[1]20.0855,[2]20.0855,[3]22.1980,"'
+    SOAK = 'echo "soak $*" >>"$LOG"; cat "$(dirname "$0")/soak.json"'
+
+    def setUp(self):
+        self.home = Path(tempfile.mkdtemp(prefix="tally-bench-"))
+        self.addCleanup(shutil.rmtree, self.home)
+        for name, lines in [("figure", self.FIGURE), ("llama-bench", self.BENCH),
+                            ("llama-batched-bench", self.BENCH), ("perplexity", self.OURS),
+                            ("llama-perplexity", self.PEER), ("soak", self.SOAK)]:
+            self.program(name, lines)
+        # What `cargo bench --no-run --message-format=json` says of the benchmark it built.
+        self.program("cargo", 'while [ "$1" != --bench ]; do shift; done\n'
+                     'printf \'{"reason": "compiler-artifact", "target": {"name": "%s"}, '
+                     '"executable": "%s"}\\n\' "$2" "$(dirname "$0")/$2"')
+        (self.home / "soak.json").write_text(json.dumps({
+            "leaked_blocks": 0, "answers_that_differ": 0, "errors": 0, "slowest_to_mean": 0.9,
+            "rss_mib_early": 100, "rss_mib_end": 101}))
+        (self.home / "models").mkdir()
+        for name in ("b.gguf", "a.gguf", "quantize.log"):
+            (self.home / "models" / name).touch()
+
+    def program(self, name, lines):
+        """A shell program in the test's folder."""
+        (self.home / name).write_text(f"#!/bin/sh\n{lines}\n")
+        (self.home / name).chmod(0o755)
+
+    def call(self, script, *options):
+        """The finished process, and the stand-ins' calls."""
+        log = self.home / "calls.log"
+        log.unlink(missing_ok=True)
+        environment = {**os.environ, "PEER": str(self.home), "LOG": str(log),
+                       "PATH": f"{self.home}:{os.environ['PATH']}"}
+        done = subprocess.run([str(BENCH / script), *options], capture_output=True, text=True,
+                              env=environment, check=False)
+        return done, log.read_text().splitlines() if log.exists() else []
+
+    def model(self, name):
+        """A model's path."""
+        return str(self.home / "models" / name)
+
+    def test_the_files_of_a_folder_are_measured_one_after_the_other(self):
+        done, calls = self.call("engine.sh", "--models", str(self.home / "models"), "--runs", "2",
+                                "--threads", "3", "--isa", "avx2", "decode-0", "batch-8")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        lines = [json.loads(text) for text in done.stdout.splitlines()]
+        self.assertEqual([(each["model"], each["figure"]) for each in lines], [
+            ("a.gguf", "decode-0"), ("a.gguf", "batch-8"),
+            ("b.gguf", "decode-0"), ("b.gguf", "batch-8")])
+        self.assertEqual([(each["ratio"], each["runs"], each["isa"]) for each in lines],
+                         [(3.0, 2, "avx2")] * 4)
+        ours = [call for call in calls if call.startswith("figure")]
+        self.assertEqual(ours[0], f"figure {self.model('a.gguf')} 3 decode-0 avx2")
+        self.assertEqual(len(ours), 8)
+
+    def test_a_file_may_be_given_again_and_all_figures_are_the_default(self):
+        done, _ = self.call("engine.sh", "--model", self.model("b.gguf"), "--model",
+                            self.model("a.gguf"), "--runs", "1")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        lines = [json.loads(text) for text in done.stdout.splitlines()]
+        self.assertEqual([each["model"] for each in lines], ["b.gguf"] * 5 + ["a.gguf"] * 5)
+
+    def test_perplexity_reads_the_same_text_with_both_sides(self):
+        done, calls = self.call("perplexity.sh", "--model", self.model("a.gguf"), "--chunks", "3")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        found = json.loads(done.stdout)
+        self.assertEqual((found["model"], found["chunks"], found["tokens"]), ("a.gguf", 3, 765))
+        self.assertEqual(found["forms"]["on"]["error"], 0.0)
+        text = str(ROOT / "crates/engine/tests/fixtures/reference/eighty-days.txt")
+        self.assertEqual(calls[0], f"ours {self.model('a.gguf')} 2 {text} 3")
+        self.assertEqual([call.split(" -fa ")[1] for call in calls[1:]],
+                         ["on --chunks 3", "off --chunks 3"])
+        self.assertTrue(all(f"-f {text} -c 512" in call for call in calls[1:]), calls)
+
+    def test_sides_that_read_other_chunks_are_not_compared(self):
+        self.program("llama-perplexity", 'echo "[1]20.0,"')
+        done, _ = self.call("perplexity.sh", "--model", self.model("a.gguf"))
+        self.assertNotEqual(done.returncode, 0)
+        self.assertIn("do not read the text alike", done.stderr)
+        self.assertEqual(done.stdout, "")
+
+    def test_a_soak_takes_its_numbers_and_fails_on_a_leak(self):
+        options = ("--model", self.model("a.gguf"), "--minutes", "2", "--seed", "7")
+        done, calls = self.call("soak.sh", *options)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertEqual(calls, [f"soak {self.model('a.gguf')} 2 120 7"])
+        found = json.loads(done.stdout)
+        (self.home / "soak.json").write_text(json.dumps({**found, "leaked_blocks": 1}))
+        done, _ = self.call("soak.sh", *options)
+        self.assertEqual(done.returncode, 1)
+        self.assertEqual(json.loads(done.stdout)["leaked_blocks"], 1)
+
+    def test_wrong_options_of_every_script_are_named_and_nothing_is_run(self):
+        (self.home / "none").mkdir()
+        for script in ("engine.sh", "perplexity.sh", "server.sh", "soak.sh"):
+            for options, words in [
+                    (("--thread", "2"), "unknown option: --thread "),
+                    (("fast",), "unknown option: fast "),
+                    (("--threads", "0"), "--threads wants a whole number"),
+                    (("--threads",), "--threads wants a whole number"),
+                    (("--model", "/nowhere.gguf"), "--model wants a file")]:
+                with self.subTest(script=script, options=options):
+                    done, calls = self.call(script, *options)
+                    self.assertEqual((done.returncode, calls), (1, []))
+                    self.assertIn(words, done.stderr)
+        for options, words in [
+                (("--isa", "neon"), "--isa wants one of scalar, avx2, avx512"),
+                (("--models", str(self.home / "none")), "--models wants a folder"),
+                (("prefill-0",), "unknown option: prefill-0"),
+                (("--runs", "1000"), "--runs wants a whole number")]:
+            with self.subTest(options=options):
+                done, calls = self.call("engine.sh", *options)
+                self.assertEqual((done.returncode, calls), (1, []))
+                self.assertIn(words, done.stderr)
+
+    def test_help_is_the_scripts_own_head(self):
+        for script in ("engine.sh", "perplexity.sh", "server.sh", "soak.sh"):
+            done, calls = self.call(script, "--help")
+            self.assertEqual((done.returncode, calls), (0, []))
+            self.assertIn(f"scripts/bench/{script} [--model FILE", done.stdout)
+            self.assertNotIn("set -euo", done.stdout)
 
 
 class Servers(unittest.TestCase):

@@ -4,7 +4,7 @@
 //! ```text
 //! figure MODEL THREADS WORK [ISA]     prints tokens a second
 //!   WORK: decode-DEPTH, prefill-TOKENS or batch-SEQUENCES
-//!   ISA:  scalar, avx2 or avx512 (default: the best there is)
+//!   ISA:  scalar, avx2, avx512 or amx (default: the best there is)
 //! ```
 //! Under `cargo test` it has no arguments and does nothing.
 #![allow(missing_docs)]
@@ -30,6 +30,7 @@ fn main() {
         "scalar" => Isa::Scalar,
         "avx2" => Isa::Avx2,
         "avx512" => Isa::Avx512Vnni,
+        "amx" => Isa::Amx,
         other => panic!("no instruction set is called {other}"),
     });
     let mut ours = Ours::load(Path::new(path), threads.parse().unwrap(), isa);

@@ -10,13 +10,14 @@ use std::thread::JoinHandle;
 
 use crate::error::{EncodeError, LoadError, StartError};
 use crate::files::{ModelFiles, ModelKind};
+use crate::kernels::threads::Crew;
 use crate::kernels::{Cpu, Isa};
 use crate::kv::{BLOCK_TOKENS, KvCache, KvPool, KvType, Scope};
 use crate::model::Model;
 use crate::runner::{EngineLoad, Runner, Shared};
 use crate::scheduler::Scheduler;
 use crate::sequence::{EventSink, Lease, Sequence, SequenceRequest};
-use crate::template::{ChatTemplate, ChatTurn};
+use crate::template::{ChatFormat, ChatTemplate, ChatTurn};
 use crate::tokenizer::{Place, Tokenizer};
 use crate::turns::Turns;
 
@@ -51,6 +52,9 @@ impl SharePrefixes {
 pub struct EngineOptions {
     /// Threads that compute, the model's own included: 1 to 256.
     pub threads: usize,
+    /// Whether each of them is kept on a processor of its own, from the first that the process
+    /// may use on. Only for machines on which nothing else runs; results don't depend on it.
+    pub pin_threads: bool,
     /// Bytes for the KV cache, allocated at once, touched as it fills.
     pub kv_memory_bytes: u64,
     /// What keys and values are stored as.
@@ -75,6 +79,7 @@ impl Default for EngineOptions {
     fn default() -> Self {
         EngineOptions {
             threads: std::thread::available_parallelism().map_or(1, |n| n.get().min(256)),
+            pin_threads: false,
             kv_memory_bytes: 1 << 30,
             kv_type: KvType::default(),
             running_max: 8,
@@ -104,7 +109,12 @@ impl EngineOptions {
                 return Err(LoadError::Options { option, reason });
             }
         }
-        Ok(())
+        let places = self.crew().check().map_err(|error| error.to_string());
+        places.map_err(|reason| LoadError::Options { option: "pin_threads", reason })
+    }
+
+    fn crew(&self) -> Crew {
+        Crew { count: self.threads, is_pinned: self.pin_threads }
     }
 }
 
@@ -134,6 +144,8 @@ pub struct ModelInfo {
     /// Version of the numeric rules that the model's text follows; 0 where another machine may
     /// write another text: models that candle computes, one sequence at a time.
     pub engine_spec: u32,
+    /// How conversations become text.
+    pub chat_format: ChatFormat,
 }
 
 /// A loaded model and its thread. Clones are handles to the same; the last one stops it.
@@ -187,7 +199,7 @@ impl Engine {
         let (texts, model) = std::thread::scope(|scope| {
             // Building the tokenizer takes about as long as packing the weights of a small model.
             let texts = scope.spawn(|| texts(files));
-            let model = Model::from_files(files, options.threads, options.isa);
+            let model = Model::from_files(files, options.crew(), options.isa);
             (texts.join(), model)
         });
         let (model, (tokenizer, template)) = match (model, texts) {
@@ -204,7 +216,7 @@ impl Engine {
             let reason = format!("{} bytes, one block takes {least}", options.kv_memory_bytes);
             return Err(LoadError::Options { option: "kv_memory_bytes", reason });
         }
-        let info = model_info(files, (&model, options.kv_type), &tokenizer);
+        let info = model_info(files, (&model, options.kv_type), (&tokenizer, &template));
         let shared = Arc::new(Shared::default());
         let total = kv.total_blocks();
         shared.lock().load =
@@ -363,16 +375,18 @@ impl Engine {
             let context_length = info.context_length;
             return Err(StartError::ContextTooLong { prompt_tokens, context_length });
         }
-        request.sampling.check(info.vocab_size).map_err(StartError::InvalidSampling)?;
-        let invalid = |what: &str| Err(StartError::InvalidSampling(what.into()));
+        request.sampling.check(info.vocab_size)?;
+        let invalid = |setting, reason: &str| {
+            Err(StartError::InvalidSetting { setting, reason: reason.into() })
+        };
         if request.max_tokens == 0 {
-            return invalid("max_tokens must be at least 1");
+            return invalid("max_tokens", "must be at least 1");
         }
         if request.stop.iter().any(String::is_empty) {
-            return invalid("a stop string is empty");
+            return invalid("stop", "has an empty string");
         }
         if request.prompt_ids.iter().any(|id| *id >= info.vocab_size) {
-            return invalid("a prompt id is not in the vocabulary");
+            return invalid("prompt", "has an id that is not in the vocabulary");
         }
         let tokens_max = prompt.saturating_add(request.max_tokens as usize).min(context);
         let (blocks_needed, blocks_total) =
@@ -450,7 +464,7 @@ fn texts(files: &ModelFiles) -> Result<(Tokenizer, ChatTemplate), LoadError> {
 fn model_info(
     files: &ModelFiles,
     (model, kv_type): (&Model, KvType),
-    tokenizer: &Tokenizer,
+    (tokenizer, template): (&Tokenizer, &ChatTemplate),
 ) -> ModelInfo {
     let config = model.config();
     // Half precision says nothing, as it did when there was nothing else.
@@ -470,5 +484,6 @@ fn model_info(
         memory_bytes: model.memory_bytes(),
         config_digest_input: config.canonical_text() + kv,
         engine_spec: model.engine_spec(),
+        chat_format: template.format(),
     }
 }

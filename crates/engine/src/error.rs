@@ -103,8 +103,13 @@ pub enum StartError {
         blocks_total: usize,
     },
     /// A sampling setting, a stop string, a token limit or an id is out of range.
-    #[error("invalid request: {0}")]
-    InvalidSampling(String),
+    #[error("{setting} {reason}")]
+    InvalidSetting {
+        /// The setting, by its field's name.
+        setting: &'static str,
+        /// What was wanted and what was found.
+        reason: String,
+    },
     /// The engine was shut down or has failed.
     #[error("the engine has stopped")]
     Stopped,

@@ -55,7 +55,7 @@ pub use kv::KvType;
 pub use runner::EngineLoad;
 pub use sampler::{LOGPROBS_MAX, Sampling};
 pub use sequence::{Event, EventSink, FinishReason, Logprob, SequenceRequest, TokenLogprobs};
-pub use template::ChatTurn;
+pub use template::{ChatFormat, ChatTurn};
 pub use turns::Turns;
 
 /// Number of the numeric rules that this engine follows (docs/spec/numerics.md). Any change of

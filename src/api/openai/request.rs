@@ -4,12 +4,11 @@
 //! happen without it. Ranges are the session service's. Source: the OpenAI API reference; the
 //! fields that are ours or other servers' are in docs/spec/marketplace-api.md section 6.
 
-use std::collections::BTreeMap;
-
 use serde_json::{Map, Value};
 
 use crate::api::error::Fault;
-use crate::api::prompt::{self, PromptContext, flag, fraction, present, whole};
+use crate::api::prompt::{self, PromptContext, flag, present, whole};
+use crate::api::sampling;
 use crate::session::{Credential, Prompt, PromptInput, PromptRequest, SamplingInput, Turn};
 use crate::units::JobId;
 
@@ -97,6 +96,8 @@ pub(super) fn parse(map: &Map<String, Value>, payer: Payer) -> Result<ChatReques
     check_names(map)?;
     let context =
         PromptContext { is_free: payer.is_free, job: payer.job, ..PromptContext::default() };
+    // OpenAI's default, not the marketplace's.
+    let default = SamplingInput { temperature: 1.0, ..SamplingInput::default() };
     let prompt = PromptRequest {
         job: prompt::job(map, &context)?,
         credential: Credential::JobNumber,
@@ -104,7 +105,7 @@ pub(super) fn parse(map: &Map<String, Value>, payer: Payer) -> Result<ChatReques
         model: prompt::required_text(map, "model")?,
         input: PromptInput::Complete(Prompt::Chat(messages(map)?)),
         max_tokens: max_tokens(map)?,
-        sampling: sampling(map)?,
+        sampling: sampling::parse(map, default)?,
     };
     Ok(ChatRequest { prompt, form: form(map)? })
 }
@@ -198,46 +199,6 @@ fn max_tokens(map: &Map<String, Value>) -> Result<u64, Fault> {
     }
 }
 
-fn logit_bias(map: &Map<String, Value>) -> Result<BTreeMap<u32, f64>, Fault> {
-    let wrong = || {
-        let message = "logit_bias must be an object of token ids and numbers";
-        Fault::field("logit_bias", message)
-    };
-    let Some(value) = present(map, "logit_bias") else { return Ok(BTreeMap::new()) };
-    let pairs = value.as_object().ok_or_else(wrong)?.iter();
-    let pairs = pairs.map(|(id, bias)| Some((id.parse().ok()?, bias.as_f64()?)));
-    pairs.collect::<Option<_>>().ok_or_else(wrong)
-}
-
-/// How many rivals are told with each token; `None` where no probabilities are wanted.
-fn logprobs(map: &Map<String, Value>) -> Result<Option<u32>, Fault> {
-    let is_wanted = flag(map, "logprobs")?.unwrap_or(false);
-    let top = whole(map, "top_logprobs")?.unwrap_or(0);
-    if top > 0 && !is_wanted {
-        return Err(Fault::field("top_logprobs", "top_logprobs needs logprobs: true"));
-    }
-    Ok(is_wanted.then(|| u32::try_from(top).unwrap_or(u32::MAX)))
-}
-
-fn sampling(map: &Map<String, Value>) -> Result<SamplingInput, Fault> {
-    let default = SamplingInput::default();
-    Ok(SamplingInput {
-        // OpenAI's default, not the marketplace's.
-        temperature: fraction(map, "temperature", 1.0)?,
-        top_k: whole(map, "top_k")?.unwrap_or(default.top_k),
-        top_p: fraction(map, "top_p", default.top_p)?,
-        min_p: fraction(map, "min_p", default.min_p)?,
-        repetition_penalty: fraction(map, "repetition_penalty", default.repetition_penalty)?,
-        frequency_penalty: fraction(map, "frequency_penalty", default.frequency_penalty)?,
-        presence_penalty: fraction(map, "presence_penalty", default.presence_penalty)?,
-        logit_bias: logit_bias(map)?,
-        logprobs: logprobs(map)?,
-        seed: whole(map, "seed")?,
-        stop: prompt::stop(map)?,
-        ignore_eos: flag(map, "ignore_eos")?.unwrap_or(default.ignore_eos),
-    })
-}
-
 fn form(map: &Map<String, Value>) -> Result<Form, Fault> {
     let is_streamed = flag(map, "stream")?.unwrap_or(false);
     let Some(options) = present(map, "stream_options") else {
@@ -265,6 +226,8 @@ fn form(map: &Map<String, Value>) -> Result<Form, Fault> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use serde_json::json;
 
     use super::*;

@@ -7,9 +7,9 @@ use serde_json::{Map, Value, json};
 
 use super::error;
 use crate::api::error::Fault;
-use crate::api::outcome::{finish_reason, usage};
+use crate::api::outcome::{self, finish_reason};
 use crate::api::sse::{DONE, Telling, data};
-use crate::session::{Frame, Logprob, ReplyEnd, ReplyInfo, TokenLogprobs, TurnEnd, Usage};
+use crate::session::{Frame, ReplyEnd, ReplyInfo, TokenLogprobs, TurnEnd, Usage};
 use crate::units::Millis;
 
 /// What every piece of one answer repeats.
@@ -73,24 +73,15 @@ const fn openai_reason(end: TurnEnd) -> &'static str {
 
 /// `logprobs` of a choice; null where the request asked for none.
 fn logprobs(tokens: &[TokenLogprobs]) -> Value {
-    if tokens.is_empty() {
-        return Value::Null;
-    }
-    let content = tokens.iter().map(|token| {
-        let mut map = logprob(&token.chosen);
-        let top: Vec<Value> = token.top.iter().map(|one| logprob(one).into()).collect();
-        map.insert("top_logprobs".into(), top.into());
-        Value::Object(map)
-    });
-    json!({"content": content.collect::<Vec<_>>(), "refusal": null})
+    let told = outcome::logprobs(tokens);
+    told.map_or(Value::Null, |content| json!({"content": content, "refusal": null}))
 }
 
-fn logprob(one: &Logprob) -> Map<String, Value> {
-    let mut map = Map::new();
-    map.insert("token".into(), String::from_utf8_lossy(&one.bytes).into());
-    map.insert("logprob".into(), one.logprob.into());
-    map.insert("bytes".into(), one.bytes.clone().into());
-    map
+/// `usage` with the prompt's tokens that were not read again, in OpenAI's place for them.
+fn usage(counts: Usage) -> Value {
+    let mut usage = outcome::usage(counts);
+    usage["prompt_tokens_details"] = json!({"cached_tokens": counts.cached_tokens});
+    usage
 }
 
 /// A streamed answer.
@@ -189,6 +180,7 @@ impl Telling for Chunks {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::session::Logprob;
 
     fn chunks(is_usage_wanted: bool) -> Chunks {
         let info = ReplyInfo { job: None, model: "m\"\\é".to_owned(), usage: Usage::default() };

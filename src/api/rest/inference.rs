@@ -13,7 +13,7 @@ use super::{AppState, Fault, HttpError, RequestId, read_body};
 use crate::api::delivery::Slot;
 use crate::api::edge::bearer;
 use crate::api::error::object;
-use crate::api::outcome::{Pace, summary};
+use crate::api::outcome::{Pace, put_logprobs, summary};
 use crate::api::prompt::{self, ParsedPrompt, PromptContext};
 use crate::api::sse::{self, Stream};
 use crate::api::whole;
@@ -81,6 +81,7 @@ async fn in_one(
     let content = format!("{}{}", frame.text, end.tail_text);
     let mut map = summary(&info, (end.reason, end.usage), app.sessions.chain_id());
     map.insert("content".into(), content.into());
+    put_logprobs(&mut map, frame.logprobs());
     map.insert("request_id".into(), request_id.into());
     whole::respond(slot, frame, &map, request_id)
 }

@@ -3,9 +3,9 @@
 //! A data frame for each piece of text with running usage, a last one with the response's fields
 //! (its `content` is empty: clients concatenate), then `[DONE]`. Never counts by itself.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value};
 
-use crate::api::outcome::{summary, usage};
+use crate::api::outcome::{put_logprobs, summary, usage};
 use crate::api::sse::{DONE, Telling, data};
 use crate::session::{Frame, ReplyEnd, ReplyInfo, TurnEnd, Usage};
 
@@ -19,12 +19,14 @@ pub(super) struct Events {
 
 impl Telling for Events {
     fn frame(&mut self, frame: &Frame, counts: Usage, to: &mut String) {
-        data(&self.chunk(&frame.text, frame.token_count(), counts), to);
+        let mut chunk = self.chunk(&frame.text, frame.token_count(), counts);
+        put_logprobs(&mut chunk, frame.logprobs());
+        data(&Value::Object(chunk), to);
     }
 
     fn end(&mut self, end: &ReplyEnd, to: &mut String) {
         if !end.tail_text.is_empty() {
-            data(&self.chunk(&end.tail_text, 0, end.usage), to);
+            data(&Value::Object(self.chunk(&end.tail_text, 0, end.usage)), to);
         }
         let mut last = summary(&self.info, (end.reason, end.usage), self.chain_id);
         last.insert("content".into(), "".into());
@@ -39,14 +41,14 @@ impl Telling for Events {
 }
 
 impl Events {
-    fn chunk(&self, content: &str, tokens: u32, counts: Usage) -> Value {
-        json!({
-            "model": self.info.model,
-            "content": content,
-            "tokens": tokens,
-            "usage": usage(counts),
-            "request_id": self.request_id,
-            "finish_reason": null,
-        })
+    fn chunk(&self, content: &str, tokens: u32, counts: Usage) -> Map<String, Value> {
+        let mut map = Map::new();
+        map.insert("model".into(), self.info.model.clone().into());
+        map.insert("content".into(), content.into());
+        map.insert("tokens".into(), tokens.into());
+        map.insert("usage".into(), usage(counts));
+        map.insert("request_id".into(), self.request_id.clone().into());
+        map.insert("finish_reason".into(), Value::Null);
+        map
     }
 }

@@ -8,7 +8,7 @@ use std::pin::Pin;
 use serde_json::{Map, Value};
 
 use super::message::kind;
-use crate::api::outcome::{Pace, finish_reason, summary, usage};
+use crate::api::outcome::{Pace, finish_reason, put_logprobs, summary, usage};
 use crate::session::{
     Frame, PromptRequest, Reply, ReplyEnd, ReplyEvent, ReplyInfo, TurnEnd, Usage,
 };
@@ -105,8 +105,14 @@ impl Running {
         }
     }
 
-    /// `stream_chunk`.
-    pub fn chunk(&mut self, content: &str, tokens: u32) -> Map<String, Value> {
+    /// `stream_chunk` of a frame.
+    pub fn frame(&mut self, frame: &Frame) -> Map<String, Value> {
+        let mut map = self.chunk(&frame.text, frame.token_count());
+        put_logprobs(&mut map, frame.logprobs());
+        map
+    }
+
+    fn chunk(&mut self, content: &str, tokens: u32) -> Map<String, Value> {
         self.has_spoken = true;
         let mut map = kind("stream_chunk");
         map.insert("content".into(), content.into());
@@ -133,6 +139,7 @@ impl Running {
         self.pace.ended(finish_reason(end.reason));
         let mut map = self.closing("response", end.reason, end.usage);
         map.insert("content".into(), format!("{}{}", frame.text, end.tail_text).into());
+        put_logprobs(&mut map, frame.logprobs());
         map
     }
 

@@ -290,7 +290,7 @@ impl Connection {
         let Some(mut running) = self.running.take() else { return Ok(()) };
         match event {
             Event::Frame(frame) => {
-                let chunk = running.chunk(&frame.text, frame.token_count());
+                let chunk = running.frame(&frame);
                 running.pace.frame();
                 self.running = Some(running);
                 self.send(chunk).await?;

@@ -135,6 +135,8 @@ impl Engine for LocalEngine {
                 evictions: total(|load| load.cache.evictions),
                 preemptions: total(|load| load.preemptions),
             },
+            guessed_tokens: total(|load| load.guessed_tokens),
+            guessed_right: total(|load| load.guessed_right),
         }
     }
 
@@ -250,9 +252,12 @@ fn start_error(error: native::StartError) -> StartError {
             StartError::ContextLength { prompt_tokens, context_length }
         }
         native::StartError::Stopped => StartError::Unavailable,
-        other @ (native::StartError::EmptyPrompt
-        | native::StartError::KvBudget { .. }
-        | native::StartError::InvalidSampling(_)) => StartError::Invalid(other.to_string()),
+        native::StartError::InvalidSetting { setting, reason } => {
+            StartError::Setting { setting, reason }
+        }
+        other @ (native::StartError::EmptyPrompt | native::StartError::KvBudget { .. }) => {
+            StartError::Invalid(other.to_string())
+        }
     }
 }
 

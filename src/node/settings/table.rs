@@ -158,8 +158,21 @@ const NODE: &[Setting] = &[
         env: "TALLY_ENGINE_THREADS",
         alias: None,
         kind: Kind::Integer { min: 1, max: THREADS_MAX, unit: "threads" },
-        fallback: Fallback::Computed("all cores, 256 at most"),
-        about: "Threads of the forward pass",
+        fallback: Fallback::Computed(
+            "as many as processors, of those that affinity and cgroup leave the process, 256 at \
+             most",
+        ),
+        about: "Threads of the forward pass; more than processors make it slower",
+    },
+    Setting {
+        key: "engine.pin_threads",
+        flag: Some("engine-pin-threads"),
+        env: "TALLY_ENGINE_PIN_THREADS",
+        alias: None,
+        kind: Kind::Switch,
+        fallback: Fallback::Text("false"),
+        about: "Keep each of these threads on a processor of its own; only for machines on which \
+                nothing else runs: such a thread waits where another would move on",
     },
     Setting {
         key: "engine.kv_memory_bytes",
@@ -216,7 +229,8 @@ const NODE: &[Setting] = &[
         fallback: Fallback::Text("owner"),
         about: "Whose prompts are not read again where they begin like earlier ones: none, those \
                 of one depositor (in free mode all, as the operator's own), or all; the time to \
-                the first token then tells whether such a beginning was sent before",
+                the first token and `cached_tokens` then tell whether such a beginning was sent \
+                before",
     },
     Setting {
         key: "engine.speculation",

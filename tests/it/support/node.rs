@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use tally::api::{ApiSettings, AppState, Hooks, HostSignature, Stops, VersionInfo, serve};
 use tally::chain::fixed::{FixedChain, FixedWallet};
 use tally::clock::{Clock, Sleep, SystemClock};
+use tally::engine::Engine;
 use tally::engine::scripted::{Script, ScriptedEngine};
 use tally::ledger::memory::MemoryLedger;
 use tally::session::{
@@ -64,7 +65,17 @@ pub struct TestNode {
 impl TestNode {
     /// A node with jobs 139 (1000 tokens) and 140 (3 tokens), both ours.
     pub async fn start(setup: Setup) -> Self {
-        let engine = ScriptedEngine::new(setup.script);
+        let engine = ScriptedEngine::new(setup.script.clone());
+        Self::start_on(setup, engine.clone(), engine).await
+    }
+
+    /// The same on a real model; its scripted engine says nothing.
+    pub async fn start_real(setup: Setup, model: Arc<dyn Engine>) -> Self {
+        let engine = ScriptedEngine::new(setup.script.clone());
+        Self::start_on(setup, model, engine).await
+    }
+
+    async fn start_on(setup: Setup, model: Arc<dyn Engine>, engine: Arc<ScriptedEngine>) -> Self {
         let chain = FixedChain::new(CHAIN_ID);
         chain.open(job(139), 1000);
         chain.open(job(140), 3);
@@ -80,7 +91,7 @@ impl TestNode {
         let paid_by = (!setup.is_free).then_some(paid);
         let mut rules = session_rules(setup.legacy);
         rules.aliases.insert("tiny-vicuna".to_owned(), "scripted".to_owned());
-        let sessions = Arc::new(Sessions::new(engine.clone(), paid_by, rules, setup.clock.clone()));
+        let sessions = Arc::new(Sessions::new(model, paid_by, rules, setup.clock.clone()));
         let (notices, _) = broadcast::channel(16);
         let stops = Stops::default();
         let app = AppState {

@@ -11,10 +11,14 @@
 
 #![allow(unsafe_code)]
 
+pub(crate) mod affinity;
 #[cfg(target_arch = "x86_64")]
 mod amx;
 pub(crate) mod attention;
 pub(crate) mod blocks;
+#[cfg(test)]
+#[path = "../../tests/engine/golden.rs"]
+mod golden;
 pub(crate) mod lanes;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod lanes_avx2;

@@ -7,6 +7,8 @@
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
+use crate::error::StartError;
+
 /// Most likely ids that are told with a token, at most.
 pub const LOGPROBS_MAX: u32 = 20;
 
@@ -54,8 +56,11 @@ impl Sampling {
         }
     }
 
-    /// Checks the ranges for a vocabulary of `vocab_size`; the error begins with the setting.
-    pub fn check(&self, vocab_size: u32) -> Result<(), String> {
+    /// Checks the ranges for a vocabulary of `vocab_size`.
+    ///
+    /// # Errors
+    /// [`StartError::InvalidSetting`].
+    pub fn check(&self, vocab_size: u32) -> Result<(), StartError> {
         let rules = [
             ("temperature", self.temperature, 0.0..=100.0),
             ("top_p", self.top_p, 0.0..=1.0),
@@ -69,13 +74,15 @@ impl Sampling {
         }
         for (id, bias) in &self.logit_bias {
             if *id >= vocab_size {
-                return Err(format!("logit_bias: id {id} is not in the vocabulary"));
+                let reason = format!("names id {id}, the vocabulary has {vocab_size}");
+                return Err(StartError::InvalidSetting { setting: "logit_bias", reason });
             }
             within("logit_bias", *bias, -100.0..=100.0)?;
         }
         match self.logprobs {
             Some(top) if top > LOGPROBS_MAX => {
-                Err(format!("logprobs must be at most {LOGPROBS_MAX}, is {top}"))
+                let reason = format!("must be at most {LOGPROBS_MAX}, is {top}");
+                Err(StartError::InvalidSetting { setting: "logprobs", reason })
             }
             _ => Ok(()),
         }
@@ -92,10 +99,11 @@ impl Sampling {
     }
 }
 
-fn within(name: &str, value: f32, range: RangeInclusive<f32>) -> Result<(), String> {
+fn within(setting: &'static str, value: f32, range: RangeInclusive<f32>) -> Result<(), StartError> {
     if range.contains(&value) {
         return Ok(());
     }
     let (low, high) = (range.start(), range.end());
-    Err(format!("{name} must be from {low} to {high}, is {value}"))
+    let reason = format!("must be from {low} to {high}, is {value}");
+    Err(StartError::InvalidSetting { setting, reason })
 }

@@ -2,10 +2,28 @@
 //!
 //! For: choosing a format by what the file declares.
 //! Must never: choose by the file's own name or path, or by a mere likeness: what declares
-//! nothing gets [`Family::Plain`].
+//! nothing gets [`Family::Plain`], which [`ChatFormat`] tells, and a declared name that is not
+//! known is refused.
 //! Relies on: nothing but the formats as their authors published them.
 
+use crate::error::LoadError;
 use crate::tokenizer::SpecialTokens;
+
+/// Longest part of an unknown format's name that is shown.
+const NAME_CHARS_MAX: usize = 40;
+
+/// How conversations become text for a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChatFormat {
+    /// By the template that comes with the weights.
+    Own,
+    /// By the built-in template of this name, which the file's control tokens or declared name
+    /// ask for.
+    BuiltIn(&'static str),
+    /// As a dialogue in plain text (`role: …`), because the file declares nothing: the model may
+    /// have been trained with another format, or with none.
+    Plain,
+}
 
 /// A chat format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,15 +59,21 @@ pub(super) struct Declared<'a> {
 }
 
 impl<'a> Declared<'a> {
-    /// The template's source: the file's own, else the family's.
-    pub(super) fn source(&self) -> &'a str {
-        match self.template {
-            // Some files name a format instead of writing it out.
-            Some(own) => match Family::named(own.trim()) {
-                Some(family) => family.source(),
-                None => own,
-            },
-            None => self.family().source(),
+    /// The template's source: the file's own, else the family's; and which it is.
+    ///
+    /// # Errors
+    /// [`LoadError::Tokenizer`] for a format that the file names and that is not known.
+    pub(super) fn source(&self) -> Result<(&'a str, ChatFormat), LoadError> {
+        let built_in = |family: Family| (family.source(), family.format());
+        match self.template.filter(|own| !own.trim().is_empty()) {
+            None => Ok(built_in(self.family())),
+            Some(own) if own.contains("{{") || own.contains("{%") => Ok((own, ChatFormat::Own)),
+            // Some files name a format instead of writing it out. As a template an unknown name
+            // would be the same few words whatever is asked.
+            Some(name) => Family::named(name.trim()).map(built_in).ok_or_else(|| {
+                let shown: String = name.trim().chars().take(NAME_CHARS_MAX).collect();
+                LoadError::Tokenizer(format!("chat template: unknown format {shown:?}"))
+            }),
         }
     }
 
@@ -83,8 +107,21 @@ impl<'a> Declared<'a> {
 }
 
 impl Family {
+    /// What is told of it.
+    pub(super) fn format(self) -> ChatFormat {
+        match self {
+            Family::ChatMl => ChatFormat::BuiltIn("chatml"),
+            Family::Llama3 => ChatFormat::BuiltIn("llama3"),
+            Family::Llama2 => ChatFormat::BuiltIn("llama2"),
+            Family::Mistral => ChatFormat::BuiltIn("mistral-v3"),
+            Family::MistralText => ChatFormat::BuiltIn("mistral-v1"),
+            Family::Vicuna => ChatFormat::BuiltIn("vicuna"),
+            Family::Plain => ChatFormat::Plain,
+        }
+    }
+
     /// The family of a name that files write in place of a template.
-    fn named(name: &str) -> Option<Family> {
+    pub(super) fn named(name: &str) -> Option<Family> {
         match name {
             "chatml" => Some(Family::ChatMl),
             "llama3" => Some(Family::Llama3),

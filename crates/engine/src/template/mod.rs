@@ -22,6 +22,7 @@ use serde::Serialize;
 use crate::error::{EncodeError, LoadError};
 use crate::files::gguf::Gguf;
 use crate::tokenizer::{SpecialTokens, Tokenizer, hf};
+pub use builtin::ChatFormat;
 use builtin::Declared;
 use marks::{break_control, unused_character};
 
@@ -39,6 +40,7 @@ pub(crate) struct ChatTemplate {
     environment: Environment<'static>,
     bos: String,
     eos: String,
+    format: ChatFormat,
 }
 
 /// A prompt's text, and the character that breaks look-alikes of control tokens in it.
@@ -66,7 +68,7 @@ impl ChatTemplate {
             id.and_then(|id| tokens.get(id)).map(|text| text.to_string()).unwrap_or_default()
         };
         let bos = token("tokenizer.ggml.bos_token_id");
-        ChatTemplate::compile(declared.source(), bos, token("tokenizer.ggml.eos_token_id"))
+        ChatTemplate::compile(declared.source()?, bos, token("tokenizer.ggml.eos_token_id"))
     }
 
     /// The template of a folder with `tokenizer.json`, or one for its family. Blocks while files
@@ -80,14 +82,23 @@ impl ChatTemplate {
             is_sentencepiece: false,
             names: Vec::new(),
         };
-        ChatTemplate::compile(declared.source(), found.bos, found.eos)
+        ChatTemplate::compile(declared.source()?, found.bos, found.eos)
     }
 
-    fn compile(source: &str, bos: String, eos: String) -> Result<ChatTemplate, LoadError> {
+    /// Which template it is.
+    pub(crate) fn format(&self) -> ChatFormat {
+        self.format
+    }
+
+    fn compile(
+        (source, format): (&str, ChatFormat),
+        bos: String,
+        eos: String,
+    ) -> Result<ChatTemplate, LoadError> {
         let environment = jinja::environment(NAME, source);
         let environment =
             environment.map_err(|e| LoadError::Tokenizer(format!("chat template: {e}")))?;
-        Ok(ChatTemplate { environment, bos, eos })
+        Ok(ChatTemplate { environment, bos, eos, format })
     }
 
     /// Renders `turns` with the prompt for the next answer.

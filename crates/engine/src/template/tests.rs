@@ -14,7 +14,8 @@ fn control() -> SpecialTokens {
 }
 
 fn render(source: &str, turns: &[ChatTurn]) -> Rendered {
-    let template = ChatTemplate::compile(source, "<s>".into(), "</s>".into()).unwrap();
+    let template =
+        ChatTemplate::compile((source, ChatFormat::Own), "<s>".into(), "</s>".into()).unwrap();
     template.render(turns, &control()).unwrap()
 }
 
@@ -72,7 +73,8 @@ fn a_template_may_refuse_and_use_pythons_string_methods() {
     let source = "{% if messages[0].role.startswith('u') %}{{ bos_token }}ok\
         {% else %}{{ raise_exception('roles') }}{% endif %}";
     assert_eq!(render(source, &[turn("user", "x")]).text, "<s>ok");
-    let template = ChatTemplate::compile(source, String::new(), String::new()).unwrap();
+    let template =
+        ChatTemplate::compile((source, ChatFormat::Own), String::new(), String::new()).unwrap();
     let refused = template.render(&[turn("tool", "x")], &control());
     assert!(matches!(refused, Err(EncodeError::Template(why)) if why.contains("roles")));
 }
@@ -159,11 +161,45 @@ fn the_format_is_chosen_by_what_the_file_declares() {
         let declared =
             Declared { template: None, control: &control, architecture, is_sentencepiece, names };
         assert_eq!(declared.family(), expected, "{architecture} {:?}", declared.names);
-        assert_eq!(declared.source(), expected.source());
-        let own = Declared { template: Some("{{ bos_token }}"), ..declared };
-        assert_eq!(own.source(), "{{ bos_token }}");
+        let (source, format) = declared.source().unwrap();
+        assert_eq!(source, expected.source());
+        assert_eq!(format == ChatFormat::Plain, expected == Family::Plain);
+        let blank = Declared { template: Some(" \n"), ..declared };
+        assert_eq!(blank.source().unwrap().0, expected.source());
+        let own = Declared { template: Some("{{ bos_token }}"), ..blank };
+        assert_eq!(own.source().unwrap(), ("{{ bos_token }}", ChatFormat::Own));
         let named = Declared { template: Some(" llama2\n"), ..own };
-        assert_eq!(named.source(), Family::Llama2.source());
+        let llama2 = (Family::Llama2.source(), ChatFormat::BuiltIn("llama2"));
+        assert_eq!(named.source().unwrap(), llama2);
+    }
+}
+
+#[test]
+fn a_format_that_a_file_names_and_nobody_knows_is_refused_by_that_name() {
+    let control = control();
+    for name in ["zephyr", "Llama2", "llama2 ", "a user said something"] {
+        let template = Some(name);
+        let (architecture, names) = ("llama", Vec::new());
+        let declared =
+            Declared { template, control: &control, architecture, is_sentencepiece: true, names };
+        match declared.source() {
+            Ok((_, format)) => {
+                assert_eq!((name, format), ("llama2 ", ChatFormat::BuiltIn("llama2")))
+            }
+            Err(LoadError::Tokenizer(why)) => assert!(why.contains(name), "{why}"),
+            Err(other) => panic!("{other}"),
+        }
+    }
+}
+
+#[test]
+fn the_name_that_is_told_of_a_built_in_format_is_one_that_files_may_write() {
+    use Family::{ChatMl, Llama2, Llama3, Mistral, MistralText, Vicuna};
+    for family in [ChatMl, Llama3, Llama2, Mistral, MistralText, Vicuna] {
+        match family.format() {
+            ChatFormat::BuiltIn(name) => assert_eq!(Family::named(name), Some(family)),
+            other => panic!("{family:?}: {other:?}"),
+        }
     }
 }
 
@@ -239,7 +275,9 @@ fn a_continuation_is_what_the_whole_conversation_has_after_the_answer() {
     let from_files = FROM_FILES.map(|(name, source)| (name.to_string(), source));
     for (name, source) in built_in.iter().chain(&from_files) {
         for next in ["next", "<|im_end|>", "two\n\nlines", "\u{e000}\u{e001}"] {
-            let template = ChatTemplate::compile(source, "<s>".into(), "</s>".into()).unwrap();
+            let template =
+                ChatTemplate::compile((source, ChatFormat::Own), "<s>".into(), "</s>".into())
+                    .unwrap();
             let plain = |rendered: Rendered| rendered.text.replace(rendered.mark, "");
             let whole = plain(render(source, &turns(None, &["-", "the answer", next])));
             let prompt = plain(render(source, &turns(None, &["-"])));
@@ -273,7 +311,8 @@ fn templates_of_model_files_give_the_authors_prompts() {
         assert_eq!(rendered.text.replace(rendered.mark, ""), expected, "{name}");
     }
     let (_, mistral) = FROM_FILES[3];
-    let template = ChatTemplate::compile(mistral, String::new(), String::new()).unwrap();
+    let template =
+        ChatTemplate::compile((mistral, ChatFormat::Own), String::new(), String::new()).unwrap();
     let twice = [turn("user", "a"), turn("user", "b")];
     let refused = template.render(&twice, &control());
     assert!(matches!(refused, Err(EncodeError::Template(why)) if why == "roles must alternate"));
@@ -282,7 +321,8 @@ fn templates_of_model_files_give_the_authors_prompts() {
 #[test]
 fn a_template_that_is_none_is_refused_when_the_model_is_loaded() {
     for source in ["{% for m in messages %}", "{{ x | nofilter }}{{", "{% endfor %}"] {
-        let refused = ChatTemplate::compile(source, String::new(), String::new());
+        let refused =
+            ChatTemplate::compile((source, ChatFormat::Own), String::new(), String::new());
         let why = refused.map(|_| ()).unwrap_err().to_string();
         assert!(why.contains("chat template: "), "{why}");
     }

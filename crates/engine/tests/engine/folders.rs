@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 use tally_engine::model::Model;
-use tally_engine::{Engine, EngineOptions};
+use tally_engine::{ChatFormat, Engine, EngineOptions};
 
 use crate::kit::{answer, options, request};
 use crate::models::{Made, logits};
@@ -140,6 +140,8 @@ fn a_folder_with_its_tokenizer_serves_text() {
     let own = folder.path().file_name().unwrap().to_str().unwrap();
     assert_eq!((info.name.as_str(), info.architecture.as_str()), (own, "qwen2"));
     assert_eq!((info.quantisation.as_str(), info.vocab_size), ("BF16", vocab as u32));
+    let by_tokens = ChatFormat::BuiltIn("chatml");
+    assert_eq!(info.chat_format, by_tokens, "no template, but the format's control tokens");
     let ids = engine.encode_raw("The cat sat on the mat.").unwrap();
     assert_eq!(engine.decode(&ids), "The cat sat on the mat.");
     let answer = answer(&engine, request(ids, 8));

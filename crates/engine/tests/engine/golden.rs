@@ -15,7 +15,8 @@ pub const GOLDEN_STATES: &str = "9cb099c061745aaea6baca2db886922bc84f1073bc42d6d
 pub const GOLDEN_LOGITS: &str = "fca65fbd15ca550e8c8cc43d939486393e8ba93ab5b1d9360b517ab6ccca4cb8";
 
 /// The logits with keys and values in single precision.
-pub const GOLDEN_LOGITS_F32: &str = "84c5333f101de8885aa7d77fb905d17e0d17ba0dc2ceb9abf854cbfc1ce3675c";
+pub const GOLDEN_LOGITS_F32: &str =
+    "84c5333f101de8885aa7d77fb905d17e0d17ba0dc2ceb9abf854cbfc1ce3675c";
 
 /// Keccak-256 of the ids that four seeded sequences are answered with, little-endian, and of the
 /// digests of the states that they were drawn from.
@@ -31,4 +32,3 @@ pub fn digest(values: impl IntoIterator<Item = u32>) -> String {
     values.into_iter().for_each(|value| hash.update(value.to_le_bytes()));
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
-

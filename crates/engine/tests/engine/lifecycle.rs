@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Sender, channel};
 
 use tally_engine::{
     Engine, EngineOptions, Event, EventSink, FinishReason, LoadError, Sampling, SequenceRequest,
@@ -31,16 +32,21 @@ fn what_can_never_be_served_is_refused_at_the_start() {
         let expected = StartError::ContextTooLong { prompt_tokens, context_length: context };
         assert_eq!(refused, expected);
     }
-    for bad in [
-        request(vec![5], 0),
-        request(vec![engine.info().vocab_size], 1),
-        SequenceRequest { stop: vec![String::new()], ..request(vec![5], 1) },
-        SequenceRequest {
-            sampling: Sampling { top_p: 2.0, ..Sampling::greedy() },
-            ..request(vec![5], 1)
-        },
+    let vocab_size = engine.info().vocab_size;
+    let sampled = |sampling| SequenceRequest { sampling, ..request(vec![5], 1) };
+    let stranger = [(vocab_size, 1.0)].into();
+    for (name, bad) in [
+        ("max_tokens", request(vec![5], 0)),
+        ("prompt", request(vec![vocab_size], 1)),
+        ("stop", SequenceRequest { stop: vec![String::new()], ..request(vec![5], 1) }),
+        ("top_p", sampled(Sampling { top_p: 2.0, ..Sampling::greedy() })),
+        ("logit_bias", sampled(Sampling { logit_bias: stranger, ..Sampling::greedy() })),
+        ("logprobs", sampled(Sampling { logprobs: Some(21), ..Sampling::greedy() })),
     ] {
-        assert!(matches!(refusal(&engine, bad), StartError::InvalidSampling(_)));
+        match refusal(&engine, bad) {
+            StartError::InvalidSetting { setting, .. } => assert_eq!(setting, name),
+            other => panic!("{name}: {other}"),
+        }
     }
 }
 
@@ -212,6 +218,38 @@ fn a_panic_ends_every_sequence_and_later_starts_are_refused() {
     assert_eq!(refusal(&engine, request(vec![5], 1)), StartError::Stopped);
 }
 
+/// The processors that the calling thread may run on.
+fn processors() -> Vec<usize> {
+    let mask = rustix::thread::sched_getaffinity(None).unwrap();
+    (0..rustix::thread::CpuSet::MAX_CPU).filter(|cpu| mask.is_set(*cpu)).collect()
+}
+
+#[test]
+fn a_model_is_kept_on_a_processor_only_where_that_is_wished() {
+    struct Whereabouts(Sender<Vec<usize>>);
+    impl EventSink for Whereabouts {
+        fn is_ready(&self) -> bool {
+            true
+        }
+        fn is_closed(&self) -> bool {
+            false
+        }
+        fn emit(&mut self, _: Event) {
+            self.0.send(processors()).unwrap();
+        }
+    }
+    let own = processors();
+    for (pin_threads, wanted) in [(false, &own[..]), (true, &own[..1])] {
+        let engine = load(EngineOptions { threads: 1, pin_threads, ..options() });
+        let (sender, places) = channel();
+        let _handle = engine.start(request(vec![5; 4], 2), Box::new(Whereabouts(sender))).unwrap();
+        let places: Vec<_> = places.iter().collect();
+        assert_eq!(places, vec![wanted; places.len()], "pinned: {pin_threads}");
+        assert!(places.len() > 2, "prefill, tokens, end");
+        assert_eq!(processors(), own, "who loads a model stays free");
+    }
+}
+
 #[test]
 fn bad_options_and_files_are_refused_by_name() {
     let refused = |options: EngineOptions| match Engine::load(&model_path(), options).err() {
@@ -219,6 +257,8 @@ fn bad_options_and_files_are_refused_by_name() {
         other => panic!("{other:?}"),
     };
     assert_eq!(refused(EngineOptions { threads: 0, ..options() }), "threads");
+    let (threads, pin_threads) = (processors().len() + 1, true);
+    assert_eq!(refused(EngineOptions { threads, pin_threads, ..options() }), "pin_threads");
     assert_eq!(refused(EngineOptions { running_max: 0, ..options() }), "running_max");
     assert_eq!(refused(EngineOptions { prefill_chunk: 15, ..options() }), "prefill_chunk");
     assert_eq!(refused(EngineOptions { kv_memory_bytes: 9, ..options() }), "kv_memory_bytes");

@@ -1,5 +1,6 @@
 //! The real model against HuggingFace transformers in f32 on its dequantised weights, and its
-//! perplexity against that and llama.cpp (fixtures/make_reference.py, scripts/bench/perplexity.sh).
+//! perplexity against that and llama.cpp (fixtures/make_reference.py; scripts/bench/perplexity.sh
+//! `--text crates/engine/tests/fixtures/reference/perplexity.txt`).
 
 use serde::Deserialize;
 use tally_engine::kv::KvPool;

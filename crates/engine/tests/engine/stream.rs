@@ -1,6 +1,6 @@
 //! What comes out of a sequence: text, stop strings, ends, limits.
 
-use tally_engine::{FinishReason, Sampling, SequenceRequest};
+use tally_engine::{ChatFormat, FinishReason, Sampling, SequenceRequest};
 
 use crate::kit::{answer, request, shared, user};
 
@@ -44,6 +44,7 @@ fn the_models_end_is_neither_emitted_nor_counted() {
     let answer = answer(&engine, request(prompt, 400));
     assert_eq!(answer.reason, FinishReason::Stop, "{}", answer.text());
     assert!(answer.ids.iter().all(|id| !engine.info().eos_ids.contains(id)));
+    assert_eq!(engine.info().chat_format, ChatFormat::Own);
     assert!(!answer.text().is_empty() && !answer.text().contains("<|"), "{}", answer.text());
 }
 

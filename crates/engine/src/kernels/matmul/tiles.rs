@@ -176,3 +176,47 @@ fn add<V: TileLanes, F: Blocks>(
         }
     });
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::ModelConfig;
+    use crate::files::{ModelFiles, ModelKind};
+    use crate::kernels::threads::Crew;
+    use crate::kernels::{Isa, golden};
+    use crate::kv::KvPool;
+    use crate::model::{Batch, Logits, Model, Segment};
+    use crate::tokenizer::Tokenizer;
+
+    /// What a machine with tiles computes, but for the tile instructions themselves.
+    #[test]
+    fn a_models_states_and_logits_have_the_golden_bits() {
+        let path = std::env::var_os("TALLY_TEST_MODEL").expect("TALLY_TEST_MODEL names the model");
+        let files = ModelFiles::open(Path::new(&path)).unwrap();
+        let ModelKind::Gguf(gguf) = files.kind() else { panic!("the test model is a GGUF file") };
+        let tokenizer = Tokenizer::from_gguf(gguf).unwrap();
+        let ids = &tokenizer.encode_plain(golden::TEXT).unwrap()[..36];
+        let config = ModelConfig::from_gguf(gguf).unwrap();
+        let cpu = Cpu::new(Isa::Avx512Vnni).or(Cpu::new(Isa::Scalar)).unwrap();
+        let crew = Crew { count: 2, is_pinned: false };
+        let mut model = Model::on_cpu(&files, crew, cpu.with_portable_tiles()).unwrap();
+        // All in tiles but four; then some in part of a tile.
+        for chunk in [36, 25] {
+            let mut kv = KvPool::new(&config, 16 << 20);
+            let table = kv.allocate(ids.len()).unwrap();
+            let (mut states, mut logits) = (Vec::new(), Vec::new());
+            for (i, tokens) in ids.chunks(chunk).enumerate() {
+                let segment =
+                    Segment { tokens, start: i * chunk, table: &table, logits: Logits::All };
+                let out = model.forward(&Batch { segments: vec![segment] }, &mut kv).unwrap();
+                states.extend(out.states.iter().map(|x| x.to_bits()));
+                logits.extend(out.logits.iter().map(|x| x.to_bits()));
+            }
+            assert_eq!(golden::digest(states), golden::GOLDEN_STATES, "chunks of {chunk}");
+            assert_eq!(golden::digest(logits), golden::GOLDEN_LOGITS, "chunks of {chunk}");
+        }
+    }
+}
