@@ -99,6 +99,9 @@ fn dot_sixteen<V: TileLanes, T: Tiles>(
 
 /// The parent's definition with the dots of a block by `unit`: it computes a block's while the
 /// lanes add those of the block before.
+///
+/// Whatever may panic, by an index, comes first in the loop: a branch between two blocks' sums
+/// would have the compiler move them to memory and back.
 #[inline(always)]
 fn dot_blocks<V: TileLanes, T: Tiles, F: Blocks>(
     unit: &T,
@@ -108,63 +111,80 @@ fn dot_blocks<V: TileLanes, T: Tiles, F: Blocks>(
 ) {
     let parts = tile.weights.tile(tile.tile);
     let x = &x[..tile.weights.blocks()];
-    let mut halves = Halves([Line([0; 64]); 12]);
     let [mut even, mut odd] = [[Dots::ZERO; 2]; 2];
+    let mut weights = [Weights::ZERO; 2];
     let mut acc = [V::splat(0.0); ROWS];
-    begin::<V, T, F, 0>(unit, (parts, x), 0, &mut halves, &mut even);
+    take::<V, F>(parts, 0, &mut weights[0]);
+    begin::<T, F, 0>(unit, &x[0], &weights[0], &mut even);
     for b in (1..x.len()).step_by(2) {
-        begin::<V, T, F, 1>(unit, (parts, x), b, &mut halves, &mut odd);
-        add::<V, F>((parts, x), b - 1, &even, &mut acc);
-        // The last one once more rather than a condition, which would keep the sums moving
-        // between registers; then nobody reads these dots.
-        begin::<V, T, F, 0>(unit, (parts, x), (b + 1).min(x.len() - 1), &mut halves, &mut even);
-        add::<V, F>((parts, x), b, &odd, &mut acc);
+        // The last one once more rather than none; nobody reads its dots then.
+        let next = (b + 1).min(x.len() - 1);
+        let (before, this, after) = (&x[b - 1], &x[b], &x[next]);
+        let scales = (scales_of::<V, F>(parts, b - 1), scales_of::<V, F>(parts, b));
+        take::<V, F>(parts, b, &mut weights[1]);
+        take::<V, F>(parts, next, &mut weights[0]);
+        begin::<T, F, 1>(unit, this, &weights[1], &mut odd);
+        add::<V, F>(before, scales.0, &even, &mut acc);
+        begin::<T, F, 0>(unit, after, &weights[0], &mut even);
+        add::<V, F>(this, scales.1, &odd, &mut acc);
     }
     if x.len() % 2 == 1 {
-        add::<V, F>((parts, x), x.len() - 1, &even, &mut acc);
+        let last = x.len() - 1;
+        add::<V, F>(&x[last], scales_of::<V, F>(parts, last), &even, &mut acc);
     }
     *dots = acc;
 }
 
-/// The halves of a block's weights, each filled up with zeros to a block's length: lines 0 to 7
-/// and lines 4 to 11, where 4 to 7 are zeros.
-struct Halves([Line; 12]);
+/// The weights of a block as a unit reads them: all of them; or, where each half has a scale, the
+/// two halves, each filled up with zeros to a block's length.
+struct Weights {
+    all_or_low: [Line; BLOCK / 4],
+    high: [Line; BLOCK / 4],
+}
 
-/// Has `unit` compute the dots of a block, or of its halves where each has a scale.
+impl Weights {
+    const ZERO: Weights =
+        Weights { all_or_low: [Line([0; 64]); BLOCK / 4], high: [Line([0; 64]); BLOCK / 4] };
+}
+
+/// Unpacks a block, and asks for a later one.
 #[inline(always)]
-fn begin<V: TileLanes, T: Tiles, F: Blocks, const SET: usize>(
+fn take<V: TileLanes, F: Blocks>(parts: TileParts<'_>, b: usize, to: &mut Weights) {
+    fetch_ahead::<V, F>(parts, b);
+    let lines = V::signed(&unpack::<V, F>(parts.lines, b), F::ZERO as u8);
+    if F::BITS == 6 {
+        let half = BLOCK / 8;
+        to.all_or_low[..half].copy_from_slice(&lines[..half]);
+        to.high[half..].copy_from_slice(&lines[half..]);
+    } else {
+        to.all_or_low = lines;
+    }
+}
+
+/// Has `unit` compute the dots of a block, or of its two halves.
+#[inline(always)]
+fn begin<T: Tiles, F: Blocks, const SET: usize>(
     unit: &T,
-    (parts, x): (TileParts<'_>, &[TileRows]),
-    b: usize,
-    halves: &mut Halves,
+    x: &TileRows,
+    weights: &Weights,
     dots: &mut [Dots; 2],
 ) {
-    let x = &x[b];
-    fetch_ahead::<V, F>(parts, b);
-    let weights = V::signed(&unpack::<V, F>(parts.lines, b), F::ZERO as u8);
     if F::BITS == 6 {
-        let (low, high) = weights.split_at(BLOCK / 8);
-        halves.0[..4].copy_from_slice(low);
-        halves.0[8..].copy_from_slice(high);
-        if let (Some(low), Some(high)) = (halves.0.first_chunk(), halves.0.last_chunk()) {
-            unit.dots::<0>(&x.q, low, &mut dots[0]);
-            unit.dots::<1>(&x.q, high, &mut dots[1]);
-        }
+        unit.dots::<0>(&x.q, &weights.all_or_low, &mut dots[0]);
+        unit.dots::<1>(&x.q, &weights.high, &mut dots[1]);
     } else {
-        unit.dots::<SET>(&x.q, &weights, &mut dots[0]);
+        unit.dots::<SET>(&x.q, &weights.all_or_low, &mut dots[0]);
     }
 }
 
 /// Adds a block whose dots are there.
 #[inline(always)]
 fn add<V: TileLanes, F: Blocks>(
-    (parts, x): (TileParts<'_>, &[TileRows]),
-    b: usize,
+    x: &TileRows,
+    (d, second): (V, V),
     dots: &[Dots; 2],
     acc: &mut [V; ROWS],
 ) {
-    let x = &x[b];
-    let (d, second) = scales_of::<V, F>(parts, b);
     unrolled!(ROWS, |R| {
         let scale = V::splat(x.scale[R]);
         acc[R] = V::load_i32(&dots[0].0[R]).fma(d.mul(scale), acc[R]);
