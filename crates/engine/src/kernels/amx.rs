@@ -180,6 +180,7 @@ unsafe fn dots<const SET: usize>(
 /// The functions above as scripts/check-amx.sh takes them out of the test program: without calls,
 /// and the same wherever they lie.
 #[cfg(test)]
+#[allow(clippy::print_stdout)]
 mod emulated {
     use std::hint::black_box;
 

@@ -32,6 +32,7 @@ macro_rules! unrolled {
     };
 }
 
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 mod tiles;
 
 /// What is done with a product before it is stored.
