@@ -8,6 +8,7 @@
 use std::any::Any;
 use std::cell::UnsafeCell;
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::sync_channel;
@@ -57,7 +58,7 @@ impl Crew {
     }
 }
 
-type Job<'a> = dyn Fn(usize) + Sync + 'a;
+type Job<'a> = dyn Fn(Range<usize>) + Sync + 'a;
 
 /// On cache lines of its own: x86 fetches them in pairs, and a neighbour that others write to
 /// would make every read of this a miss.
@@ -67,6 +68,8 @@ struct Alone<T>(T);
 struct Shared {
     /// Tasks of the current job that nobody has claimed.
     unclaimed: Alone<AtomicUsize>,
+    /// A claim takes one of so many parts of what is unclaimed; at least 1.
+    parts: AtomicUsize,
     /// Tasks of the current job that have ended on other threads than the caller's.
     ended: Alone<AtomicUsize>,
     /// The current job; valid while one of its tasks is claimed and isn't told as ended.
@@ -109,6 +112,7 @@ impl Threads {
         let places = crew.places()?;
         let shared = Arc::new(Shared {
             unclaimed: Alone(AtomicUsize::new(0)),
+            parts: AtomicUsize::new(1),
             ended: Alone(AtomicUsize::new(0)),
             job: UnsafeCell::new(None),
             sleeping: AtomicUsize::new(0),
@@ -153,9 +157,20 @@ impl Threads {
 
     /// Calls `job(0)` … `job(tasks - 1)`, each once, in any order on any thread; returns when
     /// all have ended. Blocks. A panic in a task goes on in the caller after the others ended.
-    pub(crate) fn run(&self, tasks: usize, job: &Job<'_>) {
+    pub(crate) fn run(&self, tasks: usize, job: &(dyn Fn(usize) + Sync)) {
+        self.share_out(tasks, usize::MAX, &|range| range.for_each(job));
+    }
+
+    /// The same for tasks that are cheaper together, and better in order: a thread takes its
+    /// share of what is left, so first large ranges, then small ones, and all end at one time.
+    pub(crate) fn run_ranges(&self, tasks: usize, job: &Job<'_>) {
+        self.share_out(tasks, self.count(), job);
+    }
+
+    /// A claim takes the `parts`th part of the unclaimed tasks, at least one.
+    fn share_out(&self, tasks: usize, parts: usize, job: &Job<'_>) {
         if self.wakers.is_empty() || tasks <= 1 {
-            return (0..tasks).for_each(job);
+            return job(0..tasks);
         }
         let _turn = self.turn.lock().unwrap_or_else(|e| e.into_inner());
         // SAFETY: only the lifetime changes. The pointer is used by claimed tasks only, and this
@@ -165,6 +180,7 @@ impl Threads {
         self.shared.ended.0.store(0, Ordering::Relaxed);
         // SAFETY: no task is unclaimed or running, so no other thread reads `job` now.
         unsafe { *self.shared.job.get() = Some(erased) };
+        self.shared.parts.store(parts, Ordering::Relaxed);
         self.shared.unclaimed.0.store(tasks, Ordering::SeqCst);
         if self.shared.sleeping.load(Ordering::SeqCst) > 0 {
             self.wakers.iter().for_each(Thread::unpark);
@@ -178,16 +194,6 @@ impl Threads {
         if let Some(panic) = panic {
             resume_unwind(panic);
         }
-    }
-
-    /// [`Self::run`] over ranges that cover `0..total`: a few to a thread, so that a thread which
-    /// loses its processor for a while doesn't hold up the rest.
-    pub(crate) fn run_ranges(&self, total: usize, job: &(dyn Fn(std::ops::Range<usize>) + Sync)) {
-        let pieces = match self.count() {
-            1 => 1,
-            n => (n * 4).min(total),
-        };
-        self.run(pieces, &|i| job(total * i / pieces..total * (i + 1) / pieces));
     }
 }
 
@@ -235,32 +241,34 @@ impl Shared {
     /// Runs tasks of the current job until none is left to claim; how many it ran.
     fn work_off(&self) -> usize {
         let mut count = 0;
-        while let Some(task) = self.claim() {
+        while let Some(tasks) = self.claim() {
+            let claimed = tasks.len();
             // SAFETY: `run` does not return before this task is told as ended, so the closure is
             // alive and nobody writes `job`.
             let job = unsafe { (*self.job.get()).map(|job| &*job) };
             let result = catch_unwind(AssertUnwindSafe(|| {
                 if let Some(job) = job {
-                    job(task);
+                    job(tasks);
                 }
             }));
             if let Err(panic) = result {
                 *self.panic.lock().unwrap_or_else(|e| e.into_inner()) = Some(panic);
             }
-            count += 1;
+            count += claimed;
         }
         count
     }
 
-    /// Takes one task of the current job, if one is left.
-    fn claim(&self) -> Option<usize> {
+    /// Takes tasks of the current job, if any are left.
+    fn claim(&self) -> Option<Range<usize>> {
         let mut left = self.unclaimed.0.load(Ordering::Acquire);
         while left > 0 {
+            // Another job's number would do too: it is only a matter of size.
+            let kept = left - (left / self.parts.load(Ordering::Relaxed)).max(1);
             let orders = (Ordering::AcqRel, Ordering::Acquire);
-            let claimed =
-                self.unclaimed.0.compare_exchange_weak(left, left - 1, orders.0, orders.1);
+            let claimed = self.unclaimed.0.compare_exchange_weak(left, kept, orders.0, orders.1);
             match claimed {
-                Ok(_) => return Some(left - 1),
+                Ok(_) => return Some(kept..left),
                 Err(now) => left = now,
             }
         }

@@ -8,8 +8,9 @@
 
 use std::ops::Range;
 
-use super::{Blocks, Place, Product, Tile, fetch_ahead, finish, product_rows, scales_of, unpack};
+use super::{Blocks, Place, Product, Tile, finish, product_rows, scales_of, unpack};
 use super::{Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
+use super::{fetch_ahead, fetch_first};
 use crate::kernels::blocks::{BLOCK, Format};
 use crate::kernels::lanes::Line;
 use crate::kernels::pack::TileParts;
@@ -53,6 +54,7 @@ pub(super) fn product_tiles(cpu: Cpu, job: &Product<'_>, tiles: Range<usize>) {
 unsafe fn product_tiles_body<V: TileLanes, T: Tiles>(job: &Product<'_>, tiles: Range<usize>) {
     // SAFETY: the caller's promise.
     let unit = unsafe { T::set_up() };
+    fetch_first::<V>(job, &tiles);
     for tile in tiles {
         let place = Place::of(job, tile);
         let in_tiles = match place.tiles[0].weights.format.is_float() {
