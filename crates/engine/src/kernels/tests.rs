@@ -278,6 +278,29 @@ fn products_have_the_defined_bits_at_the_models_own_sizes() {
     }
 }
 
+/// A file may quantise one of the two otherwise than the other, or not at all.
+#[test]
+fn two_matrices_of_different_formats_become_one_result_everywhere() {
+    let (rows, outputs, cols, mut bytes) = (27, 20, 256, Bytes(3));
+    let x = bytes.floats(rows * cols, 3.0);
+    for formats in [[Format::Q4_0, Format::F16], [Format::F32, Format::Q6K], [Format::Q4K; 2]] {
+        let mut matrix = |format: Format| {
+            let raw = bytes.blocks(format, outputs * cols / format.block_weights());
+            packed(format, (outputs, cols), &raw).unwrap()
+        };
+        let matrices = formats.map(&mut matrix);
+        let mut expected = None;
+        for cpu in cpus() {
+            let run = (cpu, &Threads::new(2).unwrap());
+            let mut out = vec![0.0; rows * outputs];
+            product(run, &matrices, &taken(run, &x, &matrices), Then::SwiGlu, &mut out);
+            assert!(out.iter().all(|y| *y != 0.0), "{formats:?} {cpu:?}");
+            let expected = expected.get_or_insert_with(|| bits(&out));
+            assert_eq!(&bits(&out), expected, "{formats:?} {cpu:?}");
+        }
+    }
+}
+
 #[test]
 fn products_have_the_defined_bits_for_any_number_of_rows() {
     for format in Format::ALL {

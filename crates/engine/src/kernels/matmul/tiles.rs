@@ -57,7 +57,7 @@ unsafe fn product_tiles_body<V: TileLanes, T: Tiles>(job: &Product<'_>, tiles: R
     fetch_first::<V>(job, &tiles);
     for tile in tiles {
         let place = Place::of(job, tile);
-        let in_tiles = match place.tiles[0].weights.format.is_float() {
+        let in_tiles = match place.matrices().any(|tile| tile.weights.format.is_float()) {
             true => 0,
             false => job.x.rows_in_tiles(),
         };
@@ -94,7 +94,7 @@ fn dot_sixteen<V: TileLanes, T: Tiles>(
         Format::Q4K => dot_blocks::<V, T, Q4K>(unit, tile, x, dots),
         Format::Q5K => dot_blocks::<V, T, Q5K>(unit, tile, x, dots),
         Format::Q6K => dot_blocks::<V, T, Q6K>(unit, tile, x, dots),
-        // They never come here.
+        // The caller keeps them away.
         Format::F16 | Format::Bf16 | Format::F32 => {}
     }
 }
