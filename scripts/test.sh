@@ -35,9 +35,6 @@ step "contracts"
 step "node and engine; property tests with seed ${PROPTEST_RNG_SEED:-of .cargo/config.toml}"
 cargo test --quiet --workspace --features test-support --no-fail-fast
 
-step "AMX instructions in an emulated processor"
-./scripts/check-amx.sh --workspace
-
 step "deployment scripts"
 "$PYTHON" -m unittest discover -s tests/shell -t tests/shell
 

@@ -2,8 +2,7 @@
 //!
 //! For: products of many rows, where one row after the other would unpack the same weights anew.
 //! Must never: give a dot that isn't exact.
-//! Relies on: nothing but integers. [`Portable`] is the definition, for tests; `amx.rs` is what
-//! runs.
+//! Relies on: nothing but integers. [`Portable`] is the definition; `amx.rs` is what runs.
 
 use super::blocks::BLOCK;
 use super::lanes::{LANES, Lanes, Line};
@@ -78,10 +77,8 @@ pub(crate) trait TileLanes: Lanes {
 }
 
 /// The definition of [`Tiles`].
-#[cfg(test)]
 pub(crate) struct Portable;
 
-#[cfg(test)]
 impl Tiles for Portable {
     unsafe fn set_up() -> Self {
         Portable
