@@ -489,7 +489,9 @@ fn refuse_start(error: StartError, sessions: &Sessions, asked: &str) -> Refusal 
             Refusal::ContextLength { prompt_tokens, context_window: context_length }
         }
         StartError::Busy => Refusal::Busy,
-        StartError::Invalid(message) => Refusal::invalid("request", message),
+        StartError::Invalid(message) | StartError::Memory(message) => {
+            Refusal::invalid("request", message)
+        }
         StartError::Setting { setting, reason } => {
             Refusal::invalid(setting, format!("{setting} {reason}"))
         }
