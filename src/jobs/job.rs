@@ -95,6 +95,9 @@ pub struct Job {
     slots: Arc<Semaphore>,
     cancel: CancellationToken,
     cut: CancellationToken,
+    /// The deadline had passed before the job came. A timer of no length may end after a slot is
+    /// found.
+    is_late: bool,
     alarm: Option<Sleep>,
     stage: Stage,
     place: Option<Place>,
@@ -135,8 +138,10 @@ enum Step {
 
 impl Job {
     pub(super) fn new(parts: Parts) -> Self {
-        let alarm = parts.request.deadline.map(|deadline| {
-            let left = deadline.saturating_sub(parts.clock.unix());
+        let now = parts.clock.unix();
+        let deadline = parts.request.deadline;
+        let alarm = deadline.map(|deadline| {
+            let left = deadline.saturating_sub(now);
             parts.clock.sleep(Duration::from_millis(left.get()))
         });
         Self {
@@ -147,6 +152,7 @@ impl Job {
             slots: parts.slots,
             cancel: parts.place.cancel.clone(),
             cut: parts.cut,
+            is_late: deadline.is_some_and(|deadline| deadline <= now),
             alarm,
             stage: Stage::Waiting(parts.prompt_ids),
             place: Some(parts.place),
@@ -168,6 +174,9 @@ impl Job {
         loop {
             if matches!(self.stage, Stage::Over) {
                 return None;
+            }
+            if self.is_late {
+                return Some(self.fail(JobFault::Deadline));
             }
             let step = tokio::select! {
                 biased;
