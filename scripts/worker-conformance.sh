@@ -24,7 +24,10 @@ own() {
     local binary="${CARGO_TARGET_DIR:-$TALLY_ROOT/target}/debug/tally" model port
     (cd "$TALLY_ROOT" && cargo build --quiet --bin tally >&2) || die "tally does not build"
     model=$("$TALLY_ROOT/scripts/fetch-model.sh" | tail -n 1)
-    port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
+    port=$(python3 -c 'import socket
+s = socket.socket()
+s.bind(("", 0))
+print(s.getsockname()[1])')
     log=$(mktemp "${TMPDIR:-/tmp}/tally-worker.XXXXXX")
     "$binary" worker --worker-id conformance --model "$model" --port "$port" \
         --callback-url http://localhost:9999 >"$log" &

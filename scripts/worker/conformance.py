@@ -2,9 +2,10 @@
 
     python3 scripts/worker/conformance.py URL [--slots N] [--queue N]
 
-A token is read from TALLY_WORKER_TOKEN. Every row of docs/spec/worker-protocol.md at its bounds and one beyond. Standard library and curl,
-because the seed's requests are curl's. A line for each check on standard error; the last line on
-standard output is {"ok", "passed", "failed"}. Exit status 1 when a check failed.
+A token is read from TALLY_WORKER_TOKEN. Every row of docs/spec/worker-protocol.md at its bounds and
+one beyond. Standard library and curl, because the seed's requests are curl's. A line for each check
+on standard error; the last line on standard output is {"ok", "passed", "failed"}. Exit status 1
+when a check failed.
 """
 
 import argparse
@@ -148,7 +149,8 @@ def the_longest_answer_may_be_asked_for(worker, _):
 def the_longest_prompt_passes_the_rules_of_fields(worker, _):
     """It may be longer than the model's context, and is told so then; never cut."""
     for prompt in ("\u00e9" * 32768, "a " * 16384):
-        status, _, body = worker.call("POST", "/execute", json.dumps(job(prompt=prompt, max_tokens=1)))
+        fields = json.dumps(job(prompt=prompt, max_tokens=1))
+        status, _, body = worker.call("POST", "/execute", fields)
         if status != 200:
             (error,) = json.loads(body)["errors"]
             found = (status, error["field"], error["constraint"])
@@ -238,7 +240,8 @@ def every_other_refusal_is_json_with_its_status(worker, _):
 @check
 def a_prompt_beyond_the_context_is_told_and_never_cut(worker, _):
     """Where the model's context is longer than any allowed prompt, there is nothing to tell."""
-    status, _, body = worker.call("POST", "/execute", json.dumps(job(prompt="\u20dd\u0489" * 16384)))
+    fields = json.dumps(job(prompt="\u20dd\u0489" * 16384))
+    status, _, body = worker.call("POST", "/execute", fields)
     if status != 200:
         assert status == 400 and b"context_length" in body, (status, body[:300])
 

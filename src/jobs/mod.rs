@@ -1,10 +1,10 @@
 //! Jobs of worker mode: one model, so many jobs at once, a bounded queue of others behind them.
 //!
 //! Never knows HTTP, sessions or money: an orchestrator that owns the worker sends jobs, and
-//! nobody is charged. A job is a [`Job`] that its front-end holds: dropping it, whatever the reason,
-//! gives back its slot, its name and the engine's work. Relies on the engine's rule that dropping
-//! a generation cancels it, and on the front-end to ask a job for its next event as long as somebody
-//! listens.
+//! nobody is charged. A job is a [`Job`] that its front-end holds: dropping it, whatever the
+//! reason, gives back its slot, its name and the engine's work. Relies on the engine's rule that
+//! dropping a generation cancels it, and on the front-end to ask a job for its next event as long
+//! as somebody listens.
 
 mod job;
 

@@ -11,8 +11,8 @@ use serde::Serialize;
 use crate::api::error::Fault;
 use crate::jobs::{JobRefusal, JobsLoad};
 
-/// Seconds after which an orchestrator that found all places taken may ask again: about what a short
-/// answer takes.
+/// Seconds after which an orchestrator that found all places taken may ask again: about what a
+/// short answer takes.
 const RETRY_AFTER_SECONDS: u16 = 2;
 
 /// One rule that a request breaks.

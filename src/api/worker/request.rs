@@ -1,7 +1,7 @@
 //! `/execute` and `/cancel` bodies: read by type, then by rule, every broken rule at once.
 //!
-//! Never repeats a prompt or a stop string in a message. Bounds are inclusive and unknown fields are
-//! ignored; source of bounds, names and order: docs/spec/worker-protocol.md.
+//! Never repeats a prompt or a stop string in a message. Bounds are inclusive and unknown fields
+//! are ignored; source of bounds, names and order: docs/spec/worker-protocol.md.
 
 use std::ops::RangeInclusive;
 

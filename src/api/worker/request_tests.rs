@@ -74,7 +74,6 @@ fn every_bound_is_inclusive() {
 #[test]
 fn one_beyond_a_bound_is_told_by_field_rule_words_and_value() {
     let prompt = "é".repeat(32_769);
-    let stop = "é".repeat(101);
     let two = "range(0.0..=2.0)";
     let one = "range(0.0..=1.0)";
     let table = [
@@ -123,6 +122,15 @@ fn one_beyond_a_bound_is_told_by_field_rule_words_and_value() {
             "repetition_penalty must be at most 2.0 (got 3)",
             Some("3"),
         ),
+        (json!({"min_p": -1}), "min_p", one, "min_p must be at least 0.0 (got -1)", Some("-1")),
+    ];
+    hold_each(table);
+}
+
+#[test]
+fn stop_strings_are_told_one_by_one_and_never_repeated() {
+    let stop = "é".repeat(101);
+    hold_each([
         (
             json!({"stop": ["a", "b", "c", "d", "e"]}),
             "stop",
@@ -138,8 +146,13 @@ fn one_beyond_a_bound_is_told_by_field_rule_words_and_value() {
             "stop[0] must be at most 100 characters (got 101)",
             None,
         ),
-        (json!({"min_p": -1}), "min_p", one, "min_p must be at least 0.0 (got -1)", Some("-1")),
-    ];
+    ]);
+}
+
+/// Requests that break one rule each: field, rule, words, value.
+fn hold_each<'a>(
+    table: impl IntoIterator<Item = (Value, &'a str, &'a str, &'a str, Option<&'a str>)>,
+) {
     for (extra, field, constraint, message, value) in table {
         let value = value.map(str::to_owned);
         let expected = (field.to_owned(), constraint.to_owned(), message.to_owned(), value);

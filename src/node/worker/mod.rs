@@ -1,12 +1,13 @@
 //! `tally worker`: one model behind one port, for a pool manager that spawned us.
 //!
-//! Never opens a ledger, a wallet or a chain: worker mode bills nobody. Never says it is ready before
-//! it answers: the model is loaded, the port is served, then the pool manager is called. Relies on
-//! docs/spec/worker-protocol.md for the order and the words of its log, which pool managers read.
+//! Never opens a ledger, a wallet or a chain: worker mode bills nobody. Never says it is ready
+//! before it answers: the model is loaded, the port is served, then the pool manager is called.
+//! Relies on docs/spec/worker-protocol.md for the order and the words of its log, which pool
+//! managers read.
 
 mod callback;
 pub mod cli;
-mod memory;
+mod resident;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -102,7 +103,7 @@ pub async fn run(task: WorkerTask) -> Result<(), WorkerError> {
     let metrics = tokio::task::spawn_blocking(Metrics::install);
     let engine = load(&task).await?;
     let metrics = metrics.await.map_err(|error| WorkerError::Task(error.to_string()))??;
-    let memory_bytes = memory::resident_bytes().unwrap_or_default();
+    let memory_bytes = resident::bytes().unwrap_or_default();
     tracing::info!(memory_bytes, "Model loaded");
     let clock = SystemClock::shared();
     let limits = JobLimits { slots: task.slots, queue_max: task.queue };

@@ -5,7 +5,7 @@
 /// Bytes of memory that are this process's now; `None` where the system does not say.
 ///
 /// The KV cache counts as far as it was touched, so a fresh worker's is yet to come.
-pub(super) fn resident_bytes() -> Option<u64> {
+pub(super) fn bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     parse(&status)
 }
@@ -25,6 +25,6 @@ mod tests {
         let status = "VmHWM:\t  9 kB\nVmRSS:\t  204800 kB\nRssAnon:\t 1 kB\n";
         assert_eq!(parse(status), Some(209_715_200));
         assert_eq!(parse("VmRSS: many\n"), None);
-        assert!(resident_bytes().unwrap() > 1 << 20);
+        assert!(bytes().unwrap() > 1 << 20);
     }
 }
