@@ -103,6 +103,16 @@ impl Client {
         }
     }
 
+    /// Reads up to the head's end, keeps it, and tells its status.
+    pub async fn read_status(&mut self) -> u16 {
+        loop {
+            if let Some((answer, _)) = parse(&self.raw, true) {
+                return answer.status;
+            }
+            assert!(self.read().await, "connection ended: {}", self.shown());
+        }
+    }
+
     /// Events of a stream that were read so far.
     pub fn events(&self) -> Vec<String> {
         parse(&self.raw, true).map_or_else(Vec::new, |(answer, _)| answer.events())

@@ -36,7 +36,7 @@ async fn worker(script: Script) -> TestWorker {
 fn streamed(frames: &[&str]) -> String {
     let mut raw = String::from(
         "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncache-control: no-cache\r\n\
-         x-accel-buffering: no\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n",
+         x-accel-buffering: no\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n",
     );
     for frame in frames {
         raw.push_str(&format!("{:X}\r\n{frame}\r\n", frame.len()));

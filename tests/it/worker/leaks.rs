@@ -74,10 +74,10 @@ async fn rude(worker: &Worker, number: usize, random: &mut Random) -> Client {
         2 => client.send(&request).await,
         way => {
             client.send(&request).await;
-            client.skip_head().await;
-            for _ in 0..random.below(8) {
-                if !client.read().await {
-                    break;
+            let is_streamed = client.read_status().await == 200;
+            for count in 1..random.below(8) as usize {
+                if is_streamed && !has_ended(&client) {
+                    client.read_events(count).await;
                 }
             }
             if way == 5 {
@@ -89,6 +89,10 @@ async fn rude(worker: &Worker, number: usize, random: &mut Random) -> Client {
         }
     }
     client
+}
+
+fn has_ended(client: &Client) -> bool {
+    client.events().iter().any(|event| event.contains("\"end\"") || event.contains("\"error\""))
 }
 
 #[tokio::test]

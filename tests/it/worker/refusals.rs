@@ -94,10 +94,10 @@ async fn jobs_beyond_the_slots_wait_in_order_and_one_more_is_refused() {
     let mut clients = Vec::new();
     for (index, id) in ["a", "b", "c"].into_iter().enumerate() {
         let prompt = "w ".repeat(index + 1);
-        let mut client = worker.begin(json!({"job_id": id, "prompt": prompt})).await;
-        client.skip_head().await;
-        clients.push(client);
+        clients.push(worker.begin(json!({"job_id": id, "prompt": prompt})).await);
+        eventually(|| worker.jobs.load().queued == index as u32).await;
     }
+    eventually(|| worker.engine.starts().len() == 1).await;
     let refused = worker.execute(json!({"job_id": "d"})).await;
     assert_eq!(refused.status, 503);
     let expected = json!({"error": {"code": "ALL_SLOTS_BUSY", "slots_total": 1, "slots_busy": 1,
@@ -107,7 +107,7 @@ async fn jobs_beyond_the_slots_wait_in_order_and_one_more_is_refused() {
     assert_eq!(worker.engine.starts().len(), 1, "two wait");
     worker.engine.release_all();
     for mut client in clients {
-        while client.read().await {}
+        assert_eq!(client.answer().await.status, 200);
     }
     let order: Vec<_> = worker.engine.starts().iter().map(|spec| spec.prompt_ids.len()).collect();
     assert_eq!(order, [1, 2, 3]);
@@ -163,7 +163,7 @@ async fn a_draining_worker_refuses_jobs_by_an_answer_and_ends_the_others() {
     let mut running = worker.begin(json!({"job_id": "a"})).await;
     running.read_events(1).await;
     let mut waiting = worker.begin(json!({"job_id": "b"})).await;
-    waiting.skip_head().await;
+    eventually(|| worker.jobs.load().queued == 1).await;
     worker.jobs.close();
     let refused = worker.execute(json!({"job_id": "c"})).await;
     let code = refused.json()["error"]["code"].clone();
