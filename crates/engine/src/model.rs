@@ -21,7 +21,7 @@ use crate::config::ModelConfig;
 use crate::error::LoadError;
 use crate::files::{ModelFiles, ModelKind};
 use crate::kernels::attention::{HeadNorms, RowPlace, Rows};
-use crate::kernels::threads::Threads;
+use crate::kernels::threads::{Crew, Threads};
 use crate::kernels::{Cpu, Isa};
 use crate::kv::{BLOCK_TOKENS, KvPool};
 use crate::ops::{Machine, Scratch};
@@ -76,12 +76,13 @@ impl Model {
     ///
     /// Blocks for as long as reading the file takes.
     pub fn load(path: &Path, threads: usize, isa: Option<Isa>) -> Result<Model, LoadError> {
-        Model::from_files(&ModelFiles::open(path)?, threads, isa)
+        let crew = Crew { count: threads, is_pinned: false };
+        Model::from_files(&ModelFiles::open(path)?, crew, isa)
     }
 
     pub(crate) fn from_files(
         files: &ModelFiles,
-        threads: usize,
+        crew: Crew,
         isa: Option<Isa>,
     ) -> Result<Model, LoadError> {
         let isa = isa.unwrap_or_else(Isa::best);
@@ -94,19 +95,19 @@ impl Model {
                     return Model::adapted(files, config, cpu);
                 }
                 let config = ModelConfig::from_gguf(gguf)?;
-                let weights = Weights::load(gguf, &config, threads)?;
+                let weights = Weights::load(gguf, &config, crew.count)?;
                 (config, weights)
             }
             ModelKind::Folder(folder) => {
                 let config = ModelConfig::from_hf(folder.config())?;
-                let weights = Weights::load(folder.tensors(), &config, threads)?;
+                let weights = Weights::load(folder.tensors(), &config, crew.count)?;
                 (config, weights)
             }
         };
         let rope_factors = weights.rope_factors.as_deref();
         let rope = Rope::new(config.head_dim, config.rope_base, rope_factors, &config.rope_scaling);
-        let threads = Threads::new(threads)
-            .map_err(|e| option("threads", format!("cannot start {threads}: {e}")))?;
+        let threads = Threads::start(crew)
+            .map_err(|e| option("threads", format!("cannot start {}: {e}", crew.count)))?;
         let (machine, buffers) = (Machine { cpu, threads }, Buffers::default());
         let network = Network::Own(Box::new(Transformer { weights, machine, rope, buffers }));
         Ok(Model { config, cpu, network })
@@ -137,6 +138,16 @@ impl Model {
         match &self.network {
             Network::Own(own) => own.weights.bytes(),
             Network::Adapted { bytes, .. } => *bytes,
+        }
+    }
+
+    /// Keeps the calling thread, the only one that is to call [`Self::forward`] from now on, on
+    /// a processor of its own where the model's other threads are kept on theirs. Candle's
+    /// threads are its own affair, and would be held on that one processor too.
+    pub(crate) fn pin_caller(&self) -> std::io::Result<()> {
+        match &self.network {
+            Network::Own(own) => own.machine.threads.pin_caller(),
+            Network::Adapted { .. } => Ok(()),
         }
     }
 
