@@ -20,7 +20,12 @@ use super::request::{Cancel, Execute, check_job_id, read};
 use super::{WorkerApp, deadline};
 use crate::api::body::read_bounded;
 use crate::api::outcome::Pace;
-use crate::jobs::{Job, JobEvent, JobStop};
+use crate::jobs::{Job, JobEvent, JobRequest, JobStop};
+use crate::units::Millis;
+
+/// Bytes of a body that are parsed beside the runtime's one thread, which answers `/health`
+/// meanwhile: a body of two mebibytes may take tens of milliseconds.
+const LONG_BYTES: usize = 64 * 1024;
 
 /// Runs a job.
 pub(super) async fn execute(
@@ -32,7 +37,7 @@ pub(super) async fn execute(
     let admitted = async {
         let bytes = read_json(&app, &headers, body).await?;
         let deadline = deadline::of(&headers)?;
-        let request = read::<Execute>(&bytes)?.into_job(deadline)?;
+        let request = parse(bytes, deadline).await?;
         Ok::<_, WorkerError>(app.jobs.admit(request).await?)
     };
     match admitted.await {
@@ -62,6 +67,17 @@ pub(super) async fn cancel(
     }
     app.jobs.cancel(&job_id);
     Ok((StatusCode::ACCEPTED, Json(Cancelled { job_id })).into_response())
+}
+
+/// The job that a body asks for.
+async fn parse(bytes: Bytes, deadline: Option<Millis>) -> Result<JobRequest, WorkerError> {
+    let is_long = bytes.len() > LONG_BYTES;
+    let parse = move || read::<Execute>(&bytes)?.into_job(deadline);
+    if !is_long {
+        return parse();
+    }
+    let beside = tokio::task::spawn_blocking(parse).await;
+    beside.unwrap_or(Err(WorkerError::Unavailable))
 }
 
 /// A body that says it is JSON.

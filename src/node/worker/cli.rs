@@ -22,6 +22,9 @@ const WORKER_NAME: &str = "llorch-cpud";
 const TOKEN: &str = "TALLY_WORKER_TOKEN";
 const TOKEN_FILE: &str = "TALLY_WORKER_TOKEN_FILE";
 
+/// What all variables of a worker begin with.
+const PREFIX: &str = "TALLY_WORKER_";
+
 /// What a pool manager spawns a worker with.
 #[derive(Args, Clone, Debug)]
 pub struct WorkerTask {
@@ -49,6 +52,9 @@ pub struct WorkerTask {
     /// Threads of the forward pass [default: all cores].
     #[arg(long, value_name = "N", value_parser = threads)]
     pub engine_threads: Option<usize>,
+    /// Keep each of these threads on a processor of its own, where nothing else runs.
+    #[arg(long)]
+    pub engine_pin_threads: bool,
     /// Memory of the KV cache, bytes or 512MiB.
     #[arg(long, value_name = "SIZE", default_value = "512MiB", value_parser = kv_memory)]
     pub engine_kv_memory_bytes: u64,
@@ -127,8 +133,10 @@ impl WorkerTask {
     /// Blocks on a small file.
     ///
     /// # Errors
-    /// [`WorkerError`] where both are set, or the file cannot be read.
+    /// [`WorkerError`] where both are set, the file cannot be read, or a variable looks like a
+    /// worker's and is none.
     pub(super) fn token(&self) -> Result<Option<WorkerToken>, WorkerError> {
+        refuse_unknown()?;
         let read = |name: &str| std::env::var_os(name).filter(|text| !text.is_empty());
         let why = |why: &str| WorkerError::Argument { name: TOKEN, why: why.to_owned() };
         let secret = match (read(TOKEN), read(TOKEN_FILE)) {
@@ -140,6 +148,19 @@ impl WorkerTask {
             (None, Some(path)) => secret_line(Path::new(&path))?,
         };
         Ok(Some(WorkerToken::new(secret)))
+    }
+}
+
+/// A variable that is nearly the token's would leave the worker open to all.
+fn refuse_unknown() -> Result<(), WorkerError> {
+    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    let mut own = names.filter(|name| name.starts_with(PREFIX));
+    match own.find(|name| ![TOKEN, TOKEN_FILE].contains(&name.as_str())) {
+        None => Ok(()),
+        Some(name) => {
+            let why = format!("no such variable; there are {TOKEN} and {TOKEN_FILE}");
+            Err(WorkerError::Argument { name: PREFIX, why: format!("{name}: {why}") })
+        }
     }
 }
 

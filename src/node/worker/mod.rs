@@ -40,7 +40,7 @@ const DRAIN_MAX: Duration = Duration::from_secs(28);
 /// Time that the last frames get to leave.
 const CLOSE_MAX: Duration = Duration::from_secs(2);
 
-/// Pause between two looks at the engine's health and drains of the metrics' buffers.
+/// Pause between two looks at the engine's health.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
 
 /// Sequences that the engine may hold beyond the slots: a slot is free one step before the engine
@@ -99,10 +99,8 @@ pub async fn run(task: WorkerTask) -> Result<(), WorkerError> {
     let model = task.model.display().to_string();
     tracing::info!(worker_id = task.worker_id, model, port = task.port, "CPU worker starting");
     tracing::info!(model, "Loading model...");
-    // Its clock is calibrated by watching it for up to 0.2 s: beside the model, not before it.
-    let metrics = tokio::task::spawn_blocking(Metrics::install);
+    let metrics = Metrics::install()?;
     let engine = load(&task).await?;
-    let metrics = metrics.await.map_err(|error| WorkerError::Task(error.to_string()))??;
     let memory_bytes = resident::bytes().unwrap_or_default();
     tracing::info!(memory_bytes, "Model loaded");
     let clock = SystemClock::shared();
@@ -116,12 +114,12 @@ pub async fn run(task: WorkerTask) -> Result<(), WorkerError> {
         clock: Arc::clone(&clock),
         settings: ApiSettings::default(),
         token,
-        metrics: scrape(Arc::clone(&jobs), metrics.clone()),
+        metrics: scrape(Arc::clone(&jobs), metrics),
         drain: drain.clone(),
     };
     let tasks = Tasks::default();
     let serving = tasks.spawn("api", front_end::serve(listener, Arc::new(app)));
-    let watching = watch(Arc::clone(&jobs), metrics, (Arc::clone(&clock), tasks.stop()));
+    let watching = watch(Arc::clone(&jobs), Arc::clone(&clock), tasks.stop());
     let watching = tasks.spawn("watch", watching);
     let ready = Ready::new(&task.worker_id, memory_bytes, port);
     let announced = live(&tasks, callback.announce(&ready, &*clock)).await;
@@ -160,6 +158,7 @@ fn options(task: &WorkerTask) -> EngineOptions {
     let default = EngineOptions::default();
     EngineOptions {
         threads: task.engine_threads.unwrap_or(default.threads),
+        pin_threads: task.engine_pin_threads,
         kv_memory_bytes: task.engine_kv_memory_bytes,
         kv_type: task.engine_kv_type.into(),
         running_max: size(task.slots),
@@ -197,8 +196,8 @@ fn scrape(jobs: Arc<Jobs>, metrics: Metrics) -> Arc<dyn Fn() -> String + Send + 
 /// A worker whose engine died is of no use: it ends, so that its pool manager spawns another.
 async fn watch(
     jobs: Arc<Jobs>,
-    metrics: Metrics,
-    (clock, stop): (Arc<dyn Clock>, CancellationToken),
+    clock: Arc<dyn Clock>,
+    stop: CancellationToken,
 ) -> Result<(), &'static str> {
     loop {
         tokio::select! {
@@ -206,7 +205,6 @@ async fn watch(
             () = stop.cancelled() => return Ok(()),
             () = clock.sleep(WATCH_EVERY) => {}
         }
-        metrics.upkeep();
         if !jobs.is_healthy() {
             return Err("the engine does not take work any more");
         }

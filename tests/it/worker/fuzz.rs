@@ -73,7 +73,7 @@ fn body() -> impl Strategy<Value = Vec<u8>> {
 
 /// Cases of one run; TALLY_FUZZ_CASES asks for more.
 fn cases() -> u32 {
-    std::env::var("TALLY_FUZZ_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(1500)
+    std::env::var("TALLY_FUZZ_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(500)
 }
 
 #[test]

@@ -255,6 +255,11 @@ fn a_worker_that_cannot_start_says_why_in_one_line() {
         command.env(name, &value);
         hold_refusal(&refused(command), &value);
     }
+    let mut misspelt = command(&whole(&good, NOBODY));
+    misspelt.env("TALLY_WORKER_TOKENS", "zanzibarberry");
+    let end = refused(misspelt);
+    hold_refusal(&end, "TALLY_WORKER_TOKENS");
+    assert!(!end.err.contains("zanzibarberry"));
     let taken = TcpListener::bind("0.0.0.0:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
     let mut arguments = whole(&good, NOBODY);
