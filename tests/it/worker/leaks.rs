@@ -99,7 +99,7 @@ fn has_ended(client: &Client) -> bool {
 async fn two_hundred_rude_clients_leave_no_slot_block_thread_or_file_behind() {
     let seed = std::env::var("TALLY_LEAK_SEED").ok().and_then(|text| text.parse().ok());
     let seed = seed.unwrap_or(20_261_122);
-    println!("TALLY_LEAK_SEED={seed}");
+    eprintln!("TALLY_LEAK_SEED={seed}");
     let mut random = Random(seed);
     let worker = Worker::ready(&["--slots", "2", "--queue", "3"]);
     let files = count(&worker, "fd");
@@ -122,7 +122,7 @@ async fn two_hundred_rude_clients_leave_no_slot_block_thread_or_file_behind() {
             break after;
         }
     };
-    println!("before {before:?}, after {after:?}");
+    eprintln!("before {before:?}, after {after:?}");
     assert_eq!((after.queued.as_str(), after.files), ("0", files));
     let all = job(json!({"prompt": "Once upon a time", "max_tokens": 4})).to_string();
     let answer = crate::support::http::call(worker.addr, ("POST", "/execute"), &[JSON], &all).await;

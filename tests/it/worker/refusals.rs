@@ -7,6 +7,9 @@ use crate::support::http::{Client, call, get, text};
 use crate::support::node::eventually;
 use crate::support::worker::{JSON, TestWorker, WorkerSetup, frames, job};
 
+/// Method, path, headers, body; status and code.
+type Case<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], &'a str, u16, &'a str);
+
 #[tokio::test]
 async fn every_refusal_has_its_status_its_code_and_a_json_body() {
     let worker = TestWorker::plain().await;
@@ -14,7 +17,7 @@ async fn every_refusal_has_its_status_its_code_and_a_json_body() {
     let too_long = "x".repeat(2 * 1024 * 1024 + 1);
     let text_plain = ("content-type", "text/plain");
     let deadline = ("x-request-deadline", "soon");
-    let table: [(&str, &str, &[(&str, &str)], &str, u16, &str); 14] = [
+    let table: [Case<'_>; 14] = [
         ("POST", "/execute", &[], &good, 415, "UNSUPPORTED_MEDIA_TYPE"),
         ("POST", "/execute", &[text_plain], &good, 415, "UNSUPPORTED_MEDIA_TYPE"),
         ("POST", "/execute", &[JSON], "{\"job_id\":", 400, "MALFORMED_JSON"),
