@@ -62,18 +62,21 @@ const fn seed() -> u64 {
 /// [`WorkerError::Malformed`] where it is no JSON, [`WorkerError::Mistyped`] where a field is
 /// missing or of another type.
 pub(super) fn read<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, WorkerError> {
-    let first = bytes.iter().find(|byte| !byte.is_ascii_whitespace());
-    if first != Some(&b'{') && serde_json::from_slice::<IgnoredAny>(bytes).is_ok() {
+    // The whole of it, before any type is looked at: what is no JSON is told as such.
+    serde_json::from_slice::<IgnoredAny>(bytes).map_err(|error| malformed(&error))?;
+    if bytes.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {
         // serde would take a list for an object's values in order.
         return Err(WorkerError::Mistyped("a JSON object is wanted".to_owned()));
     }
     serde_json::from_slice(bytes).map_err(|error| match error.classify() {
         Category::Data => WorkerError::Mistyped(data_words(&error)),
-        Category::Syntax | Category::Eof | Category::Io => {
-            let (line, column) = (error.line(), error.column());
-            WorkerError::Malformed(format!("malformed JSON at line {line}, column {column}"))
-        }
+        Category::Syntax | Category::Eof | Category::Io => malformed(&error),
     })
+}
+
+fn malformed(error: &serde_json::Error) -> WorkerError {
+    let (line, column) = (error.line(), error.column());
+    WorkerError::Malformed(format!("malformed JSON at line {line}, column {column}"))
 }
 
 /// What is wrong with a type. serde's words repeat a wrong string, which may be a prompt: only
