@@ -41,6 +41,9 @@ step "deployment scripts"
 step "black box on a running node"
 ./scripts/test-black-box.sh
 
+step "worker protocol against a worker on the real model"
+./scripts/worker-conformance.sh --own
+
 step "the program holds no test adapters"
 target="${CARGO_TARGET_DIR:-target}/debug"
 grep -aq ScriptedEngine "$target"/deps/it-* || die "the adapters' name is in no test: look again"

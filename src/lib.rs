@@ -7,8 +7,8 @@
 //! - [`units`], [`telemetry`]: numbers and ids as types; names of metrics.
 //! - [`billing`], [`claim`], [`proof`]: pure rules. No I/O, no async, no clock.
 //! - [`clock`], [`engine`], [`chain`], [`ledger`]: ports, each with its adapters in folders.
-//! - [`session`], [`settlement`]: the two services. The first never waits for the chain, the
-//!   second never touches a request.
+//! - [`session`], [`settlement`], [`jobs`]: the services. The first never waits for the chain, the
+//!   second never touches a request, the third serves a worker's jobs, which nobody pays for.
 //! - [`api`]: bytes to domain and back; thin.
 //! - [`node`]: settings, wiring, tasks, shutdown.
 
@@ -18,6 +18,7 @@ pub mod chain;
 pub mod claim;
 pub mod clock;
 pub mod engine;
+pub mod jobs;
 pub mod ledger;
 pub mod node;
 pub mod proof;

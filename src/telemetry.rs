@@ -87,6 +87,8 @@ metrics! {
         "Sequences that make progress";
     ENGINE_SEQUENCES_QUEUED = "engine_sequences_queued", Gauge, "sequences", [],
         "Sequences that wait for room";
+    KV_BLOCK_COUNT = "kv_block_count", Gauge, "blocks", [],
+        "All blocks of a worker's KV cache";
     KV_BLOCK_COUNT_FREE = "kv_block_count_free", Gauge, "blocks", [],
         "Blocks of the KV cache that no sequence uses, the cached ones among them";
     KV_BLOCK_COUNT_CACHED = "kv_block_count_cached", Gauge, "blocks", [],
@@ -117,6 +119,12 @@ metrics! {
         "Groups of entries that became durable";
     LEDGER_APPEND = "ledger_append_seconds", Histogram, "seconds", [],
         "Time from handing a group to the ledger to its acknowledgement";
+    WORKER_SLOTS = "worker_slots", Gauge, "slots", [],
+        "Jobs that a worker runs at once";
+    WORKER_SLOTS_BUSY = "worker_slots_busy", Gauge, "slots", [],
+        "Jobs that a worker runs now";
+    WORKER_JOBS_QUEUED = "worker_jobs_queued", Gauge, "jobs", [],
+        "Jobs that wait for a worker's slot";
     WEBSOCKET_CONNECTIONS_ACTIVE = "websocket_connections_active", Gauge, "connections", [],
         "Open WebSocket connections";
     HTTP_RESPONSES = "http_responses_total", Counter, "responses", ["route", "status"],

@@ -6,9 +6,9 @@ use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, StatusCode, header};
 use futures_util::StreamExt;
 
-use super::AppState;
 use super::error::Fault;
-use crate::clock::within;
+use super::{ApiSettings, AppState};
+use crate::clock::{Clock, within};
 
 /// A body, bounded in size and in time.
 ///
@@ -19,7 +19,20 @@ pub(super) async fn read_body(
     headers: &HeaderMap,
     body: Body,
 ) -> Result<Bytes, Fault> {
-    let max = app.settings.body_bytes_max;
+    read_bounded(&app.settings, &*app.clock, headers, body).await
+}
+
+/// As [`read_body`], for front-ends with a state of their own.
+///
+/// # Errors
+/// As [`read_body`].
+pub(super) async fn read_bounded(
+    settings: &ApiSettings,
+    clock: &dyn Clock,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Bytes, Fault> {
+    let max = settings.body_bytes_max;
     let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
     if length
         .and_then(|text| text.parse::<u64>().ok())
@@ -27,7 +40,7 @@ pub(super) async fn read_body(
     {
         return Err(too_large(max));
     }
-    let collected = within(&*app.clock, app.settings.body_wait_max, collect(body, max)).await;
+    let collected = within(clock, settings.body_wait_max, collect(body, max)).await;
     collected.unwrap_or_else(|| {
         let message = "the request's body did not arrive in time";
         Err(Fault::new(StatusCode::REQUEST_TIMEOUT, "timeout", message))

@@ -15,6 +15,7 @@ mod rest;
 mod sampling;
 mod sse;
 mod whole;
+pub mod worker;
 mod ws;
 
 use std::io;

@@ -107,8 +107,10 @@ pub struct GenerationSpec {
 /// Why a generation ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EngineFinish {
-    /// The model ended its turn, or a stop string was found.
+    /// The model ended its turn.
     Stop,
+    /// This stop string was found.
+    StopText(String),
     /// `max_tokens` or the context's end was reached.
     Length,
     /// The generation was cancelled.
@@ -258,6 +260,9 @@ pub enum StartError {
     /// The request itself is at fault.
     #[error("{0}")]
     Invalid(String),
+    /// Prompt and answer together need more KV memory than there is, whatever else runs.
+    #[error("{0}")]
+    Memory(String),
     /// A setting is out of a range that only the engine knows, such as its vocabulary.
     #[error("{setting} {reason}")]
     Setting {

@@ -266,16 +266,17 @@ fn cached_tokens(starts: &[GenerationSpec], spec: &GenerationSpec) -> u32 {
 fn said(script: &Script, spec: &GenerationSpec, cached_tokens: u32) -> Vec<EngineEvent> {
     let mut events = vec![EngineEvent::Prefilled { cached_tokens }];
     let whole: String = script.tokens.iter().map(|(_, text)| text.as_str()).collect();
-    let stops = spec.stop.iter().filter_map(|stop| whole.find(stop.as_str()));
-    let stop_at = stops.min();
+    let stops = spec.stop.iter().filter_map(|stop| Some((whole.find(stop.as_str())?, stop)));
+    let first_stop = stops.min();
     let bound = usize::try_from(spec.max_tokens).unwrap_or(usize::MAX);
     let mut told = 0;
     for (index, (id, text)) in script.tokens.iter().enumerate() {
-        if let Some(at) = stop_at
+        if let Some((at, stop)) = first_stop
             && told + text.len() > at
         {
             let tail_text = text.get(..at - told).unwrap_or_default().to_owned();
-            events.push(EngineEvent::Finished { reason: EngineFinish::Stop, tail_text });
+            let reason = EngineFinish::StopText(stop.clone());
+            events.push(EngineEvent::Finished { reason, tail_text });
             return events;
         }
         if index == bound {

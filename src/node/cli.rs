@@ -13,6 +13,7 @@ use super::control::token;
 use super::settings::catalog::{Fallback, SETTINGS, Setting};
 use super::settings::{Inputs, Kind};
 use super::version;
+use super::worker::cli::WorkerTask;
 use crate::units::Address;
 
 /// Host node of a blockchain-paid LLM marketplace.
@@ -32,6 +33,8 @@ pub struct Cli {
 pub enum Task {
     /// Serve clients until a stop signal.
     Serve(Flags),
+    /// Serve one model to the orchestrator of a pool manager, without pay and without a chain.
+    Worker(Box<WorkerTask>),
     /// Check the settings, the chain, the registry and the wallet; exit code 1 on a failure.
     Doctor(Report),
     /// Show sessions, unclaimed tokens, claims and earnings. Works while the node runs.

@@ -12,6 +12,7 @@ use super::registration::Goal;
 use super::settings::{Inputs, InspectSettings, Settings, SettingsError};
 use super::{
     audit, console, doctor, earnings, keystore, ledger_care, logging, orders, pause, serve, status,
+    worker,
 };
 use crate::billing::earnings::GroupBy;
 use crate::units::BlockNumber;
@@ -62,6 +63,12 @@ pub enum CommandError {
     /// The ledger's file.
     #[error(transparent)]
     LedgerCare(#[from] ledger_care::CareFailure),
+    /// Worker mode.
+    #[error(transparent)]
+    Worker(#[from] worker::WorkerError),
+    /// A settings file for a worker.
+    #[error("--config: a worker reads no settings file; its arguments are all there is")]
+    WorkerConfig,
     /// No command, and no launcher either.
     #[error("no command; see `tally --help`")]
     NoCommand,
@@ -75,6 +82,8 @@ pub async fn run(cli: Cli) -> Result<(), CommandError> {
     let inputs = |flags: Flags| flags.into_inputs(cli.config.clone());
     match cli.command {
         Some(Task::Serve(flags)) => serve_node(&inputs(flags)).await,
+        Some(Task::Worker(_)) if cli.config.is_some() => Err(CommandError::WorkerConfig),
+        Some(Task::Worker(task)) => Ok(worker::run(*task).await?),
         Some(Task::Doctor(report)) => examine(&inputs(report.flags.clone()), &report).await,
         Some(Task::Status(report)) => show_status(&inputs(report.flags.clone()), &report).await,
         Some(Task::Earnings(task)) => {

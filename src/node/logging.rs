@@ -1,6 +1,7 @@
 //! The log: to stderr, as text or JSON lines.
 //!
-//! Never on stdout, which belongs to reports and to the launcher's line. Never filters secrets:
+//! Never on stdout, which belongs to reports and to the launcher's line; a worker's log is its
+//! report and goes there, as pool managers expect it. Never filters secrets:
 //! types that hold one do not show it. Relies on being installed once.
 
 use std::io::IsTerminal;
@@ -22,6 +23,23 @@ pub enum LogError {
     /// Something else logs already.
     #[error("the log is set up already")]
     Installed,
+}
+
+/// What a worker logs, unless its environment says otherwise. How models word conversations is
+/// nothing to a worker, which renders none.
+const WORKER_FILTER: &str = "info,tally::node::models=off";
+/// The variable that says otherwise.
+const FILTER_VARIABLE: &str = "TALLY_LOG_FILTER";
+
+/// Starts a worker's log: JSON lines on stdout.
+///
+/// # Errors
+/// [`LogError`].
+pub fn install_worker() -> Result<(), LogError> {
+    let own = std::env::var(FILTER_VARIABLE).ok().filter(|filter| !filter.is_empty());
+    let filter = EnvFilter::builder().parse(own.as_deref().unwrap_or(WORKER_FILTER))?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_target(false);
+    log.json().flatten_event(true).try_init().map_err(|_| LogError::Installed)
 }
 
 /// Starts the log with its `VERSION` line.

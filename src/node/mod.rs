@@ -34,3 +34,4 @@ pub mod status;
 pub mod tasks;
 pub mod version;
 pub mod wiring;
+pub mod worker;

@@ -3,6 +3,7 @@
 //! Never loads what does not fit the memory that the operator gave, and never serves two models
 //! under one name. Relies on the engine crate to check the files.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tally_engine::{ChatFormat, Engine, EngineOptions, LoadProgress, ModelFiles, Turns};
@@ -36,6 +37,18 @@ pub fn load(settings: &Settings) -> Result<LocalEngine, WiringError> {
         models.push(model);
     }
     Ok(LocalEngine::new(models))
+}
+
+/// Loads one model alone, for a worker; its name is the file's or folder's. Blocks for the time it
+/// takes to read the files.
+///
+/// # Errors
+/// [`WiringError::Model`] names the file that cannot be served.
+pub fn load_alone(path: &Path, options: EngineOptions) -> Result<LocalModel, WiringError> {
+    let file = ModelFile { path: path.to_owned(), name: None, registered: None };
+    let name = file.served_name();
+    let mut budget = Budget { all: None, used: 0 };
+    load_one(&file, name, (&options, &Turns::default()), &mut budget)
 }
 
 fn load_one(

@@ -210,7 +210,8 @@ fn announce(settings: &Settings) {
     }
 }
 
-async fn wait_for_stop(tasks: &Tasks) {
+/// Completes at a stop signal, or when a task failed; the stop is ordered then.
+pub(super) async fn wait_for_stop(tasks: &Tasks) {
     let stop = tasks.stop();
     let mut terminate =
         tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).ok();

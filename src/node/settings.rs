@@ -29,6 +29,7 @@ use crate::units::{Address, Amount, ChainSeconds, PricePerToken, TokenCount};
 
 pub use error::{Origin, Problem, SettingsError};
 pub use kind::Kind;
+pub(super) use kind::bytes;
 pub use sources::Inputs;
 pub use wallet::{KeyError, KeySource, PasswordSource, RpcUrl, secret_line};
 

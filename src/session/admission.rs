@@ -489,7 +489,7 @@ fn refuse_start(error: StartError, sessions: &Sessions, asked: &str) -> Refusal 
             Refusal::ContextLength { prompt_tokens, context_window: context_length }
         }
         StartError::Busy => Refusal::Busy,
-        StartError::Invalid(message) => Refusal::invalid("request", message),
+        StartError::Invalid(why) | StartError::Memory(why) => Refusal::invalid("request", why),
         StartError::Setting { setting, reason } => {
             Refusal::invalid(setting, format!("{setting} {reason}"))
         }

@@ -276,7 +276,7 @@ impl Reply {
 
     fn end(&self, finish: &EngineFinish, tail_text: String) -> ReplyEnd {
         let reason = match finish {
-            EngineFinish::Stop => TurnEnd::Stop,
+            EngineFinish::Stop | EngineFinish::StopText(_) => TurnEnd::Stop,
             EngineFinish::Length if self.is_hold_used_up() => TurnEnd::DepositExhausted,
             EngineFinish::Length => TurnEnd::Length,
             EngineFinish::Cancelled => TurnEnd::Cancelled,

@@ -9,6 +9,7 @@ use tally::units::{Address, TokenCount};
 use crate::support::http::{Answer, Client, call, text};
 use crate::support::ledger::Tallied;
 use crate::support::node::{Setup, TestNode, eventually, job, prompt};
+use crate::support::worker::{TestWorker, WorkerSetup, frames, said};
 use crate::support::ws::{self, Socket};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -339,6 +340,82 @@ async fn what_is_answered_is_answered_alike_and_recorded_alike() {
             assert_eq!(node.ledger.ids(payer), said, "{name} over {front:?}");
         }
     }
+}
+
+/// Whether the worker protocol, which has no sessions, models or turns, has words for a case.
+fn worker_can_say(case: &str) -> bool {
+    let cases = [
+        "normal",
+        "stop string",
+        "length",
+        "raw",
+        "characters in pieces",
+        "empty prompt",
+        "over-long prompt",
+        "longer",
+        "max_tokens 0",
+        "no max_tokens",
+        "temperature 3",
+        "malformed JSON",
+    ];
+    cases.contains(&case)
+}
+
+/// The same request to a worker: its text, tokens and end, or its refusal, in the table's words.
+async fn ask_worker(script: &Script, fields: &Value) -> Result<(String, u64, String), String> {
+    let worker =
+        TestWorker::start(WorkerSetup { script: script.clone(), ..WorkerSetup::default() }).await;
+    let body = match fields.as_str() {
+        Some(text) => text.to_owned(),
+        None => {
+            let mut fields = fields.clone();
+            fields["job_id"] = "worker-job".into();
+            fields.to_string()
+        }
+    };
+    let answer = worker.post("/execute", &[], &body).await;
+    if answer.status == 200 {
+        let all = frames(&answer.events());
+        let last = all.last().unwrap();
+        let finish = match last["stop_reason"].as_str().unwrap() {
+            "MAX_TOKENS" => "length",
+            "EOS" | "STOP_SEQUENCE" => "stop",
+            other => panic!("{other}"),
+        };
+        return Ok((said(&all), last["tokens_out"].as_u64().unwrap(), finish.to_owned()));
+    }
+    assert_eq!(worker.engine.starts().len(), 0);
+    let told = answer.json();
+    Err(match (answer.status, told["errors"][0]["constraint"].as_str()) {
+        (400, Some("context_length")) => "context_length",
+        (400, Some(_)) | (422, None) => "validation_error",
+        (400, None) => "invalid_request",
+        other => panic!("{other:?}"),
+    }
+    .to_owned())
+}
+
+#[tokio::test]
+async fn a_worker_tells_the_same_of_the_cases_that_it_has_words_for() {
+    let mut held = 0;
+    for (name, script, fields, expected) in answers() {
+        let Outcome::Answered { text, tokens, finish, .. } = expected else { panic!("{name}") };
+        if worker_can_say(name) {
+            held += 1;
+            // The token in which a stop string begins is not paid for; its text is a frame here.
+            let tokens = tokens + u64::from(name == "stop string");
+            assert_eq!(ask_worker(&script, &fields).await, Ok((text, tokens, finish)), "{name}");
+        }
+    }
+    for (name, fields, expected) in refusals() {
+        let Outcome::Refused { code } = expected else { panic!("{name}") };
+        if worker_can_say(name) {
+            held += 1;
+            let script = Script::words("never said");
+            assert_eq!(ask_worker(&script, &fields).await, Err(code), "{name}");
+        }
+    }
+    assert_eq!(held, 12, "every case was found by its name");
 }
 
 #[tokio::test]

@@ -22,4 +22,5 @@ mod sampling;
 mod settings;
 mod settlement;
 mod versions;
+mod worker;
 mod ws;

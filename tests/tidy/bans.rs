@@ -162,6 +162,7 @@ pub fn wire_forms(source: &Source) -> Vec<Finding> {
         "src/proof",
         "src/session",
         "src/settlement",
+        "src/jobs",
     ];
     if !source.is_under(&domain) {
         return Vec::new();

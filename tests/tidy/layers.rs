@@ -33,6 +33,7 @@ const ROWS: &[(&str, Row)] = &[
     ("ledger", Row::Ports),
     ("session", Row::Services),
     ("settlement", Row::Services),
+    ("jobs", Row::Services),
     ("api", Row::FrontEnds),
     ("node", Row::Node),
     ("main", Row::Node),

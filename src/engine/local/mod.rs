@@ -205,9 +205,8 @@ fn translate(event: native::Event) -> EngineEvent {
         },
         native::Event::Finished { reason, tail_text, .. } => {
             let reason = match reason {
-                native::FinishReason::Stop | native::FinishReason::StopString(_) => {
-                    EngineFinish::Stop
-                }
+                native::FinishReason::Stop => EngineFinish::Stop,
+                native::FinishReason::StopString(stop) => EngineFinish::StopText(stop),
                 native::FinishReason::Length => EngineFinish::Length,
                 native::FinishReason::Cancelled => EngineFinish::Cancelled,
                 native::FinishReason::Error(why) => EngineFinish::Failed(why),
@@ -255,9 +254,8 @@ fn start_error(error: native::StartError) -> StartError {
         native::StartError::InvalidSetting { setting, reason } => {
             StartError::Setting { setting, reason }
         }
-        other @ (native::StartError::EmptyPrompt | native::StartError::KvBudget { .. }) => {
-            StartError::Invalid(other.to_string())
-        }
+        empty @ native::StartError::EmptyPrompt => StartError::Invalid(empty.to_string()),
+        memory @ native::StartError::KvBudget { .. } => StartError::Memory(memory.to_string()),
     }
 }
 

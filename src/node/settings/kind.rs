@@ -112,7 +112,7 @@ pub(super) fn integer(text: &str) -> Option<u128> {
 }
 
 /// A size in bytes; `None` for anything else or past 2^128.
-pub(super) fn bytes(text: &str) -> Option<u128> {
+pub(in crate::node) fn bytes(text: &str) -> Option<u128> {
     const UNITS: [(&str, u128); 10] = [
         ("KiB", 1 << 10),
         ("MiB", 1 << 20),

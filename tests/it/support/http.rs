@@ -36,8 +36,9 @@ impl Answer {
 pub fn events(body: &[u8]) -> Vec<String> {
     let text = String::from_utf8_lossy(body);
     let complete = text.rfind("\n\n").map_or("", |end| &text[..end]);
-    let data = complete.split("\n\n").filter_map(|event| event.strip_prefix("data: "));
-    data.map(str::to_owned).collect()
+    let data =
+        |event: &str| event.lines().find_map(|line| Some(line.strip_prefix("data: ")?.to_owned()));
+    complete.split("\n\n").filter_map(data).collect()
 }
 
 /// A request's text.
@@ -97,6 +98,16 @@ impl Client {
             if let Some(end) = end {
                 self.raw.drain(..end + 4);
                 return;
+            }
+            assert!(self.read().await, "connection ended: {}", self.shown());
+        }
+    }
+
+    /// Reads up to the head's end, keeps it, and tells its status.
+    pub async fn read_status(&mut self) -> u16 {
+        loop {
+            if let Some((answer, _)) = parse(&self.raw, true) {
+                return answer.status;
             }
             assert!(self.read().await, "connection ended: {}", self.shown());
         }
@@ -189,4 +200,16 @@ pub async fn get(addr: SocketAddr, path: &str) -> Answer {
 
 pub async fn post(addr: SocketAddr, path: &str, body: &Value) -> Answer {
     call(addr, ("POST", path), &[], &body.to_string()).await
+}
+
+/// A JSON body of whatever bytes, on a connection of its own.
+pub async fn call_bytes(addr: SocketAddr, path: &str, body: &[u8]) -> Answer {
+    let mut client = Client::connect(addr).await;
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nhost: node\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\n\r\n",
+        body.len()
+    );
+    client.stream.write_all(&[head.as_bytes(), body].concat()).await.unwrap();
+    client.answer().await
 }

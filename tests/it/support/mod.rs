@@ -8,4 +8,5 @@ pub mod node;
 pub mod proxy;
 pub mod storm;
 pub mod variant;
+pub mod worker;
 pub mod ws;

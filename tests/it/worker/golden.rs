@@ -1,0 +1,156 @@
+//! The wire, byte by byte: a change here is a change of the protocol.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use tally::engine::EngineFinish;
+use tally::engine::scripted::Script;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::support::node::ManualClock;
+use crate::support::worker::{TestWorker, WorkerSetup, job};
+
+/// Everything a worker sends for one request on a connection of its own, its date taken out.
+async fn sent(worker: &TestWorker, head: &str, body: &str) -> String {
+    let mut stream = TcpStream::connect(worker.addr).await.unwrap();
+    let length = body.len();
+    let request = format!(
+        "{head} HTTP/1.1\r\nhost: w\r\nconnection: close\r\ncontent-type: application/json\r\n\
+         content-length: {length}\r\n\r\n{body}"
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut raw = String::new();
+    stream.read_to_string(&mut raw).await.unwrap();
+    let lines = raw.split_inclusive("\r\n").filter(|line| !line.starts_with("date: "));
+    lines.collect()
+}
+
+/// A worker at the time 0.
+async fn worker(script: Script) -> TestWorker {
+    let clock = Arc::new(ManualClock::default());
+    TestWorker::start(WorkerSetup { script, clock, ..WorkerSetup::default() }).await
+}
+
+/// The answer that streams these frames, one chunk each.
+fn streamed(frames: &[&str]) -> String {
+    let mut raw = String::from(
+        "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncache-control: no-cache\r\n\
+         x-accel-buffering: no\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n",
+    );
+    for frame in frames {
+        raw.push_str(&format!("{:X}\r\n{frame}\r\n", frame.len()));
+    }
+    raw + "0\r\n\r\n"
+}
+
+const STARTED: &str = "event: started\ndata: {\"type\":\"started\",\"job_id\":\"job-1\",\
+                       \"model\":\"scripted\",\"started_at\":\"0\"}\n\n";
+
+async fn hold_stream(script: Script, extra: Value, frames: &[&str]) {
+    let worker = worker(script).await;
+    let found = sent(&worker, "POST /execute", &job(extra).to_string()).await;
+    assert_eq!(found, streamed(frames));
+}
+
+#[tokio::test]
+async fn a_stream_is_these_bytes() {
+    let frames = [
+        STARTED,
+        "event: token\ndata: {\"type\":\"token\",\"t\":\"a \\\"b\\\"\\n\",\"i\":0}\n\n",
+        "event: token\ndata: {\"type\":\"token\",\"t\":\"\",\"i\":1}\n\n",
+        "event: token\ndata: {\"type\":\"token\",\"t\":\"é\",\"i\":2}\n\n",
+        "event: end\ndata: {\"type\":\"end\",\"tokens_out\":3,\"decode_time_ms\":0,\
+         \"stop_reason\":\"EOS\",\"stop_sequence_matched\":null}\n\n",
+    ];
+    let tokens = ["a \"b\"\n", "", "é"].map(str::to_owned);
+    let tokens = (7..).zip(tokens).collect();
+    let script = Script { tokens, end: EngineFinish::Stop };
+    hold_stream(script, json!({}), &frames).await;
+}
+
+#[tokio::test]
+async fn each_end_is_these_bytes() {
+    let one = "event: token\ndata: {\"type\":\"token\",\"t\":\"one \",\"i\":0}\n\n";
+    let bound = "event: end\ndata: {\"type\":\"end\",\"tokens_out\":1,\"decode_time_ms\":0,\
+                 \"stop_reason\":\"MAX_TOKENS\",\"stop_sequence_matched\":null}\n\n";
+    let max = json!({"max_tokens": 1});
+    hold_stream(Script::words("one two"), max, &[STARTED, one, bound]).await;
+
+    let tail = "event: token\ndata: {\"type\":\"token\",\"t\":\"t\",\"i\":1}\n\n";
+    let stopped = "event: end\ndata: {\"type\":\"end\",\"tokens_out\":2,\"decode_time_ms\":0,\
+                   \"stop_reason\":\"STOP_SEQUENCE\",\"stop_sequence_matched\":\"wo t\"}\n\n";
+    let stop = json!({"stop": ["never", "wo t"]});
+    hold_stream(Script::words("one two three"), stop, &[STARTED, one, tail, stopped]).await;
+
+    let failed = "event: error\ndata: {\"type\":\"error\",\"code\":\"INFERENCE_FAILED\",\
+                  \"message\":\"the inference failed\",\"retriable\":true}\n\n";
+    let end = EngineFinish::Failed("secret detail".to_owned());
+    let script = Script { end, ..Script::words("one ") };
+    hold_stream(script, json!({}), &[STARTED, one, failed]).await;
+}
+
+/// An answer with a JSON body.
+fn json_answer(status: &str, headers: &str, body: &str) -> String {
+    let length = body.len();
+    format!(
+        "HTTP/1.1 {status}\r\ncontent-type: application/json\r\n{headers}\
+         content-length: {length}\r\nconnection: close\r\n\r\n{body}"
+    )
+}
+
+#[tokio::test]
+async fn health_and_refusals_are_these_bytes() {
+    let table = [
+        (
+            "GET /health",
+            json!(null),
+            json_answer(
+                "200 OK",
+                "",
+                "{\"status\":\"healthy\",\"model_loaded\":true,\"vram_bytes\":0,\
+                 \"memory_type\":\"cpu\"}",
+            ),
+        ),
+        ("POST /cancel", json!({"job_id": "x"}), {
+            json_answer("202 Accepted", "", "{\"job_id\":\"x\"}")
+        }),
+        (
+            "POST /execute",
+            job(json!({"temperature": 2.1, "prompt": ""})),
+            json_answer(
+                "400 Bad Request",
+                "",
+                "{\"errors\":[{\"field\":\"prompt\",\"constraint\":\"non_empty\",\
+                 \"message\":\"prompt must not be empty\"},{\"field\":\"temperature\",\
+                 \"constraint\":\"range(0.0..=2.0)\",\
+                 \"message\":\"temperature must be at most 2.0 (got 2.1)\",\"value\":\"2.1\"}]}",
+            ),
+        ),
+        (
+            "POST /execute",
+            job(json!({"prompt": "w ".repeat(64)})),
+            json_answer(
+                "400 Bad Request",
+                "",
+                "{\"errors\":[{\"field\":\"prompt\",\"constraint\":\"context_length\",\
+                 \"message\":\"prompt of 64 tokens does not fit a context of 64\"}]}",
+            ),
+        ),
+        (
+            "POST /execute",
+            job(json!({"prompt": null})),
+            json_answer(
+                "422 Unprocessable Entity",
+                "",
+                "{\"error\":{\"code\":\"INVALID_BODY\",\
+                 \"message\":\"missing field `prompt` at line 1 column 34\"}}",
+            ),
+        ),
+    ];
+    for (head, body, expected) in table {
+        let worker = worker(Script::words("never said")).await;
+        assert_eq!(sent(&worker, head, &body.to_string()).await, expected, "{head} {body}");
+        assert_eq!(worker.engine.starts().len(), 0);
+    }
+}

@@ -1,0 +1,9 @@
+//! Worker mode: its wire, its jobs, and the program as a pool manager spawns it.
+
+mod callback;
+mod fuzz;
+mod golden;
+mod jobs;
+mod leaks;
+mod process;
+mod refusals;
