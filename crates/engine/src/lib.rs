@@ -43,6 +43,8 @@ mod sequence;
 mod speculation;
 mod stop;
 mod template;
+#[cfg(test)]
+mod tests;
 mod tokenizer;
 mod turns;
 mod weights;

@@ -160,6 +160,12 @@ impl Model {
         }
     }
 
+    /// For tests that compute something wrong on purpose.
+    #[cfg(test)]
+    pub(crate) fn config_mut(&mut self) -> &mut ModelConfig {
+        &mut self.config
+    }
+
     pub(crate) fn cpu(&self) -> Cpu {
         self.cpu
     }

@@ -132,11 +132,7 @@ impl<S: Source> Names<'_, S> {
     }
 
     /// A `Conv1D` of `outputs` and `inputs`.
-    fn linear(
-        &self,
-        name: &str,
-        (outputs, inputs): (usize, usize),
-    ) -> Result<Linear, LoadError> {
+    fn linear(&self, name: &str, (outputs, inputs): (usize, usize)) -> Result<Linear, LoadError> {
         Ok(Linear {
             matrix: [self.parts.transposed(&format!("{name}.weight"), (outputs, inputs))?],
             bias: self.parts.vector(&format!("{name}.bias"), outputs)?,

@@ -7,6 +7,7 @@ mod cache;
 mod configs;
 mod families;
 mod folders;
+mod gpt2;
 mod kit;
 mod lifecycle;
 mod models;

@@ -14,6 +14,8 @@
 mod cell;
 mod head;
 mod store;
+#[cfg(test)]
+pub(crate) mod tests;
 
 use std::cell::RefCell;
 
