@@ -115,7 +115,7 @@ stop_chain() {
     else
         say "no chain runs in $state_dir"
     fi
-    rm -f "$state_dir/anvil.pid" "$state_dir/devchain.json"
+    forget_chain
 }
 
 # Runs on every way out until the chain is handed over.
@@ -125,9 +125,14 @@ clean_up() {
     if [ -n "$pid" ]; then
         end_process "$pid"
         wait "$pid" 2>/dev/null || true
-        rm -f "$state_dir/anvil.pid" "$state_dir/devchain.json"
+        forget_chain
     fi
     exit "$status"
+}
+
+# Removes what tells of a chain that has ended, and the old states that anvil put away on disk.
+forget_chain() {
+    rm -rf "$state_dir/anvil.pid" "$state_dir/devchain.json" "$state_dir/anvil-states"
 }
 
 # Starts anvil in the background and sets pid and port.
@@ -138,7 +143,7 @@ start_anvil() {
     # The log tells the port that the system chose, so anvil is not --quiet; request logging is
     # switched off right after.
     NO_COLOR=1 nohup "$anvil" --host "$bind" --port "$port" --slots-in-an-epoch 1 \
-        >"$log" 2>&1 </dev/null &
+        --cache-path "$state_dir/anvil-states" >"$log" 2>&1 </dev/null &
     pid=$!
     printf '%s\n' "$pid" >"$state_dir/anvil.pid"
     local polls
@@ -184,7 +189,7 @@ cat "$state_dir/devchain.json"
 if [ "$foreground" = true ]; then
     wait "$pid" || true
     pid=
-    rm -f "$state_dir/anvil.pid" "$state_dir/devchain.json"
+    forget_chain
     die "the chain ended"
 fi
 trap - EXIT

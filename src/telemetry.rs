@@ -15,6 +15,18 @@ pub enum MetricKind {
     Histogram,
 }
 
+impl MetricKind {
+    /// As Prometheus calls it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
+        }
+    }
+}
+
 /// One metric.
 #[derive(Debug, Clone, Copy)]
 pub struct Metric {
@@ -117,11 +129,7 @@ impl Metric {
     /// Its row in `docs/metrics.md`.
     #[must_use]
     pub fn markdown_row(&self) -> String {
-        let kind = match self.kind {
-            MetricKind::Counter => "counter",
-            MetricKind::Gauge => "gauge",
-            MetricKind::Histogram => "histogram",
-        };
+        let kind = self.kind.word();
         let labels: Vec<_> = self.labels.iter().map(|label| format!("`{label}`")).collect();
         let labels = labels.join(", ");
         format!("| `{}` | {kind} | {} | {labels} | {} |", self.name, self.unit, self.about)

@@ -4,6 +4,7 @@
 
 const assert = require("node:assert/strict");
 const fs = require("node:fs");
+const os = require("node:os");
 const path = require("node:path");
 const { spawn } = require("node:child_process");
 const chain = require("../chain.js");
@@ -24,21 +25,22 @@ function anvilPath() {
 }
 
 const running = new Set();
-process.on("exit", () => running.forEach((child) => child.kill("SIGKILL")));
+process.on("exit", () => running.forEach((stop) => stop()));
 for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) {
   process.once(signal, () => process.exit(1));
 }
 
 /** Starts anvil on a port of the system's choice; resolves with { url, stop }. */
 function startAnvil() {
-  const child = spawn(anvilPath(), ["--port", "0", "--slots-in-an-epoch", "1"], {
-    stdio: ["ignore", "pipe", "inherit"],
-  });
-  running.add(child);
+  const states = fs.mkdtempSync(path.join(os.tmpdir(), "anvil-states-"));
+  const options = ["--port", "0", "--slots-in-an-epoch", "1", "--cache-path", states];
+  const child = spawn(anvilPath(), options, { stdio: ["ignore", "pipe", "inherit"] });
   const stop = () => {
-    running.delete(child);
+    running.delete(stop);
     child.kill("SIGKILL");
+    fs.rmSync(states, { recursive: true, force: true });
   };
+  running.add(stop);
   return new Promise((resolve, reject) => {
     let text = "";
     child.on("error", reject);

@@ -72,6 +72,7 @@ fn options(engine: &EngineSettings, models: usize) -> EngineOptions {
     let share = u64::try_from(models).unwrap_or(u64::MAX).max(1);
     EngineOptions {
         threads: engine.threads,
+        pin_threads: engine.pin_threads,
         kv_memory_bytes: engine.kv_memory_bytes / share,
         running_max: size(engine.running_max),
         queue_max: size(engine.queue_max),
@@ -171,6 +172,7 @@ mod tests {
     fn several_models_share_the_cache_in_equal_parts() {
         let engine = EngineSettings {
             threads: 2,
+            pin_threads: true,
             kv_memory_bytes: 1000,
             memory_bytes: None,
             running_max: 4,
@@ -181,6 +183,7 @@ mod tests {
             speculation: true,
         };
         assert_eq!(options(&engine, 1).kv_memory_bytes, 1000);
+        assert!(options(&engine, 1).pin_threads);
         assert_eq!(options(&engine, 3).kv_memory_bytes, 333);
         assert_eq!((options(&engine, 3).running_max, options(&engine, 3).queue_max), (4, 8));
     }

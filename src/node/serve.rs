@@ -50,8 +50,8 @@ const NOTICES_MAX: usize = 256;
 /// Pause between two looks at the ledger's health.
 const WATCH_EVERY: Duration = Duration::from_millis(200);
 
-/// Pause between two looks at the engine's load and drains of the metrics' buffers.
-const UPKEEP_EVERY: Duration = Duration::from_secs(1);
+/// Pause between two looks at the engine's load.
+const LOAD_EVERY: Duration = Duration::from_secs(1);
 
 /// The node could not start, or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -93,10 +93,8 @@ pub async fn run(settings: Settings) -> Result<(), ServeError> {
     let wallet = settings.key.as_ref().map(access::open_wallet).transpose()?;
     let address = wallet.as_ref().map(|wallet| wallet.address());
     let _lock = WalletLock::take(address, &lock::user_dir(), &settings.data_dir)?;
-    // Their clock is calibrated by watching it for up to 0.2 s: beside the model, not before it.
-    let metrics = tokio::task::spawn_blocking(Metrics::install);
+    let metrics = Metrics::install()?;
     let engine = load_engine(&settings).await?;
-    let metrics = metrics.await.map_err(|error| ServeError::Task(error.to_string()))??;
     let parts = Parts { settings: &settings, engine: &engine, clock: &clock };
     let paid = start::paid(parts, wallet).await?;
     let paid = paid.as_ref();
@@ -128,14 +126,13 @@ pub async fn run(settings: Settings) -> Result<(), ServeError> {
         sessions: Arc::clone(&sessions),
         clock: Arc::clone(&clock),
         settings: api_settings(&settings),
-        hooks: hooks(paid, metrics.clone(), news),
+        hooks: hooks(paid, metrics, news),
         version: version_info(paid),
         notices,
         stops: stops.clone(),
     });
-    let watched = (metrics, Arc::clone(&sessions));
-    let upkeep = upkeep_metrics(watched, Arc::clone(&clock), settle_stop.clone());
-    background.push(tasks.spawn("metrics", upkeep));
+    let load = watch_load(Arc::clone(&sessions), Arc::clone(&clock), settle_stop.clone());
+    background.push(tasks.spawn("metrics", load));
     let serving = tasks.spawn("api", api::serve(listener, app));
     if let Some(paid) = paid {
         let reach = say_reachability(Arc::clone(paid), tasks.stop());
@@ -275,13 +272,13 @@ async fn watch_ledger(
     Ok(())
 }
 
-/// Reads how busy the engine is, and drains the recorder's buffers, which grow until someone does.
-async fn upkeep_metrics(
-    (metrics, sessions): (Metrics, Arc<Sessions>),
+/// Reads how busy the engine is.
+async fn watch_load(
+    sessions: Arc<Sessions>,
     clock: Arc<dyn Clock>,
     stop: CancellationToken,
 ) -> Result<(), std::convert::Infallible> {
-    while within_stop(&stop, clock.sleep(UPKEEP_EVERY)).await.is_some() {
+    while within_stop(&stop, clock.sleep(LOAD_EVERY)).await.is_some() {
         let load = sessions.load();
         gauge!(ENGINE_SEQUENCES_RUNNING).set(f64::from(load.running));
         gauge!(ENGINE_SEQUENCES_QUEUED).set(f64::from(load.queued));
@@ -293,7 +290,6 @@ async fn upkeep_metrics(
         counter!(PREEMPTIONS).absolute(load.cache.preemptions);
         counter!(SPECULATION_GUESSED_TOKENS).absolute(load.guessed_tokens);
         counter!(SPECULATION_RIGHT_TOKENS).absolute(load.guessed_right);
-        metrics.upkeep();
     }
     Ok(())
 }

@@ -275,6 +275,8 @@ impl ModelFile {
 pub struct EngineSettings {
     /// Threads of the forward pass; by default all cores, as far as the engine takes them.
     pub threads: usize,
+    /// Whether each of them is kept on a processor of its own.
+    pub pin_threads: bool,
     /// Bytes of the KV cache of all models together.
     pub kv_memory_bytes: u64,
     /// What keys and values are stored as.

@@ -11,6 +11,7 @@ use tally::chain::{
     Broadcast, Call, Chain, ChainError, DryRun, Inclusion, Limits, SignedTx, TxSpec,
 };
 use tally::clock::{Clock, Sleep, SystemClock};
+use tally::node::metrics::Metrics;
 use tally::units::{BlockNumber, Gas, JobId, Millis, TokenCount, TxHash, WalletNonce};
 
 use crate::support::anvil::{CHAIN_ID, Devnet, HOST, OpenSession};
@@ -536,11 +537,11 @@ async fn an_impossible_list_is_refused_and_secrets_are_never_shown() {
 #[tokio::test]
 async fn a_contradiction_is_counted_and_its_author_is_asked_last() {
     let net = Net::start(3).await;
-    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    let recorder = Metrics::default();
     // This test runs on one thread.
     let _recording = metrics::set_default_local_recorder(&recorder);
     let counted = |times: u32| {
-        let text = recorder.handle().render();
+        let text = recorder.render();
         text.contains(&format!("chain_disagreements_total{{read=\"job\"}} {times}"))
     };
     let chain = net.connect().await;
@@ -566,7 +567,7 @@ async fn a_contradiction_is_counted_and_its_author_is_asked_last() {
     while !counted(2) {
         assert_eq!(chain.job(job).await.unwrap().unwrap().tokens_used, TokenCount::ZERO);
     }
-    assert!(recorder.handle().render().contains("chain_endpoints_usable 3"));
+    assert!(recorder.render().contains("chain_endpoints_usable 3"));
 }
 
 #[tokio::test]

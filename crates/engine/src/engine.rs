@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 
 use crate::error::{EncodeError, LoadError, StartError};
 use crate::files::{ModelFiles, ModelKind};
+use crate::kernels::threads::Crew;
 use crate::kernels::{Cpu, Isa};
 use crate::kv::{BLOCK_TOKENS, KvCache, KvPool, KvType, Scope};
 use crate::model::Model;
@@ -51,6 +52,9 @@ impl SharePrefixes {
 pub struct EngineOptions {
     /// Threads that compute, the model's own included: 1 to 256.
     pub threads: usize,
+    /// Whether each of them is kept on a processor of its own, from the first that the process
+    /// may use on. Only for machines on which nothing else runs; results don't depend on it.
+    pub pin_threads: bool,
     /// Bytes for the KV cache, allocated at once, touched as it fills.
     pub kv_memory_bytes: u64,
     /// What keys and values are stored as.
@@ -75,6 +79,7 @@ impl Default for EngineOptions {
     fn default() -> Self {
         EngineOptions {
             threads: std::thread::available_parallelism().map_or(1, |n| n.get().min(256)),
+            pin_threads: false,
             kv_memory_bytes: 1 << 30,
             kv_type: KvType::default(),
             running_max: 8,
@@ -104,7 +109,12 @@ impl EngineOptions {
                 return Err(LoadError::Options { option, reason });
             }
         }
-        Ok(())
+        let places = self.crew().check().map_err(|error| error.to_string());
+        places.map_err(|reason| LoadError::Options { option: "pin_threads", reason })
+    }
+
+    fn crew(&self) -> Crew {
+        Crew { count: self.threads, is_pinned: self.pin_threads }
     }
 }
 
@@ -189,7 +199,7 @@ impl Engine {
         let (texts, model) = std::thread::scope(|scope| {
             // Building the tokenizer takes about as long as packing the weights of a small model.
             let texts = scope.spawn(|| texts(files));
-            let model = Model::from_files(files, options.threads, options.isa);
+            let model = Model::from_files(files, options.crew(), options.isa);
             (texts.join(), model)
         });
         let (model, (tokenizer, template)) = match (model, texts) {

@@ -29,7 +29,7 @@ use crate::weights::gpt2::{Gpt2Weights, Linear, Norm};
 /// A GPT-2 and what computes it.
 pub(crate) struct Gpt2 {
     pub(crate) weights: Gpt2Weights,
-    machine: Machine,
+    pub(crate) machine: Machine,
     buffers: Buffers,
 }
 

@@ -22,7 +22,7 @@ use crate::error::LoadError;
 use crate::files::{ModelFiles, ModelKind};
 use crate::gpt2::Gpt2;
 use crate::kernels::attention::{HeadNorms, RowPlace, Rows};
-use crate::kernels::threads::Threads;
+use crate::kernels::threads::{Crew, Threads};
 use crate::kernels::{Cpu, Isa};
 use crate::kv::{BLOCK_TOKENS, KvPool};
 use crate::ops::{Machine, Scratch};
@@ -81,12 +81,13 @@ impl Model {
     ///
     /// Blocks for as long as reading the file takes.
     pub fn load(path: &Path, threads: usize, isa: Option<Isa>) -> Result<Model, LoadError> {
-        Model::from_files(&ModelFiles::open(path)?, threads, isa)
+        let crew = Crew { count: threads, is_pinned: false };
+        Model::from_files(&ModelFiles::open(path)?, crew, isa)
     }
 
     pub(crate) fn from_files(
         files: &ModelFiles,
-        threads: usize,
+        crew: Crew,
         isa: Option<Isa>,
     ) -> Result<Model, LoadError> {
         let isa = isa.unwrap_or_else(Isa::best);
@@ -96,11 +97,11 @@ impl Model {
         match files.kind() {
             ModelKind::Gguf(gguf) => match adapter::config(gguf)? {
                 Some(config) => Model::adapted(files, config, cpu),
-                None => Model::own(gguf, ModelConfig::from_gguf(gguf)?, (cpu, threads)),
+                None => Model::own(gguf, ModelConfig::from_gguf(gguf)?, (cpu, crew)),
             },
             ModelKind::Folder(folder) => {
                 let config = ModelConfig::from_hf(folder.config())?;
-                Model::own(folder.tensors(), config, (cpu, threads))
+                Model::own(folder.tensors(), config, (cpu, crew))
             }
         }
     }
@@ -109,23 +110,23 @@ impl Model {
     pub(crate) fn own(
         source: &impl Source,
         config: ModelConfig,
-        (cpu, threads): (Cpu, usize),
+        (cpu, crew): (Cpu, Crew),
     ) -> Result<Model, LoadError> {
-        let machine = |threads| match Threads::new(threads) {
+        let machine = || match Threads::start(crew) {
             Ok(threads) => Ok(Machine { cpu, threads }),
             Err(error) => {
-                let reason = format!("cannot start {threads}: {error}");
+                let reason = format!("cannot start {}: {error}", crew.count);
                 Err(LoadError::Options { option: "threads", reason })
             }
         };
         let network = if config.family == Family::Gpt2 {
-            let weights = Gpt2Weights::load(source, &config, threads)?;
-            Network::Gpt2(Box::new(Gpt2::new(weights, machine(threads)?)))
+            let weights = Gpt2Weights::load(source, &config, crew.count)?;
+            Network::Gpt2(Box::new(Gpt2::new(weights, machine()?)))
         } else {
-            let weights = Weights::load(source, &config, threads)?;
+            let weights = Weights::load(source, &config, crew.count)?;
             let factors = weights.rope_factors.as_deref();
             let rope = Rope::new(config.head_dim, config.rope_base, factors, &config.rope_scaling);
-            let (machine, buffers) = (machine(threads)?, Buffers::default());
+            let (machine, buffers) = (machine()?, Buffers::default());
             Network::Rotary(Box::new(Transformer { weights, machine, rope, buffers }))
         };
         Ok(Model { config, cpu, network })
@@ -164,6 +165,17 @@ impl Model {
     #[cfg(test)]
     pub(crate) fn config_mut(&mut self) -> &mut ModelConfig {
         &mut self.config
+    }
+
+    /// Keeps the calling thread, the only one that is to call [`Self::forward`] from now on, on
+    /// a processor of its own where the model's other threads are kept on theirs. Candle's
+    /// threads are its own affair, and would be held on that one processor too.
+    pub(crate) fn pin_caller(&self) -> std::io::Result<()> {
+        match &self.network {
+            Network::Rotary(own) => own.machine.threads.pin_caller(),
+            Network::Gpt2(own) => own.machine.threads.pin_caller(),
+            Network::Adapted { .. } => Ok(()),
+        }
     }
 
     pub(crate) fn cpu(&self) -> Cpu {

@@ -111,6 +111,9 @@ pub(crate) struct Runner {
 impl Runner {
     /// Serves until told to stop; then, or after a panic, every sequence ends with an error.
     pub(crate) fn run(mut self) {
+        if let Err(error) = self.model.pin_caller() {
+            tracing::warn!(%error, "the model's thread is not kept on a processor");
+        }
         let result = catch_unwind(AssertUnwindSafe(|| while self.step() {}));
         let reason = match result {
             Ok(()) => "the engine was shut down",

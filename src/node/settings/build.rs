@@ -28,7 +28,7 @@ pub(super) fn settings(inputs: &sources::Inputs) -> Result<Settings, SettingsErr
 fn build(
     inputs: &sources::Inputs,
     mut reader: Reader,
-    notes: Vec<String>,
+    mut notes: Vec<String>,
 ) -> (Result<Settings, SettingsError>, Reader) {
     let r = &mut reader;
     let free = r.switch("free").unwrap_or_default();
@@ -40,10 +40,12 @@ fn build(
     let is_dev_chain = chain.as_ref().is_some_and(|chain| chain.chain_id == DEV_CHAIN_ID);
     let listen = r.listen("listen").unwrap_or_else(|| ([0, 0, 0, 0], 0).into());
     let is_dev_local = is_dev_chain && listen.ip().is_loopback();
+    let engine = engine(r);
+    notes.extend(crowd(engine.threads, processors()));
     let settings = Settings {
         listen,
         model: model(r),
-        engine: engine(r),
+        engine,
         chain,
         key,
         free,
@@ -206,9 +208,16 @@ fn model(reader: &mut Reader) -> ModelSettings {
 
 fn engine(reader: &mut Reader) -> EngineSettings {
     let most = usize::try_from(THREADS_MAX).unwrap_or(usize::MAX);
-    let cores = || std::thread::available_parallelism().map_or(1, |count| count.get().min(most));
+    let threads = reader.integer("engine.threads").unwrap_or_else(|| processors().min(most));
+    let pin_threads = reader.switch("engine.pin_threads").unwrap_or_default();
+    if pin_threads && threads > processors() {
+        let found = processors();
+        let why = format!("{threads} threads cannot have one each of {found} processors");
+        reader.clash("engine.pin_threads", why);
+    }
     EngineSettings {
-        threads: reader.integer("engine.threads").unwrap_or_else(cores),
+        threads,
+        pin_threads,
         kv_memory_bytes: reader.integer("engine.kv_memory_bytes").unwrap_or_default(),
         kv_type: match reader.choice("engine.kv_type") {
             Some("f32") => KvType::F32,
@@ -225,6 +234,22 @@ fn engine(reader: &mut Reader) -> EngineSettings {
         },
         speculation: reader.switch("engine.speculation").unwrap_or_default(),
     }
+}
+
+/// Processors that the process may use: its affinity and its cgroup's quota are heeded.
+fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// What the operator should know of more threads than processors: each step is as slow as its
+/// slowest thread.
+fn crowd(threads: usize, processors: usize) -> Option<String> {
+    (threads > processors).then(|| {
+        format!(
+            "engine.threads is {threads}, and the process may use {processors} processors: \
+             threads that wait for each other's processor make every token slower"
+        )
+    })
 }
 
 fn data_dir(reader: &mut Reader) -> PathBuf {
@@ -361,6 +386,40 @@ fn log(reader: &mut Reader) -> LogSettings {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Settings of a free node with these besides.
+    fn free_with(more: &[(&'static str, String)]) -> Result<Settings, SettingsError> {
+        let mut inputs = sources::Inputs::default();
+        inputs.flags.insert("free", "true".into());
+        inputs.flags.insert("model.path", "model.gguf".into());
+        inputs.flags.insert("data_dir", "data".into());
+        inputs.flags.extend(more.iter().cloned());
+        settings(&inputs)
+    }
+
+    #[test]
+    fn threads_are_pinned_only_where_told_and_to_a_processor_each() {
+        assert!(!free_with(&[]).unwrap().engine.pin_threads);
+        let pinned = ("engine.pin_threads", "true".to_owned());
+        assert!(free_with(std::slice::from_ref(&pinned)).unwrap().engine.pin_threads);
+        let crowd = ("engine.threads", (processors() + 1).to_string());
+        let words = free_with(&[pinned, crowd]).unwrap_err().to_string();
+        assert!(words.contains("engine.pin_threads") && words.contains("one each"), "{words}");
+        let maybe = free_with(&[("engine.pin_threads", "maybe".into())]).unwrap_err().to_string();
+        assert!(maybe.contains("engine.pin_threads") && maybe.contains("maybe"), "{maybe}");
+    }
+
+    #[test]
+    fn the_operator_is_told_of_more_threads_than_processors() {
+        for (threads, processors, is_told) in [(1, 2, false), (2, 2, false), (3, 2, true)] {
+            assert_eq!(crowd(threads, processors).is_some(), is_told, "{threads}");
+        }
+        let words = crowd(8, 2).unwrap();
+        assert!(words.starts_with("engine.threads is 8,") && words.contains("use 2 processors"));
+        assert_eq!(free_with(&[]).unwrap().notes, [""; 0]);
+        let of_256 = free_with(&[("engine.threads", "256".into())]).unwrap();
+        assert_eq!(of_256.notes, crowd(256, processors()).into_iter().collect::<Vec<_>>());
+    }
 
     #[test]
     fn every_listed_setting_is_looked_at() {

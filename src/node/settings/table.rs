@@ -158,8 +158,21 @@ const NODE: &[Setting] = &[
         env: "TALLY_ENGINE_THREADS",
         alias: None,
         kind: Kind::Integer { min: 1, max: THREADS_MAX, unit: "threads" },
-        fallback: Fallback::Computed("all cores, 256 at most"),
-        about: "Threads of the forward pass",
+        fallback: Fallback::Computed(
+            "as many as processors, of those that affinity and cgroup leave the process, 256 at \
+             most",
+        ),
+        about: "Threads of the forward pass; more than processors make it slower",
+    },
+    Setting {
+        key: "engine.pin_threads",
+        flag: Some("engine-pin-threads"),
+        env: "TALLY_ENGINE_PIN_THREADS",
+        alias: None,
+        kind: Kind::Switch,
+        fallback: Fallback::Text("false"),
+        about: "Keep each of these threads on a processor of its own; only for machines on which \
+                nothing else runs: such a thread waits where another would move on",
     },
     Setting {
         key: "engine.kv_memory_bytes",

@@ -419,8 +419,13 @@ impl Devnet {
 }
 
 /// Ends the whole group when its input closes, however the test process ended, and when anvil
-/// itself ends. npm's `anvil` is a wrapper: killing it alone would leave the real one behind.
-const SUPERVISOR: &str = r#"("$@"; kill -9 0) & read -r _; kill -9 0"#;
+/// itself ends. npm's `anvil` is a wrapper: killing it alone would leave the real one behind. Old
+/// states, which anvil puts away on disk and leaves there, go too: hundreds of MB to a run.
+const SUPERVISOR: &str = r#"
+    dir=$(mktemp -d) || exit
+    ("$@" --cache-path "$dir"; rm -rf "$dir"; kill -9 0) &
+    read -r _
+    rm -rf "$dir"; kill -9 0"#;
 
 /// Starts anvil on a port that the system chooses, and waits for the line that names it.
 fn spawn(arguments: &[&str]) -> (Anvil, u16) {

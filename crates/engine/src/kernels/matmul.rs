@@ -82,6 +82,9 @@ per_isa! {
 #[inline(always)]
 fn product_tiles_body<V: Lanes>(job: &Product<'_>, tiles: Range<usize>) {
     let matrices = if let Then::SwiGlu = job.then { 2 } else { 1 };
+    if let Some(first) = tiles.clone().next() {
+        begin::<V>(job, first, matrices);
+    }
     for tile in tiles {
         let (part, tile, first_col) = locate(job, tile);
         let cols = first_col..first_col + (job.weights[part].rows - tile * LANES).min(LANES);
@@ -325,6 +328,16 @@ impl Form for Floats {
 /// rows a product was 3.4 times slower without. Less than 6 KiB come too late, and more than
 /// 12 KiB push the activations out of the nearest cache (measured on an AMD Zen 5).
 const AHEAD: usize = 8 << 10;
+
+/// Asks for the first weights of a range of tiles, which nothing before it asked for.
+#[inline(always)]
+fn begin<V: Lanes>(job: &Product<'_>, tile: usize, matrices: usize) {
+    let (part, tile, _) = locate(job, tile);
+    for weights in &job.weights[part..part + matrices] {
+        let lines = weights.tile(tile).lines;
+        fetch::<V, _>(lines, 0, lines.len().min(AHEAD / 2 / size_of::<Line>()));
+    }
+}
 
 /// Asks for what a later block needs; mostly of this tile, else of the next.
 #[inline(always)]

@@ -11,6 +11,7 @@
 
 #![allow(unsafe_code)]
 
+pub(crate) mod affinity;
 pub(crate) mod attention;
 pub(crate) mod blocks;
 pub(crate) mod lanes;

@@ -8,16 +8,57 @@
 use std::any::Any;
 use std::cell::UnsafeCell;
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
 use std::thread::{JoinHandle, Thread};
+
+use super::affinity;
 
 /// Rounds of spinning before a thread without work sleeps, about 50 µs: longer than the gap
 /// between two operations, far shorter than a pause between requests.
 const SPIN_ROUNDS: u32 = 2_000;
 
-type Job<'a> = dyn Fn(usize) + Sync + 'a;
+/// How many threads there are, and whether each is kept on a processor of its own.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Crew {
+    /// All of them, at least 1.
+    pub(crate) count: usize,
+    /// A pinned thread stays where it is when something else takes its processor for a while,
+    /// and all others wait for it. On 2 cores it gained nothing undisturbed, and cost prompts an
+    /// eighth of their speed beside busy programs (docs/config.md).
+    pub(crate) is_pinned: bool,
+}
+
+impl Crew {
+    /// The processor of each thread.
+    fn places(self) -> std::io::Result<Vec<Option<usize>>> {
+        let count = self.count.max(1);
+        if !self.is_pinned {
+            return Ok(vec![None; count]);
+        }
+        let cpus = affinity::allowed()?;
+        match cpus.get(..count) {
+            Some(cpus) => Ok(cpus.iter().copied().map(Some).collect()),
+            None => Err(std::io::Error::other(format!(
+                "the process may use {} processors, and {count} threads are to have one each",
+                cpus.len()
+            ))),
+        }
+    }
+
+    /// Whether there is a processor for each thread, where each is to have one.
+    ///
+    /// # Errors
+    /// That there is not, or what the system says.
+    pub(crate) fn check(self) -> std::io::Result<()> {
+        self.places().map(drop)
+    }
+}
+
+type Job<'a> = dyn Fn(Range<usize>) + Sync + 'a;
 
 /// On cache lines of its own: x86 fetches them in pairs, and a neighbour that others write to
 /// would make every read of this a miss.
@@ -27,6 +68,8 @@ struct Alone<T>(T);
 struct Shared {
     /// Tasks of the current job that nobody has claimed.
     unclaimed: Alone<AtomicUsize>,
+    /// A claim takes one of so many parts of what is unclaimed; at least 1.
+    parts: AtomicUsize,
     /// Tasks of the current job that have ended on other threads than the caller's.
     ended: Alone<AtomicUsize>,
     /// The current job; valid while one of its tasks is claimed and isn't told as ended.
@@ -48,29 +91,63 @@ pub(crate) struct Threads {
     shared: Arc<Shared>,
     wakers: Vec<Thread>,
     workers: Vec<JoinHandle<()>>,
+    /// The caller's processor, where each thread has one of its own.
+    cpu: Option<usize>,
     /// One job at a time.
     turn: Mutex<()>,
 }
 
 impl Threads {
-    /// `count` threads in all: the caller of [`Self::run`] is one of them.
+    /// `count` threads in all, which run where the system lets them.
+    #[cfg(test)]
     pub(crate) fn new(count: usize) -> std::io::Result<Threads> {
+        Threads::start(Crew { count, is_pinned: false })
+    }
+
+    /// Starts all but one: the caller of [`Self::run`] takes part.
+    ///
+    /// # Errors
+    /// What the system says; of pinned ones also that they are more than its processors.
+    pub(crate) fn start(crew: Crew) -> std::io::Result<Threads> {
+        let places = crew.places()?;
         let shared = Arc::new(Shared {
             unclaimed: Alone(AtomicUsize::new(0)),
+            parts: AtomicUsize::new(1),
             ended: Alone(AtomicUsize::new(0)),
             job: UnsafeCell::new(None),
             sleeping: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
             panic: Mutex::new(None),
         });
-        let mut workers = Vec::new();
-        for i in 1..count.max(1) {
-            let shared = Arc::clone(&shared);
+        let (workers, wakers) = (Vec::new(), Vec::new());
+        let cpu = places.first().copied().flatten();
+        let mut threads = Threads { shared, wakers, workers, cpu, turn: Mutex::new(()) };
+        let (sender, pinned) = sync_channel(places.len());
+        for (i, place) in places.iter().copied().enumerate().skip(1) {
+            let (shared, sender) = (Arc::clone(&threads.shared), sender.clone());
             let name = format!("tally-kernel-{i}");
-            workers.push(std::thread::Builder::new().name(name).spawn(move || shared.work())?);
+            let work = move || {
+                // There is room for all: this neither waits nor fails.
+                let _ = sender.send(place.map_or(Ok(()), affinity::pin));
+                drop(sender);
+                shared.work();
+            };
+            let worker = std::thread::Builder::new().name(name).spawn(work)?;
+            threads.wakers.push(worker.thread().clone());
+            threads.workers.push(worker);
         }
-        let wakers = workers.iter().map(|w| w.thread().clone()).collect();
-        Ok(Threads { shared, wakers, workers, turn: Mutex::new(()) })
+        drop(sender);
+        pinned.into_iter().collect::<std::io::Result<()>>()?;
+        Ok(threads)
+    }
+
+    /// Keeps the calling thread, the one that is to call [`Self::run`] from now on, on its
+    /// processor; does nothing where threads are not pinned.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(crate) fn pin_caller(&self) -> std::io::Result<()> {
+        self.cpu.map_or(Ok(()), affinity::pin)
     }
 
     /// Threads that take part, at least 1.
@@ -80,9 +157,20 @@ impl Threads {
 
     /// Calls `job(0)` … `job(tasks - 1)`, each once, in any order on any thread; returns when
     /// all have ended. Blocks. A panic in a task goes on in the caller after the others ended.
-    pub(crate) fn run(&self, tasks: usize, job: &Job<'_>) {
+    pub(crate) fn run(&self, tasks: usize, job: &(dyn Fn(usize) + Sync)) {
+        self.share_out(tasks, usize::MAX, &|range| range.for_each(job));
+    }
+
+    /// The same for tasks that are cheaper together, and better in order: a thread takes its
+    /// share of what is left, so first large ranges, then small ones, and all end at one time.
+    pub(crate) fn run_ranges(&self, tasks: usize, job: &Job<'_>) {
+        self.share_out(tasks, self.count(), job);
+    }
+
+    /// A claim takes the `parts`th part of the unclaimed tasks, at least one.
+    fn share_out(&self, tasks: usize, parts: usize, job: &Job<'_>) {
         if self.wakers.is_empty() || tasks <= 1 {
-            return (0..tasks).for_each(job);
+            return job(0..tasks);
         }
         let _turn = self.turn.lock().unwrap_or_else(|e| e.into_inner());
         // SAFETY: only the lifetime changes. The pointer is used by claimed tasks only, and this
@@ -92,6 +180,7 @@ impl Threads {
         self.shared.ended.0.store(0, Ordering::Relaxed);
         // SAFETY: no task is unclaimed or running, so no other thread reads `job` now.
         unsafe { *self.shared.job.get() = Some(erased) };
+        self.shared.parts.store(parts, Ordering::Relaxed);
         self.shared.unclaimed.0.store(tasks, Ordering::SeqCst);
         if self.shared.sleeping.load(Ordering::SeqCst) > 0 {
             self.wakers.iter().for_each(Thread::unpark);
@@ -105,16 +194,6 @@ impl Threads {
         if let Some(panic) = panic {
             resume_unwind(panic);
         }
-    }
-
-    /// [`Self::run`] over ranges that cover `0..total`: a few to a thread, so that a thread which
-    /// loses its processor for a while doesn't hold up the rest.
-    pub(crate) fn run_ranges(&self, total: usize, job: &(dyn Fn(std::ops::Range<usize>) + Sync)) {
-        let pieces = match self.count() {
-            1 => 1,
-            n => (n * 4).min(total),
-        };
-        self.run(pieces, &|i| job(total * i / pieces..total * (i + 1) / pieces));
     }
 }
 
@@ -162,32 +241,34 @@ impl Shared {
     /// Runs tasks of the current job until none is left to claim; how many it ran.
     fn work_off(&self) -> usize {
         let mut count = 0;
-        while let Some(task) = self.claim() {
+        while let Some(tasks) = self.claim() {
+            let claimed = tasks.len();
             // SAFETY: `run` does not return before this task is told as ended, so the closure is
             // alive and nobody writes `job`.
             let job = unsafe { (*self.job.get()).map(|job| &*job) };
             let result = catch_unwind(AssertUnwindSafe(|| {
                 if let Some(job) = job {
-                    job(task);
+                    job(tasks);
                 }
             }));
             if let Err(panic) = result {
                 *self.panic.lock().unwrap_or_else(|e| e.into_inner()) = Some(panic);
             }
-            count += 1;
+            count += claimed;
         }
         count
     }
 
-    /// Takes one task of the current job, if one is left.
-    fn claim(&self) -> Option<usize> {
+    /// Takes tasks of the current job, if any are left.
+    fn claim(&self) -> Option<Range<usize>> {
         let mut left = self.unclaimed.0.load(Ordering::Acquire);
         while left > 0 {
+            // Another job's number would do too: it is only a matter of size.
+            let kept = left - (left / self.parts.load(Ordering::Relaxed)).max(1);
             let orders = (Ordering::AcqRel, Ordering::Acquire);
-            let claimed =
-                self.unclaimed.0.compare_exchange_weak(left, left - 1, orders.0, orders.1);
+            let claimed = self.unclaimed.0.compare_exchange_weak(left, kept, orders.0, orders.1);
             match claimed {
-                Ok(_) => return Some(left - 1),
+                Ok(_) => return Some(kept..left),
                 Err(now) => left = now,
             }
         }
@@ -229,5 +310,60 @@ impl<'a, T> Disjoint<'a, T> {
         assert!(at <= self.len && len <= self.len - at, "part of a slice beyond its end");
         // SAFETY: in bounds by the line above; exclusive by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(at), len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+
+    use super::*;
+
+    /// The processors that each thread of the crew may run on, the caller's last. As each task
+    /// waits for all others, every thread takes one.
+    fn masks(crew: Crew) -> Vec<Vec<usize>> {
+        // On a thread of its own: what is pinned stays so.
+        std::thread::scope(|scope| {
+            let caller = scope.spawn(|| {
+                let threads = Threads::start(crew).unwrap();
+                threads.pin_caller().unwrap();
+                let (all, found) = (Barrier::new(crew.count), Mutex::new(Vec::new()));
+                threads.run(crew.count, &|_| {
+                    all.wait();
+                    found.lock().unwrap().push(affinity::allowed().unwrap());
+                });
+                let mut found = found.into_inner().unwrap();
+                found.sort();
+                found
+            });
+            caller.join().unwrap()
+        })
+    }
+
+    #[test]
+    fn pinned_threads_have_a_processor_of_the_process_each() {
+        let own = affinity::allowed().unwrap();
+        for count in 1..=own.len().min(4) {
+            let wanted: Vec<_> = own[..count].iter().map(|cpu| vec![*cpu]).collect();
+            assert_eq!(masks(Crew { count, is_pinned: true }), wanted);
+        }
+    }
+
+    #[test]
+    fn threads_that_are_not_pinned_run_wherever_the_process_may() {
+        let own = affinity::allowed().unwrap();
+        assert_eq!(masks(Crew { count: 3, is_pinned: false }), vec![own; 3]);
+    }
+
+    #[test]
+    fn more_pinned_threads_than_processors_are_refused() {
+        let own = affinity::allowed().unwrap().len();
+        let of = |count| Crew { count, is_pinned: true };
+        assert!(of(own).check().is_ok());
+        let words = of(own + 1).check().unwrap_err().to_string();
+        let expected = format!("may use {own} processors, and {} threads", own + 1);
+        assert!(words.contains(&expected), "{words}");
+        assert!(Threads::start(of(own + 1)).is_err());
+        assert!(Crew { count: own + 1, is_pinned: false }.check().is_ok());
     }
 }

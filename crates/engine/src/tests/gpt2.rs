@@ -8,7 +8,6 @@ use super::harness::{
 use super::negatives::{erf_gelu, layer_norm};
 use super::small::{DIM, HEADS, Small, WHOLE, saved};
 use crate::batch::{Batch, Logits, Segment};
-use crate::files::ModelFiles;
 use crate::gpt2;
 use crate::kernels::attention::tests::{Looked, looked, value_at};
 use crate::kernels::attention::{RowPlace, attend_rows};
@@ -35,10 +34,9 @@ fn of_stage(small: &Small, seen: &super::harness::Seen, stage: Stage) -> f64 {
 }
 
 #[test]
-fn a_folder_as_huggingface_saves_it_gives_its_logits() {
+fn checkpoint_00_a_folder_as_huggingface_saves_it() {
     let (folder, ids, logits) = saved();
-    let files = ModelFiles::open(&folder).unwrap();
-    let mut model = Model::from_files(&files, 1, None).unwrap();
+    let mut model = Model::load(&folder, 1, None).unwrap();
     let seen = run(&mut model, &ids, &mut unchanged).0;
     let found = difference(&seen[&(Stage::Logits, 2)], &logits.concat());
     let mut saved = Checkpoint::new("0 a folder that HuggingFace saved", 1e-3);

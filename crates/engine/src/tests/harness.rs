@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 
-use crate::files::ModelFiles;
 use crate::kernels::{Cpu, Isa};
 use crate::kv::{BlockTable, KvPool, KvType};
 use crate::model::{Batch, Logits, Model, Segment};
@@ -97,15 +96,13 @@ impl Tensors {
     /// The model of these weights, on two threads.
     pub fn model(&self, config: &Value) -> Model {
         let folder = self.lay_out(config);
-        let files = ModelFiles::open(folder.path()).unwrap();
-        Model::from_files(&files, 2, None).unwrap()
+        Model::load(folder.path(), 2, None).unwrap()
     }
 
     /// Why there is no such model.
     pub fn refusal(&self, config: &Value) -> String {
         let folder = self.lay_out(config);
-        let files = ModelFiles::open(folder.path()).unwrap();
-        Model::from_files(&files, 2, None).map(|_| ()).unwrap_err().to_string()
+        Model::load(folder.path(), 2, None).map(|_| ()).unwrap_err().to_string()
     }
 }
 

@@ -11,6 +11,7 @@ use crate::error::LoadError;
 use crate::kernels::blocks::Format;
 use crate::kernels::memory::Arena;
 use crate::kernels::pack::PackedMatrix;
+use crate::kernels::threads::Crew;
 use crate::kv::{KvPool, KvType};
 use crate::model::{Batch, Logits, Model, Segment};
 use crate::weights::{Naming, Source};
@@ -85,7 +86,8 @@ fn medium() -> (Model, usize) {
     let source = Random { names: shapes(&config), arena: Arena::default() };
     let parameters = source.names.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
     let config = ModelConfig::from_hf(&config).unwrap();
-    (Model::own(&source, config, (cpu(), 2)).unwrap(), parameters)
+    let crew = Crew { count: 2, is_pinned: false };
+    (Model::own(&source, config, (cpu(), crew)).unwrap(), parameters)
 }
 
 /// Logits of the last row of each of some segments that are computed together.

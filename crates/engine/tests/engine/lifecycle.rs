@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Sender, channel};
 
 use tally_engine::{
     Engine, EngineOptions, Event, EventSink, FinishReason, LoadError, Sampling, SequenceRequest,
@@ -217,6 +218,38 @@ fn a_panic_ends_every_sequence_and_later_starts_are_refused() {
     assert_eq!(refusal(&engine, request(vec![5], 1)), StartError::Stopped);
 }
 
+/// The processors that the calling thread may run on.
+fn processors() -> Vec<usize> {
+    let mask = rustix::thread::sched_getaffinity(None).unwrap();
+    (0..rustix::thread::CpuSet::MAX_CPU).filter(|cpu| mask.is_set(*cpu)).collect()
+}
+
+#[test]
+fn a_model_is_kept_on_a_processor_only_where_that_is_wished() {
+    struct Whereabouts(Sender<Vec<usize>>);
+    impl EventSink for Whereabouts {
+        fn is_ready(&self) -> bool {
+            true
+        }
+        fn is_closed(&self) -> bool {
+            false
+        }
+        fn emit(&mut self, _: Event) {
+            self.0.send(processors()).unwrap();
+        }
+    }
+    let own = processors();
+    for (pin_threads, wanted) in [(false, &own[..]), (true, &own[..1])] {
+        let engine = load(EngineOptions { threads: 1, pin_threads, ..options() });
+        let (sender, places) = channel();
+        let _handle = engine.start(request(vec![5; 4], 2), Box::new(Whereabouts(sender))).unwrap();
+        let places: Vec<_> = places.iter().collect();
+        assert_eq!(places, vec![wanted; places.len()], "pinned: {pin_threads}");
+        assert!(places.len() > 2, "prefill, tokens, end");
+        assert_eq!(processors(), own, "who loads a model stays free");
+    }
+}
+
 #[test]
 fn bad_options_and_files_are_refused_by_name() {
     let refused = |options: EngineOptions| match Engine::load(&model_path(), options).err() {
@@ -224,6 +257,8 @@ fn bad_options_and_files_are_refused_by_name() {
         other => panic!("{other:?}"),
     };
     assert_eq!(refused(EngineOptions { threads: 0, ..options() }), "threads");
+    let (threads, pin_threads) = (processors().len() + 1, true);
+    assert_eq!(refused(EngineOptions { threads, pin_threads, ..options() }), "pin_threads");
     assert_eq!(refused(EngineOptions { running_max: 0, ..options() }), "running_max");
     assert_eq!(refused(EngineOptions { prefill_chunk: 15, ..options() }), "prefill_chunk");
     assert_eq!(refused(EngineOptions { kv_memory_bytes: 9, ..options() }), "kv_memory_bytes");

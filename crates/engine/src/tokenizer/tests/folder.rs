@@ -179,8 +179,8 @@ fn published(model_type: &str, others: &[(&str, Value)]) -> (TempDir, Value) {
     write("config.json", json!({"model_type": model_type, "eos_token_id": 860}).to_string());
     let added = described["added_tokens"].as_array().unwrap().iter();
     let added: serde_json::Map<String, Value> =
-        added.map(|t| (t["content"].as_str().unwrap().to_owned(), t["id"].clone())).collect();
-    write("added_tokens.json", Value::Object(added).to_string());
+        added.map(|token| (token["id"].to_string(), token.clone())).collect();
+    write("tokenizer_config.json", json!({"added_tokens_decoder": added}).to_string());
     for (name, content) in others {
         write(name, content.to_string());
     }
@@ -209,7 +209,7 @@ fn gpt2s_two_files_give_the_ids_of_hugging_faces_crate() {
 #[test]
 fn the_end_token_of_the_vocabulary_itself_is_a_control_token() {
     // As in the published files: there it is the last of vocab.json.
-    let (folder, described) = published("gpt2", &[("added_tokens.json", json!({}))]);
+    let (folder, described) = published("gpt2", &[("tokenizer_config.json", json!({}))]);
     let mut vocabulary = described["model"]["vocab"].clone();
     vocabulary["<|endoftext|>"] = json!(860);
     fs::write(folder.path().join("vocab.json"), vocabulary.to_string()).unwrap();
@@ -243,7 +243,7 @@ fn two_files_of_another_family_or_damaged_ones_are_refused() {
     let (folder, _) = published("gpt2", &[("added_tokens.json", json!({"<x>": "7"}))]);
     assert!(refused(&folder).contains("<x>"));
     let (folder, _) = published("gpt2", &[("added_tokens.json", json!({"<x>": 900}))]);
-    assert!(refused(&folder).contains("its place is 860"));
+    assert!(refused(&folder).contains("its place is 869"));
     let (folder, _) = published("gpt2", &[]);
     fs::write(folder.path().join("merges.txt"), [b'a', b' ', 0xff]).unwrap();
     assert!(refused(&folder).contains("merges.txt"));
