@@ -31,7 +31,10 @@ fn ids() -> Vec<u32> {
 
 /// Keccak-256 of the logits' bits of all 36 rows, little-endian, with keys and values in half and
 /// in single precision. Any other value is another engine: raise `ENGINE_SPEC_VERSION`.
-const GOLDEN: [&str; 2] = ["GOLDEN_F16", "GOLDEN_F32"];
+const GOLDEN: [&str; 2] = [
+    "eb2e05d300a724ef5d080a5b39ea18aeb610247674c9003a31aa13f0d94ff9f1",
+    "824ab47004d8c366c24de3645bcba2590b29737d216a0e224aff95c815971160",
+];
 
 fn digest(rows: &[Vec<f32>]) -> String {
     let mut hash = Keccak256::new();

@@ -222,11 +222,12 @@ fn the_end_token_of_the_vocabulary_itself_is_a_control_token() {
 
 #[test]
 fn a_space_before_the_text_is_put_where_gpt2s_settings_ask_for_it() {
-    let (folder, _) = published("gpt2", &[("tokenizer_config.json", json!({}))]);
-    let plain = Tokenizer::from_hf(folder.path()).unwrap();
-    let (folder, _) =
-        published("gpt2", &[("tokenizer_config.json", json!({"add_prefix_space": true}))]);
-    let spaced = Tokenizer::from_hf(folder.path()).unwrap();
+    let with = |settings: Value| {
+        let end = ("added_tokens.json", json!({"<|endoftext|>": 860}));
+        let (folder, _) = published("gpt2", &[("tokenizer_config.json", settings), end]);
+        Tokenizer::from_hf(folder.path()).unwrap()
+    };
+    let (plain, spaced) = (with(json!({})), with(json!({"add_prefix_space": true})));
     assert_eq!(spaced.encode_plain("the").unwrap(), plain.encode_plain(" the").unwrap());
     assert_ne!(plain.encode_plain("the").unwrap(), plain.encode_plain(" the").unwrap());
 }
