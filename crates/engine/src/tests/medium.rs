@@ -1,7 +1,5 @@
 //! A random model of gpt2-medium's full shape: what needs no reference is checked on it.
 
-use std::time::Instant;
-
 use serde_json::json;
 
 use super::harness::{Checkpoint, bits_that_differ, cpu};
@@ -118,9 +116,7 @@ fn ten(model: &mut Model, kv: &mut KvPool, prompt: &[u32], chunk: usize) -> (Vec
 
 #[test]
 fn checkpoint_medium_shape_without_a_reference() {
-    let began = Instant::now();
     let (mut model, parameters) = medium();
-    let loaded = began.elapsed();
     assert_eq!(parameters, 354_823_168, "gpt2-medium's parameters");
     let config = model.config().clone();
     assert_eq!((config.head_dim, config.ff_width, config.context_length), (64, 4096, 1024));
@@ -162,6 +158,5 @@ fn checkpoint_medium_shape_without_a_reference() {
     assert!(at(1023).is_ok());
     let refused = at(1024).unwrap_err().to_string();
     assert!(refused.contains("1024 positions"), "{refused}");
-    println!("loaded in {loaded:?}, all in {:?}", began.elapsed());
     checkpoint.finish();
 }

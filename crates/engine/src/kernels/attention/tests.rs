@@ -28,12 +28,12 @@ pub(crate) fn looked<C: Cell>(cpu: Cpu, rows: &Rows<'_>, of: (&[f32], &[C])) -> 
         let mut weights = scores.clone();
         weights_of(cpu, &job, &mut weights, &mut scales);
         let (row, _, first) = units.place(unit);
-        for g in 0..group {
+        for (g, scale) in scales.iter().enumerate().take(group) {
             let of_head = |values: &[f32]| -> Vec<f32> {
                 let at = |key: usize| (key / LANES * group + g) * LANES + key % LANES;
                 (0..job.keys).map(|key| values[at(key)]).collect()
             };
-            let weights = of_head(&weights).iter().map(|weight| weight * scales[g]).collect();
+            let weights = of_head(&weights).iter().map(|weight| weight * scale).collect();
             all.push(Looked { row, head: first + g, scores: of_head(&scores), weights });
         }
     }
