@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 use tally_engine::{ModelFiles, WeightFile};
@@ -29,6 +29,24 @@ pub fn sha256_file(path: &Path) -> std::io::Result<Hash32> {
             Some(bytes) => hasher.update(bytes),
         }
     }
+}
+
+/// SHA-256 of a tokenizer's files: of the one, or, where there are several, of the lines that
+/// `sha256sum` prints for them in this order.
+///
+/// # Errors
+/// What the file system says.
+pub fn sha256_tokenizer(files: &[PathBuf]) -> std::io::Result<Hash32> {
+    if let [file] = files {
+        return sha256_file(file);
+    }
+    let mut lines = Sha256::new();
+    for file in files {
+        let hash = hex::encode(sha256_file(file)?.bytes());
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        lines.update(format!("{hash}  {name}\n"));
+    }
+    Ok(Hash32::new(lines.finalize().into()))
 }
 
 /// SHA-256 of a model's weights: of its file, or, where there are several, of the lines that

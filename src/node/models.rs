@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tally_engine::{ChatFormat, Engine, EngineOptions, LoadProgress, ModelFiles, Turns};
 
-use super::file_hash::{sha256_file, sha256_model};
+use super::file_hash::{sha256_model, sha256_tokenizer};
 use super::settings::{EngineSettings, ModelFile, Settings};
 use super::wiring::WiringError;
 use crate::engine::local::{LocalEngine, LocalModel};
@@ -65,8 +65,10 @@ fn load_one(
     let (loaded, hashes) = std::thread::scope(|scope| {
         let hashes = scope.spawn(|| {
             let weights = sha256_model(&files);
-            let apart = files.tokenizer_path().map(|path| sha256_file(&path)).transpose();
-            apart.map(|tokenizer| (weights, tokenizer.unwrap_or(weights)))
+            match &files.tokenizer_paths()[..] {
+                [] => Ok((weights, weights)),
+                apart => sha256_tokenizer(apart).map(|tokenizer| (weights, tokenizer)),
+            }
         });
         (Engine::load_files(&files, options.clone(), turns), hashes.join())
     });

@@ -248,7 +248,7 @@ fn network(file: &mut File, config: &ModelConfig) -> Result<Forward> {
             let mut model = quantized_phi3::ModelWeights::from_gguf(false, content, file, cpu)?;
             Box::new(move |x, at| model.forward(x, at))
         }
-        own @ (Family::Llama | Family::Qwen2 | Family::Qwen3) => {
+        own @ (Family::Llama | Family::Qwen2 | Family::Qwen3 | Family::Gpt2) => {
             candle_core::bail!("{} has a forward pass of its own", own.name())
         }
     })

@@ -2,8 +2,9 @@
 //!
 //! For: callers of a model and the networks behind it, ours and candle's.
 //! Must never: hold anything: these are views for the length of one call.
-//! Relies on: `kv` for the tables.
+//! Relies on: `kv` for the tables, `kernels::attention` for what a row's place is.
 
+use crate::kernels::attention::RowPlace;
 use crate::kv::BlockTable;
 
 /// Which rows of a segment the output head is computed for.
@@ -46,4 +47,44 @@ pub struct Outputs<'a> {
     /// The normed hidden states that the logits are made of, `[wanted rows][width]`; none where
     /// the model is not canonical.
     pub states: &'a [f32],
+}
+
+impl<'a> Batch<'a> {
+    /// Ids of all rows, in order.
+    pub(crate) fn ids(&self) -> impl Iterator<Item = u32> + Clone + '_ {
+        self.segments.iter().flat_map(|segment| segment.tokens).copied()
+    }
+
+    /// Position and sequence of all rows, in order.
+    pub(crate) fn places(&self) -> Vec<RowPlace> {
+        let mut places = Vec::new();
+        for (sequence, segment) in self.segments.iter().enumerate() {
+            let positions = segment.start..segment.start + segment.tokens.len();
+            places.extend(positions.map(|position| RowPlace { position, sequence }));
+        }
+        places
+    }
+
+    /// Cache blocks of each sequence.
+    pub(crate) fn tables(&self) -> Vec<&'a [u32]> {
+        self.segments.iter().map(|segment| &segment.table.blocks[..]).collect()
+    }
+
+    /// Moves the rows of `x`, `[rows, width]`, that logits are wanted for to its front and drops
+    /// the others: the head is the largest matrix.
+    pub(crate) fn keep_wanted_rows(&self, width: usize, x: &mut Vec<f32>) {
+        let (mut first, mut kept) = (0, 0);
+        for segment in &self.segments {
+            let end = first + segment.tokens.len();
+            let wanted = match segment.logits {
+                Logits::None => end..end,
+                Logits::Last => end - 1..end,
+                Logits::All => first..end,
+            };
+            let count = wanted.len();
+            x.copy_within(wanted.start * width..wanted.end * width, kept * width);
+            (first, kept) = (end, kept + count);
+        }
+        x.truncate(kept * width);
+    }
 }

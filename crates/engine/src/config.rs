@@ -11,7 +11,8 @@ use crate::files::gguf::Gguf;
 use crate::kernels::attention::Heads;
 pub use crate::rope::{Pairing, RopeScaling};
 
-/// Which family's names and habits a model has; those that aren't candle's share one forward pass.
+/// Which family's names and habits a model has. Those that aren't candle's or GPT-2 share one
+/// forward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
     /// Llama 2 and 3, SmolLM2, TinyLlama, Vicuna, Mistral.
@@ -20,6 +21,8 @@ pub enum Family {
     Qwen2,
     /// Qwen 3, without experts.
     Qwen3,
+    /// GPT-2, which has a forward pass of its own (`gpt2.rs`).
+    Gpt2,
     /// Gemma 3, by candle.
     Gemma3,
     /// Phi 2, by candle.
@@ -35,6 +38,7 @@ impl Family {
             Family::Llama => "llama",
             Family::Qwen2 => "qwen2",
             Family::Qwen3 => "qwen3",
+            Family::Gpt2 => "gpt2",
             Family::Gemma3 => "gemma3",
             Family::Phi2 => "phi2",
             Family::Phi3 => "phi3",
@@ -44,7 +48,7 @@ impl Family {
     /// Whether candle computes it: one sequence at a time, and not canonical.
     pub fn is_adapted(self) -> bool {
         match self {
-            Family::Llama | Family::Qwen2 | Family::Qwen3 => false,
+            Family::Llama | Family::Qwen2 | Family::Qwen3 | Family::Gpt2 => false,
             Family::Gemma3 | Family::Phi2 | Family::Phi3 => true,
         }
     }
@@ -71,9 +75,9 @@ pub struct ModelConfig {
     pub context_length: u32,
     /// Tokens of vocabulary.
     pub vocab_size: usize,
-    /// Added to the mean square in rms-norm.
+    /// Added to the mean square in rms-norm, in GPT-2 to the variance in layer norm.
     pub norm_eps: f32,
-    /// Base of the rotary angles.
+    /// Base of the rotary angles; of no meaning where nothing turns.
     pub rope_base: f64,
     /// Pairs of the rotary embedding.
     pub pairing: Pairing,
@@ -81,7 +85,7 @@ pub struct ModelConfig {
     pub rope_scaling: RopeScaling,
     /// Keys that a row sees, its own included; all of them if `None`.
     pub window: Option<usize>,
-    /// Whether queries, keys and values have a bias.
+    /// Whether queries, keys and values have a bias; GPT-2 has one in every projection.
     pub has_qkv_bias: bool,
     /// Whether each head's query and key are normed before the rotary embedding.
     pub has_qk_norm: bool,
@@ -199,6 +203,7 @@ impl ModelConfig {
         let pairs = match self.pairing {
             Pairing::Neighbours => "neighbours",
             Pairing::Halves => "halves",
+            Pairing::None => return format!("{sizes} positions=learned tied={}", self.is_tied),
         };
         format!(
             "{sizes} pairs={pairs} rope={} window={} qkv_bias={} qk_norm={} tied={}",

@@ -1,6 +1,6 @@
-//! The forward pass: a transformer of the Llama and Qwen families, readable from top to bottom.
+//! A model, and the forward pass of the Llama and Qwen families, readable from top to bottom.
 //!
-//! For: turning a ragged batch of token rows into logits.
+//! For: turning a ragged batch of token rows into logits; GPT-2's way is in `gpt2.rs`.
 //! Must never: keep anything of a sequence: the KV cache is an argument, so that sequences
 //! batch; never let rows influence each other except through their own sequence's cache.
 //! Relies on: `ops.rs` for the operations, `weights.rs` for the weights.
@@ -17,16 +17,19 @@ use std::path::Path;
 
 use crate::adapter::{self, Adapter};
 pub use crate::batch::{Batch, Logits, Outputs, Segment};
-use crate::config::ModelConfig;
+use crate::config::{Family, ModelConfig};
 use crate::error::LoadError;
 use crate::files::{ModelFiles, ModelKind};
+use crate::gpt2::Gpt2;
 use crate::kernels::attention::{HeadNorms, RowPlace, Rows};
 use crate::kernels::threads::{Crew, Threads};
 use crate::kernels::{Cpu, Isa};
 use crate::kv::{BLOCK_TOKENS, KvPool};
 use crate::ops::{Machine, Scratch};
-use crate::rope::Rope;
-use crate::weights::Weights;
+use crate::probe::{Nobody, Probe, Stage};
+use crate::rope::{Pairing, Rope};
+use crate::weights::gpt2::Gpt2Weights;
+use crate::weights::{Source, Weights};
 
 /// A loaded model. One forward pass at a time.
 pub struct Model {
@@ -37,7 +40,9 @@ pub struct Model {
 
 /// What computes a model.
 enum Network {
-    Own(Box<Transformer>),
+    /// Llama and Qwen.
+    Rotary(Box<Transformer>),
+    Gpt2(Box<Gpt2>),
     /// One sequence at a time, its keys and values apart from the cache; not canonical.
     Adapted {
         adapter: Box<Adapter>,
@@ -45,7 +50,7 @@ enum Network {
     },
 }
 
-/// Our own forward pass.
+/// The forward pass of the families whose positions are rotary.
 struct Transformer {
     weights: Weights,
     machine: Machine,
@@ -95,29 +100,41 @@ impl Model {
 
     /// The same on a processor that is known.
     pub(crate) fn on_cpu(files: &ModelFiles, crew: Crew, cpu: Cpu) -> Result<Model, LoadError> {
-        let (config, weights) = match files.kind() {
-            ModelKind::Gguf(gguf) => {
-                if let Some(config) = adapter::config(gguf)? {
-                    return Model::adapted(files, config, cpu);
-                }
-                let config = ModelConfig::from_gguf(gguf)?;
-                let weights = Weights::load(gguf, &config, crew.count)?;
-                (config, weights)
-            }
+        match files.kind() {
+            ModelKind::Gguf(gguf) => match adapter::config(gguf)? {
+                Some(config) => Model::adapted(files, config, cpu),
+                None => Model::own(gguf, ModelConfig::from_gguf(gguf)?, (cpu, crew)),
+            },
             ModelKind::Folder(folder) => {
                 let config = ModelConfig::from_hf(folder.config())?;
-                let weights = Weights::load(folder.tensors(), &config, crew.count)?;
-                (config, weights)
+                Model::own(folder.tensors(), config, (cpu, crew))
+            }
+        }
+    }
+
+    /// A model that has a forward pass here, from wherever its weights are.
+    pub(crate) fn own(
+        source: &impl Source,
+        config: ModelConfig,
+        (cpu, crew): (Cpu, Crew),
+    ) -> Result<Model, LoadError> {
+        let machine = || match Threads::start(crew) {
+            Ok(threads) => Ok(Machine { cpu, threads }),
+            Err(error) => {
+                let reason = format!("cannot start {}: {error}", crew.count);
+                Err(LoadError::Options { option: "threads", reason })
             }
         };
-        let rope_factors = weights.rope_factors.as_deref();
-        let rope = Rope::new(config.head_dim, config.rope_base, rope_factors, &config.rope_scaling);
-        let threads = Threads::start(crew).map_err(|e| LoadError::Options {
-            option: "threads",
-            reason: format!("cannot start {}: {e}", crew.count),
-        })?;
-        let (machine, buffers) = (Machine { cpu, threads }, Buffers::default());
-        let network = Network::Own(Box::new(Transformer { weights, machine, rope, buffers }));
+        let network = if config.family == Family::Gpt2 {
+            let weights = Gpt2Weights::load(source, &config, crew.count)?;
+            Network::Gpt2(Box::new(Gpt2::new(weights, machine()?)))
+        } else {
+            let weights = Weights::load(source, &config, crew.count)?;
+            let factors = weights.rope_factors.as_deref();
+            let rope = Rope::new(config.head_dim, config.rope_base, factors, &config.rope_scaling);
+            let (machine, buffers) = (machine()?, Buffers::default());
+            Network::Rotary(Box::new(Transformer { weights, machine, rope, buffers }))
+        };
         Ok(Model { config, cpu, network })
     }
 
@@ -136,7 +153,7 @@ impl Model {
     /// one segment at most, and another machine may find other bits.
     pub fn engine_spec(&self) -> u32 {
         match self.network {
-            Network::Own(_) => crate::ENGINE_SPEC_VERSION,
+            Network::Rotary(_) | Network::Gpt2(_) => crate::ENGINE_SPEC_VERSION,
             Network::Adapted { .. } => 0,
         }
     }
@@ -144,9 +161,16 @@ impl Model {
     /// Bytes of weights that one decoded token reads.
     pub fn weights_bytes(&self) -> u64 {
         match &self.network {
-            Network::Own(own) => own.weights.bytes(),
+            Network::Rotary(own) => own.weights.bytes(),
+            Network::Gpt2(own) => own.weights.bytes(),
             Network::Adapted { bytes, .. } => *bytes,
         }
+    }
+
+    /// For tests that compute something wrong on purpose.
+    #[cfg(test)]
+    pub(crate) fn config_mut(&mut self) -> &mut ModelConfig {
+        &mut self.config
     }
 
     /// Keeps the calling thread, the only one that is to call [`Self::forward`] from now on, on
@@ -154,7 +178,8 @@ impl Model {
     /// threads are its own affair, and would be held on that one processor too.
     pub(crate) fn pin_caller(&self) -> std::io::Result<()> {
         match &self.network {
-            Network::Own(own) => own.machine.threads.pin_caller(),
+            Network::Rotary(own) => own.machine.threads.pin_caller(),
+            Network::Gpt2(own) => own.machine.threads.pin_caller(),
             Network::Adapted { .. } => Ok(()),
         }
     }
@@ -166,7 +191,8 @@ impl Model {
     /// Bytes of memory that all weights take.
     pub fn memory_bytes(&self) -> u64 {
         match &self.network {
-            Network::Own(own) => own.weights.memory_bytes(),
+            Network::Rotary(own) => own.weights.memory_bytes(),
+            Network::Gpt2(own) => own.weights.memory_bytes(),
             Network::Adapted { bytes, .. } => *bytes,
         }
     }
@@ -188,9 +214,20 @@ impl Model {
         batch: &Batch<'_>,
         kv: &mut KvPool,
     ) -> Result<Outputs<'_>, ForwardError> {
+        self.forward_seen(batch, kv, &mut Nobody)
+    }
+
+    /// The same, watched.
+    pub(crate) fn forward_seen(
+        &mut self,
+        batch: &Batch<'_>,
+        kv: &mut KvPool,
+        probe: &mut impl Probe,
+    ) -> Result<Outputs<'_>, ForwardError> {
         self.check(batch, kv)?;
         match &mut self.network {
-            Network::Own(own) => Ok(own.forward(&self.config, batch, kv)),
+            Network::Rotary(own) => Ok(own.forward(&self.config, (batch, kv), probe)),
+            Network::Gpt2(own) => Ok(own.forward(&self.config, (batch, kv), probe)),
             Network::Adapted { adapter, .. } => {
                 let logits = adapter.forward(batch).map_err(ForwardError)?;
                 Ok(Outputs { logits, states: &[] })
@@ -206,6 +243,11 @@ impl Model {
             if segment.tokens.is_empty() || segment.table.capacity() < end {
                 let capacity = segment.table.capacity();
                 return fail(format!("a segment ends at {end}, its table holds {capacity}"));
+            }
+            // Learned positions end with their table, whatever the caller makes of the context.
+            if self.config.pairing == Pairing::None && end > self.config.context_length as usize {
+                let most = self.config.context_length;
+                return fail(format!("a segment ends at {end}, there are {most} positions"));
             }
             if let Some(id) = segment.tokens.iter().find(|id| **id as usize >= self.vocab()) {
                 return fail(format!("id {id} is not in the vocabulary of {}", self.vocab()));
@@ -234,17 +276,23 @@ impl Model {
 }
 
 impl Transformer {
-    fn forward(&mut self, config: &ModelConfig, batch: &Batch<'_>, kv: &mut KvPool) -> Outputs<'_> {
-        let places = places(batch);
-        let tables: Vec<&[u32]> = batch.segments.iter().map(|s| &s.table.blocks[..]).collect();
+    fn forward(
+        &mut self,
+        config: &ModelConfig,
+        (batch, kv): (&Batch<'_>, &mut KvPool),
+        probe: &mut impl Probe,
+    ) -> Outputs<'_> {
+        let (places, tables) = (batch.places(), batch.tables());
         let (cos, sin) = self.angles(&places);
         let (machine, weights) = (&self.machine, &self.weights);
         let eps = config.norm_eps;
         let Buffers { x, qkv, mixed, hidden, states, logits, scratch } = &mut self.buffers;
 
         embed(weights, config.width, batch, x);
+        probe.see(Stage::Embedded, 0, x);
         for (index, layer) in weights.layers.iter().enumerate() {
             machine.norm_linear((x, (&layer.attention_norm, eps)), &layer.qkv, scratch, qkv);
+            probe.see(Stage::Qkv, index, qkv);
             let norms = layer.qk_norm.as_ref();
             let rows = Rows {
                 heads: config.heads(),
@@ -259,14 +307,21 @@ impl Transformer {
                 sin: &sin,
             };
             machine.attention(&rows, (qkv, kv), scratch, mixed);
+            probe.see(Stage::Turned, index, qkv);
+            probe.see(Stage::Mixed, index, mixed);
             machine.linear_add(mixed, &layer.attention_out, scratch, x);
+            probe.see(Stage::Middle, index, x);
 
             machine.norm_gate((x, (&layer.ff_norm, eps)), &layer.gate_up, scratch, hidden);
+            probe.see(Stage::Active, index, hidden);
             machine.linear_add(hidden, &layer.down, scratch, x);
+            probe.see(Stage::Out, index, x);
         }
-        keep_wanted_rows(batch, config.width, x);
+        batch.keep_wanted_rows(config.width, x);
         machine.norm(x, (&weights.output_norm, eps), states);
+        probe.see(Stage::State, config.layers, states);
         machine.linear(states, weights.head(), scratch, logits);
+        probe.see(Stage::Logits, config.layers, logits);
         Outputs { logits, states }
     }
 
@@ -277,38 +332,10 @@ impl Transformer {
     }
 }
 
-fn places(batch: &Batch<'_>) -> Vec<RowPlace> {
-    let mut places = Vec::new();
-    for (sequence, segment) in batch.segments.iter().enumerate() {
-        let positions = segment.start..segment.start + segment.tokens.len();
-        places.extend(positions.map(|position| RowPlace { position, sequence }));
-    }
-    places
-}
-
 /// The embedding rows of the batch's tokens, `[rows, width]`.
 fn embed(weights: &Weights, width: usize, batch: &Batch<'_>, x: &mut Vec<f32>) {
-    let ids = batch.segments.iter().flat_map(|s| s.tokens);
-    x.resize(ids.clone().count() * width, 0.0);
-    for (id, x) in ids.zip(x.chunks_exact_mut(width)) {
-        weights.embedding[0].row(*id as usize, x);
+    x.resize(batch.ids().count() * width, 0.0);
+    for (id, x) in batch.ids().zip(x.chunks_exact_mut(width)) {
+        weights.embedding[0].row(id as usize, x);
     }
-}
-
-/// Moves the rows of `x` that logits are wanted for to its front and drops the others: the head
-/// is the largest matrix.
-fn keep_wanted_rows(batch: &Batch<'_>, width: usize, x: &mut Vec<f32>) {
-    let (mut first, mut kept) = (0, 0);
-    for segment in &batch.segments {
-        let end = first + segment.tokens.len();
-        let wanted = match segment.logits {
-            Logits::None => end..end,
-            Logits::Last => end - 1..end,
-            Logits::All => first..end,
-        };
-        let count = wanted.len();
-        x.copy_within(wanted.start * width..wanted.end * width, kept * width);
-        (first, kept) = (end, kept + count);
-    }
-    x.truncate(kept * width);
 }

@@ -1,6 +1,6 @@
 //! The forward pass's operations over rows of f32.
 //!
-//! For: `model.rs`, which strings them together; the work is in `kernels`.
+//! For: `model.rs` and `gpt2.rs`, which string them together; the work is in `kernels`.
 //! Must never: hold state between calls: buffers and the KV cache come in as arguments.
 //! Relies on: `kernels` for the numbers (docs/spec/numerics.md, rules 1 to 4).
 
@@ -9,7 +9,9 @@ use crate::kernels::attention::{Rows, attend_rows, store_rows};
 use crate::kernels::matmul::{Then, product};
 use crate::kernels::pack::PackedMatrix;
 use crate::kernels::quantise::Activations;
-use crate::kernels::rows::rms_norm;
+use crate::kernels::rows::{
+    LayerNorm, add_bias_rows, add_rows, gelu_new_rows, layer_norm_rows, rms_norm,
+};
 use crate::kernels::threads::Threads;
 use crate::kv::{KvPool, Memory};
 
@@ -56,6 +58,27 @@ impl Machine {
         for (x, out) in rows {
             rms_norm(self.cpu, x, weight, eps, out);
         }
+    }
+
+    /// Layer norm of each row: `[rows, width]` to the same.
+    pub(crate) fn layer_norm(&self, x: &[f32], norm: LayerNorm<'_>, out: &mut Vec<f32>) {
+        out.resize(x.len(), 0.0);
+        layer_norm_rows(self.parts(), x, norm, out);
+    }
+
+    /// `x += bias` in each row: `[rows, bias's length]`.
+    pub(crate) fn add_bias(&self, bias: &[f32], x: &mut [f32]) {
+        add_bias_rows(self.parts(), bias, x);
+    }
+
+    /// `x += addend`, `[rows, width]` both.
+    pub(crate) fn add(&self, width: usize, addend: &[f32], x: &mut [f32]) {
+        add_rows(self.parts(), width, addend, x);
+    }
+
+    /// GPT-2's GELU of each value: `[rows, width]` to the same.
+    pub(crate) fn gelu_new(&self, width: usize, x: &mut [f32]) {
+        gelu_new_rows(self.parts(), width, x);
     }
 
     /// Products with `weights`, one below the other: `[rows, width]` to `[rows, outputs]`.

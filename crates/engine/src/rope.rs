@@ -17,6 +17,8 @@ pub enum Pairing {
     Neighbours,
     /// (i, i + dim / 2): Qwen in either format, and all of HuggingFace's checkpoints.
     Halves,
+    /// None: positions are learned rows beside the embedding (GPT-2).
+    None,
 }
 
 /// How angles are changed for contexts longer than the ones trained on. All numbers are positive

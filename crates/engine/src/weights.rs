@@ -5,12 +5,14 @@
 //! of the computation unsaid: one that isn't used means a network that isn't this one.
 //! Relies on: a [`Source`] for checked reading, `kernels/pack.rs` for the packed form.
 
+pub(crate) mod gpt2;
+
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::thread::ScopedJoinHandle;
 
-use crate::config::ModelConfig;
+use crate::config::{Family, ModelConfig};
 use crate::error::LoadError;
 use crate::files::Safetensors;
 use crate::gguf::Gguf;
@@ -35,6 +37,9 @@ pub(crate) trait Source: Sync {
     fn has(&self, name: &str) -> bool;
     /// A matrix of `rows` rows of `cols` weights, packed.
     fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<PackedMatrix, LoadError>;
+    /// A matrix that the source holds as `cols` rows of `rows` weights: turned, then packed as
+    /// `rows` rows of `cols`.
+    fn transposed(&self, name: &str, rows: usize, cols: usize) -> Result<PackedMatrix, LoadError>;
     /// A vector of `len` values as f32.
     fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, LoadError>;
 }
@@ -51,6 +56,10 @@ impl Source for Gguf {
     }
     fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<PackedMatrix, LoadError> {
         Gguf::matrix(self, name, rows, cols)
+    }
+    fn transposed(&self, name: &str, _: usize, _: usize) -> Result<PackedMatrix, LoadError> {
+        let reason = "matrices of GGUF files are never turned".into();
+        Err(LoadError::Tensor { tensor: name.into(), reason })
     }
     fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {
         Gguf::vector(self, name, len)
@@ -69,6 +78,9 @@ impl Source for Safetensors {
     }
     fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<PackedMatrix, LoadError> {
         Safetensors::matrix(self, name, rows, cols)
+    }
+    fn transposed(&self, name: &str, rows: usize, cols: usize) -> Result<PackedMatrix, LoadError> {
+        Safetensors::transposed(self, name, rows, cols)
     }
     fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {
         Safetensors::vector(self, name, len)
@@ -244,9 +256,15 @@ impl Naming {
             Naming::HuggingFace => {
                 name.ends_with(".rotary_emb.inv_freq")
                     || (config.is_tied && name == self.of_top("output"))
+                    || (config.family == Family::Gpt2 && is_mask(name))
             }
         }
     }
+}
+
+/// Whether it is the causal mask or its fill value, which old GPT-2 checkpoints store.
+fn is_mask(name: &str) -> bool {
+    name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias")
 }
 
 /// A source, and what was taken from it.
@@ -267,6 +285,15 @@ impl<S: Source> Parts<'_, S> {
     fn matrix(&self, name: &str, (rows, cols): (usize, usize)) -> Result<PackedMatrix, LoadError> {
         self.used().insert(name.into());
         self.source.matrix(name, rows, cols)
+    }
+
+    fn transposed(
+        &self,
+        name: &str,
+        (rows, cols): (usize, usize),
+    ) -> Result<PackedMatrix, LoadError> {
+        self.used().insert(name.into());
+        self.source.transposed(name, rows, cols)
     }
 
     fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {

@@ -5,6 +5,8 @@
 //! Relies on: the defaults of HuggingFace's configuration classes (transformers 4.51), named
 //! where one is used.
 
+mod gpt2;
+
 use serde_json::Value;
 
 use super::{Family, ModelConfig, Pairing, RopeScaling, unsupported};
@@ -18,6 +20,9 @@ impl ModelConfig {
     /// # Errors
     /// [`LoadError`] names the key that is missing or bad, or what isn't supported.
     pub fn from_hf(config: &Value) -> Result<ModelConfig, LoadError> {
+        if gpt2::is_gpt2(config) {
+            return gpt2::read(config);
+        }
         let architecture = config["architectures"][0].as_str().unwrap_or("unnamed");
         let family = match architecture {
             "LlamaForCausalLM" | "MistralForCausalLM" => Family::Llama,

@@ -51,8 +51,8 @@ pub(crate) enum ModelKind {
 pub struct WeightFile<'a>(&'a Mapped);
 
 impl ModelFiles {
-    /// Opens a GGUF file, or a folder with `config.json`, `tokenizer.json` and
-    /// `model.safetensors` or its parts. Blocks while the headers are read, some milliseconds.
+    /// Opens a GGUF file, or a folder with `config.json`, `tokenizer.json` (of GPT-2 `vocab.json`
+    /// and `merges.txt` instead) and `model.safetensors` or its parts. Blocks while the headers are read, some milliseconds.
     ///
     /// # Errors
     /// [`LoadError`] says which file, key or tensor it was.
@@ -83,11 +83,18 @@ impl ModelFiles {
         &self.path
     }
 
-    /// The file that describes the tokenizer, where it is not the weights' own.
-    pub fn tokenizer_path(&self) -> Option<PathBuf> {
+    /// The files that describe the tokenizer, where it is not the weights' own: one, or GPT-2's
+    /// two.
+    pub fn tokenizer_paths(&self) -> Vec<PathBuf> {
         match &self.kind {
-            ModelKind::Gguf(_) => None,
-            ModelKind::Folder(folder) => Some(folder.dir().join("tokenizer.json")),
+            ModelKind::Gguf(_) => Vec::new(),
+            ModelKind::Folder(folder) => {
+                let file = |name: &str| folder.dir().join(name);
+                match file("tokenizer.json") {
+                    one if one.exists() => vec![one],
+                    _ => vec![file("merges.txt"), file("vocab.json")],
+                }
+            }
         }
     }
 

@@ -119,6 +119,17 @@ impl Safetensors {
         tensor.matrix(name, file, (rows, cols))
     }
 
+    /// A matrix that is stored as `cols` rows of `rows` weights, packed as `rows` rows of `cols`.
+    pub(crate) fn transposed(
+        &self,
+        name: &str,
+        rows: usize,
+        cols: usize,
+    ) -> Result<PackedMatrix, LoadError> {
+        let (file, tensor) = self.needed(name)?;
+        tensor.transposed(name, file, (rows, cols))
+    }
+
     fn stored(&self) -> impl Iterator<Item = &Tensor> {
         self.tensors.values().map(|(_, tensor)| tensor)
     }

@@ -80,19 +80,54 @@ impl Tensor {
         file: &Mapped,
         (rows, cols): (usize, usize),
     ) -> Result<PackedMatrix, LoadError> {
-        let bad = |reason| LoadError::Tensor { tensor: name.into(), reason };
-        if self.shape() != [rows as u64, cols as u64] {
-            let found = self.shape();
-            return Err(bad(format!("[{rows}, {cols}] is needed, {found:?} is there")));
+        self.check_shape(name, [rows, cols])?;
+        let raw = file.bytes().get(self.span.clone()).unwrap_or_default();
+        self.pack(name, file, (rows, cols), raw)
+    }
+
+    /// A matrix that is stored as `cols` rows of `rows` floats, packed as `rows` rows of `cols`.
+    pub(super) fn transposed(
+        &self,
+        name: &str,
+        file: &Mapped,
+        (rows, cols): (usize, usize),
+    ) -> Result<PackedMatrix, LoadError> {
+        self.check_shape(name, [cols, rows])?;
+        if self.stored.block_weights > 1 {
+            let found = self.stored.name.into();
+            return Err(LoadError::UnsupportedQuantisation { tensor: name.into(), found });
         }
+        let raw = file.bytes().get(self.span.clone()).unwrap_or_default();
+        let turned = turned(raw, (rows, cols), self.stored.block_bytes as usize);
+        self.pack(name, file, (rows, cols), &turned)
+    }
+
+    fn check_shape(&self, name: &str, [rows, cols]: [usize; 2]) -> Result<(), LoadError> {
+        if self.shape() == [rows as u64, cols as u64] {
+            return Ok(());
+        }
+        let reason = format!("[{rows}, {cols}] is needed, {:?} is there", self.shape());
+        Err(LoadError::Tensor { tensor: name.into(), reason })
+    }
+
+    /// Packs `raw`, the tensor's bytes or what was made of them, which are not read again.
+    fn pack(
+        &self,
+        name: &str,
+        file: &Mapped,
+        (rows, cols): (usize, usize),
+        raw: &[u8],
+    ) -> Result<PackedMatrix, LoadError> {
         let Some(format) = self.stored.format else {
             let found = self.stored.name.into();
             return Err(LoadError::UnsupportedQuantisation { tensor: name.into(), found });
         };
-        let raw = file.bytes().get(self.span.clone()).unwrap_or_default();
         let packed = PackedMatrix::pack(format, (rows, cols), raw, file.arena());
         file.finish(self.span.clone());
-        packed.ok_or_else(|| bad(format!("{} bytes are not {rows} x {cols}", raw.len())))
+        packed.ok_or_else(|| {
+            let reason = format!("{} bytes are not {rows} x {cols}", raw.len());
+            LoadError::Tensor { tensor: name.into(), reason }
+        })
     }
 
     /// A vector of `len` values as f32, whatever its shape.
@@ -114,6 +149,22 @@ impl Tensor {
             LoadError::UnsupportedQuantisation { tensor: name.into(), found }
         })
     }
+}
+
+/// `rows` rows of `cols` values of `size` bytes, of `raw`, which has them column by column.
+fn turned(raw: &[u8], (rows, cols): (usize, usize), size: usize) -> Vec<u8> {
+    /// Rows that are written side by side: what is read of a column is about a cache line.
+    const TOGETHER: usize = 16;
+    let mut turned = vec![0; raw.len()];
+    for first in (0..rows).step_by(TOGETHER) {
+        for (col, column) in raw.chunks_exact(rows * size).enumerate() {
+            for row in first..rows.min(first + TOGETHER) {
+                let value = &column[row * size..(row + 1) * size];
+                turned[(row * cols + col) * size..][..size].copy_from_slice(value);
+            }
+        }
+    }
+    turned
 }
 
 /// The type that most weights of the tensors have.

@@ -1,10 +1,13 @@
-//! The tokenizer of a safetensors folder: `tokenizer.json` and what lies beside it.
+//! The tokenizer of a safetensors folder: `tokenizer.json` and what lies beside it, or the two
+//! files that GPT-2 had before there was such a thing.
 //!
 //! For: models that come without a GGUF file; the pipeline is the file's own, run by Hugging
 //! Face's crate.
 //! Must never: recognise control tokens in plain text; add a space or a first token where a
 //! text goes on; trust the files: sizes and ids are checked.
 //! Relies on: the `tokenizers` crate for everything but finding control tokens.
+
+mod gpt2;
 
 use std::collections::HashMap;
 use std::io::ErrorKind;
@@ -72,9 +75,10 @@ impl HfModel {
 /// Reads the folder.
 pub(super) fn open(folder: &Path) -> Result<Tokenizer, LoadError> {
     let bad = |what: String| LoadError::Tokenizer(format!("tokenizer.json: {what}"));
-    let json = read(folder, "tokenizer.json")?
-        .ok_or_else(|| LoadError::Tokenizer("the folder has no tokenizer.json".into()))?;
-    let mut described: Value = serde_json::from_slice(&json).map_err(|e| bad(e.to_string()))?;
+    let mut described: Value = match read(folder, "tokenizer.json")? {
+        Some(json) => serde_json::from_slice(&json).map_err(|e| bad(e.to_string()))?,
+        None => gpt2::describe(folder)?,
+    };
     let (control, user_defined) = take_added(&mut described);
     let tokenizer = HfTokenizer::from_bytes(described.to_string());
     let mut tokenizer = tokenizer.map_err(|e| bad(e.to_string()))?;

@@ -130,7 +130,7 @@ fn changed(architecture: &str, changes: Json) -> Json {
 #[test]
 fn what_a_config_json_announces_and_the_forward_pass_does_not_do_is_refused_by_name() {
     let table = [
-        (json!({"architectures": ["GPT2LMHeadModel"]}), "GPT2LMHeadModel"),
+        (json!({"architectures": ["BertLMHeadModel"]}), "BertLMHeadModel"),
         (json!({"hidden_act": "gelu"}), "hidden_act"),
         (json!({"attention_bias": true}), "attention_bias"),
         (json!({"mlp_bias": true}), "mlp_bias"),

@@ -8,6 +8,7 @@ mod configs;
 mod families;
 mod folders;
 mod golden;
+mod gpt2;
 mod kit;
 mod lifecycle;
 mod models;

@@ -14,6 +14,8 @@
 mod cell;
 mod head;
 mod store;
+#[cfg(test)]
+pub(crate) mod tests;
 
 use std::cell::RefCell;
 
@@ -83,9 +85,9 @@ pub(crate) struct Rows<'a> {
     pub(crate) norms: Option<HeadNorms<'a>>,
     /// Which values of a head turn together, after the norms.
     pub(crate) pairing: Pairing,
-    /// Cosines of each row's angles, `[rows][dim / 2]`.
+    /// Cosines of each row's angles, `[rows][dim / 2]`; none where nothing turns.
     pub(crate) cos: &'a [f32],
-    /// Sines of each row's angles, `[rows][dim / 2]`.
+    /// Sines of each row's angles, `[rows][dim / 2]`; none where nothing turns.
     pub(crate) sin: &'a [f32],
 }
 

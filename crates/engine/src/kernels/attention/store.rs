@@ -42,10 +42,11 @@ pub(crate) fn store_rows<C: Cell>(
                 norm_heads(cpu, heads, norms, &mut qkv[..rotated], &mut unnormed);
             }
             let angles = row * half..(row + 1) * half;
-            let (cos, sin) = (&rows.cos[angles.clone()], &rows.sin[angles]);
+            let angles = || (&rows.cos[angles.clone()], &rows.sin[angles.clone()]);
             match rows.pairing {
-                Pairing::Neighbours => rotate_neighbours(&mut qkv[..rotated], cos, sin),
-                Pairing::Halves => rotate_halves(&mut qkv[..rotated], cos, sin),
+                Pairing::Neighbours => rotate_neighbours(&mut qkv[..rotated], angles()),
+                Pairing::Halves => rotate_halves(&mut qkv[..rotated], angles()),
+                Pairing::None => (),
             }
             let base = rows.base(rows.tables[place.sequence][place.position / LANES]);
             let kv = &qkv[heads.query * heads.dim..];
@@ -70,7 +71,7 @@ fn norm_heads(cpu: Cpu, heads: Heads, norms: HeadNorms<'_>, x: &mut [f32], unnor
 ///
 /// `x`: heads one after the other; `cos`, `sin`: half a head. Source: RoFormer (Su et al. 2021);
 /// GGUF files of the Llama family hold query and key weights permuted for this pairing.
-fn rotate_neighbours(x: &mut [f32], cos: &[f32], sin: &[f32]) {
+fn rotate_neighbours(x: &mut [f32], (cos, sin): (&[f32], &[f32])) {
     for head in x.chunks_exact_mut(2 * cos.len()) {
         let (pairs, _) = head.as_chunks_mut::<2>();
         for ((pair, cos), sin) in pairs.iter_mut().zip(cos).zip(sin) {
@@ -81,7 +82,7 @@ fn rotate_neighbours(x: &mut [f32], cos: &[f32], sin: &[f32]) {
 }
 
 /// The same with the pairs (i, i + dim / 2). Source: GPT-NeoX.
-fn rotate_halves(x: &mut [f32], cos: &[f32], sin: &[f32]) {
+fn rotate_halves(x: &mut [f32], (cos, sin): (&[f32], &[f32])) {
     for head in x.chunks_exact_mut(2 * cos.len()) {
         let (first, second) = head.split_at_mut(cos.len());
         for (((a, b), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
@@ -148,9 +149,10 @@ mod tests {
             for i in 0..8 {
                 let (a, b) = match pairing {
                     Pairing::Neighbours => (2 * i, 2 * i + 1),
-                    Pairing::Halves => (i, i + 8),
+                    Pairing::Halves | Pairing::None => (i, i + 8),
                 };
-                let (sin, cos) = (0.3 * (i + 1) as f64).sin_cos();
+                let angle = if pairing == Pairing::None { 0.0 } else { 0.3 * (i + 1) as f64 };
+                let (sin, cos) = angle.sin_cos();
                 (head[a], head[b]) = (head[a] * cos - head[b] * sin, head[a] * sin + head[b] * cos);
             }
         }
@@ -168,7 +170,7 @@ mod tests {
         let angles = (0..8).map(|i| 0.3 * (i + 1) as f64);
         let (cos, sin): (Vec<f32>, Vec<f32>) =
             angles.map(|angle| (angle.cos() as f32, angle.sin() as f32)).unzip();
-        for pairing in [Pairing::Neighbours, Pairing::Halves] {
+        for pairing in [Pairing::Neighbours, Pairing::Halves, Pairing::None] {
             let wanted = oracle(&row, &bias, norms, pairing);
             let mut first = None;
             for cpu in Isa::ALL.into_iter().filter_map(Cpu::new) {

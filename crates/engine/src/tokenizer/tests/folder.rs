@@ -163,3 +163,91 @@ fn damaged_folders_are_refused_by_name() {
     let why = Tokenizer::from_hf(config.path()).map(|_| ()).unwrap_err().to_string();
     assert!(why.contains("tokenizer_config.json: "), "{why}");
 }
+
+/// A folder of GPT-2 with the two files that it was published with, and `others`.
+fn published(model_type: &str, others: &[(&str, Value)]) -> (TempDir, Value) {
+    let described = committed("gpt-2");
+    let folder = TempDir::new().unwrap();
+    let write = |name: &str, text: String| fs::write(folder.path().join(name), text).unwrap();
+    let merges = described["model"]["merges"].as_array().unwrap().iter().map(|merge| match merge {
+        Value::String(merge) => merge.clone(),
+        pair => format!("{} {}", pair[0].as_str().unwrap(), pair[1].as_str().unwrap()),
+    });
+    let merges = merges.collect::<Vec<_>>().join("\n");
+    write("merges.txt", format!("#version: 0.2\n{merges}\n"));
+    write("vocab.json", described["model"]["vocab"].to_string());
+    write("config.json", json!({"model_type": model_type, "eos_token_id": 860}).to_string());
+    let added = described["added_tokens"].as_array().unwrap().iter();
+    let added: serde_json::Map<String, Value> =
+        added.map(|token| (token["id"].to_string(), token.clone())).collect();
+    write("tokenizer_config.json", json!({"added_tokens_decoder": added}).to_string());
+    for (name, content) in others {
+        write(name, content.to_string());
+    }
+    (folder, described)
+}
+
+#[test]
+fn gpt2s_two_files_give_the_ids_of_hugging_faces_crate() {
+    let (folder, described) = published("gpt2", &[]);
+    let mut pair = Pair::new("gpt-2", &described);
+    pair.ours = Tokenizer::from_hf(folder.path()).unwrap();
+    let gguf = Pair::new("gpt-2", &described).ours;
+    let mut strings = Strings::new(31);
+    let texts = (0..10_000).map(|_| strings.next());
+    for text in texts.chain(Strings::written()) {
+        let ids = pair.ours.encode_plain(&text).unwrap();
+        assert_eq!(ids, pair.reference(&text, false), "{text:?}");
+        assert_eq!(ids, gguf.encode_plain(&text).unwrap(), "{text:?}");
+        assert_eq!(pair.ours.decode(&ids), gguf.decode(&ids), "{text:?}");
+    }
+    assert_eq!(pair.ours.eos(), gguf.eos());
+    let end = pair.ours.encode_marked("a<|endoftext|>", 'x', Place::Beginning).unwrap();
+    assert_eq!(end.last(), Some(&860));
+}
+
+#[test]
+fn the_end_token_of_the_vocabulary_itself_is_a_control_token() {
+    // As in the published files: there it is the last of vocab.json.
+    let (folder, described) = published("gpt2", &[("tokenizer_config.json", json!({}))]);
+    let mut vocabulary = described["model"]["vocab"].clone();
+    vocabulary["<|endoftext|>"] = json!(860);
+    fs::write(folder.path().join("vocab.json"), vocabulary.to_string()).unwrap();
+    let tokenizer = Tokenizer::from_hf(folder.path()).unwrap();
+    assert_eq!(tokenizer.eos(), [860]);
+    assert!(tokenizer.encode_plain("<|endoftext|>").unwrap().len() > 1);
+    assert_eq!(tokenizer.encode_marked("<|endoftext|>", 'x', Place::Beginning).unwrap(), [860]);
+    assert_eq!(tokenizer.bytes(860), b"");
+}
+
+#[test]
+fn a_space_before_the_text_is_put_where_gpt2s_settings_ask_for_it() {
+    let with = |settings: Value| {
+        let end = ("added_tokens.json", json!({"<|endoftext|>": 860}));
+        let (folder, _) = published("gpt2", &[("tokenizer_config.json", settings), end]);
+        Tokenizer::from_hf(folder.path()).unwrap()
+    };
+    let (plain, spaced) = (with(json!({})), with(json!({"add_prefix_space": true})));
+    assert_eq!(spaced.encode_plain("the").unwrap(), plain.encode_plain(" the").unwrap());
+    assert_ne!(plain.encode_plain("the").unwrap(), plain.encode_plain(" the").unwrap());
+}
+
+#[test]
+fn two_files_of_another_family_or_damaged_ones_are_refused() {
+    let refused =
+        |folder: &TempDir| Tokenizer::from_hf(folder.path()).map(|_| ()).unwrap_err().to_string();
+    // Qwen's have the same names and another pattern.
+    let (folder, _) = published("qwen2", &[]);
+    assert!(refused(&folder).contains("no tokenizer.json"));
+    let (folder, _) = published("gpt2", &[("vocab.json", json!([]))]);
+    assert!(refused(&folder).contains("vocab.json and merges.txt"));
+    let (folder, _) = published("gpt2", &[("added_tokens.json", json!({"<x>": "7"}))]);
+    assert!(refused(&folder).contains("<x>"));
+    let (folder, _) = published("gpt2", &[("added_tokens.json", json!({"<x>": 900}))]);
+    assert!(refused(&folder).contains("its place is 869"));
+    let (folder, _) = published("gpt2", &[]);
+    fs::write(folder.path().join("merges.txt"), [b'a', b' ', 0xff]).unwrap();
+    assert!(refused(&folder).contains("merges.txt"));
+    fs::write(folder.path().join("merges.txt"), "#version: 0.2\nq zzz\n").unwrap();
+    assert!(!refused(&folder).is_empty());
+}
