@@ -210,7 +210,7 @@ fn what_is_missing_or_mistyped_is_told_apart_from_what_is_no_json() {
         let error = read::<Execute>(body.to_string().as_bytes()).unwrap_err();
         assert!(matches!(error, WorkerError::Mistyped(_)), "{body}: {error:?}");
     }
-    for body in [&b""[..], b"{", b"{\"job_id\": \xff}", b"nope", b"[1", b"{\"a\":1e999}", b"{} x"] {
+    for body in [&b""[..], b"{", b"{\"job_id\": \xff}", b"nope", b"[1", b"{} x"] {
         let error = read::<Execute>(body).unwrap_err();
         assert!(matches!(error, WorkerError::Malformed(_)), "{body:?}: {error:?}");
     }
