@@ -52,7 +52,8 @@ pub struct WeightFile<'a>(&'a Mapped);
 
 impl ModelFiles {
     /// Opens a GGUF file, or a folder with `config.json`, `tokenizer.json` (of GPT-2 `vocab.json`
-    /// and `merges.txt` instead) and `model.safetensors` or its parts. Blocks while the headers are read, some milliseconds.
+    /// and `merges.txt` instead) and `model.safetensors` or its parts. Blocks while the headers
+    /// are read, some milliseconds.
     ///
     /// # Errors
     /// [`LoadError`] says which file, key or tensor it was.
