@@ -8,6 +8,7 @@ mod body;
 mod delivery;
 mod edge;
 mod error;
+mod fields;
 mod openai;
 mod outcome;
 mod prompt;

@@ -7,6 +7,7 @@
 
 use serde_json::{Map, Value};
 
+use super::fields::{flag, present, required_text, whole};
 use super::sampling;
 use crate::session::{
     Credential, Prompt, PromptInput, PromptRequest, Refusal, SamplingInput, Turn,
@@ -135,11 +136,6 @@ pub(super) fn is_request_id(id: &str) -> bool {
     (1..=REQUEST_ID_CHARS_MAX).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic())
 }
 
-/// A field that is there and not null.
-pub(super) fn present<'a>(map: &'a Map<String, Value>, key: &str) -> Option<&'a Value> {
-    map.get(key).filter(|value| !value.is_null())
-}
-
 fn number_of(value: &Value) -> Option<JobId> {
     match value {
         Value::Number(number) => number.as_u64().and_then(JobId::new),
@@ -154,50 +150,6 @@ fn text_of(value: &Value) -> Option<String> {
         Value::Number(number) => Some(number.to_string()),
         Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => None,
     }
-}
-
-/// A text that must be there.
-///
-/// # Errors
-/// [`Refusal::Invalid`], as for all readers of fields below.
-pub(super) fn required_text(
-    map: &Map<String, Value>,
-    key: &'static str,
-) -> Result<String, Refusal> {
-    match present(map, key) {
-        None => Err(Refusal::invalid(key, format!("{key} is required"))),
-        Some(Value::String(text)) if text.is_empty() => {
-            Err(Refusal::invalid(key, format!("{key} must not be empty")))
-        }
-        Some(Value::String(text)) => Ok(text.clone()),
-        Some(_) => Err(Refusal::invalid(key, format!("{key} must be a string"))),
-    }
-}
-
-/// A whole number, where there is one.
-pub(super) fn whole(map: &Map<String, Value>, key: &'static str) -> Result<Option<u64>, Refusal> {
-    let Some(value) = present(map, key) else { return Ok(None) };
-    let number = value.as_u64();
-    number
-        .map(Some)
-        .ok_or_else(|| Refusal::invalid(key, format!("{key} must be a whole number, 0 or more")))
-}
-
-/// A number, or its default.
-pub(super) fn fraction(
-    map: &Map<String, Value>,
-    key: &'static str,
-    default: f64,
-) -> Result<f64, Refusal> {
-    let Some(value) = present(map, key) else { return Ok(default) };
-    value.as_f64().ok_or_else(|| Refusal::invalid(key, format!("{key} must be a number")))
-}
-
-/// True or false, where the client says so.
-pub(super) fn flag(map: &Map<String, Value>, key: &'static str) -> Result<Option<bool>, Refusal> {
-    let Some(value) = present(map, key) else { return Ok(None) };
-    let flag = value.as_bool();
-    flag.map(Some).ok_or_else(|| Refusal::invalid(key, format!("{key} must be true or false")))
 }
 
 fn input(

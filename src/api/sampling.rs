@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
-use super::prompt::{flag, fraction, present, whole};
+use super::fields::{flag, fraction, present, whole};
 use crate::session::{Refusal, SamplingInput};
 
 /// The settings of a request; `default` is the protocol's for those that are left out.

@@ -7,7 +7,8 @@
 use serde_json::{Map, Value};
 
 use crate::api::error::Fault;
-use crate::api::prompt::{self, PromptContext, flag, present, whole};
+use crate::api::fields::{flag, present, required_text, whole};
+use crate::api::prompt::{self, PromptContext};
 use crate::api::sampling;
 use crate::session::{Credential, Prompt, PromptInput, PromptRequest, SamplingInput, Turn};
 use crate::units::JobId;
@@ -102,7 +103,7 @@ pub(super) fn parse(map: &Map<String, Value>, payer: Payer) -> Result<ChatReques
         job: prompt::job(map, &context)?,
         credential: Credential::JobNumber,
         chain_id: prompt::chain_id(map)?,
-        model: prompt::required_text(map, "model")?,
+        model: required_text(map, "model")?,
         input: PromptInput::Complete(Prompt::Chat(messages(map)?)),
         max_tokens: max_tokens(map)?,
         sampling: sampling::parse(map, default)?,

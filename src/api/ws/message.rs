@@ -6,7 +6,8 @@ use secrecy::SecretString;
 use serde_json::{Map, Value, json};
 
 use crate::api::error::{Fault, object};
-use crate::api::prompt::{self, ParsedPrompt, PromptContext, present};
+use crate::api::fields::present;
+use crate::api::prompt::{self, ParsedPrompt, PromptContext};
 use crate::session::{Notice, Refusal};
 use crate::units::JobId;
 

@@ -101,7 +101,8 @@ impl Activations {
                 for row in group * ROWS..rows.min((group + 1) * ROWS) {
                     for (b, tile) in tiles.iter_mut().enumerate() {
                         let at = row * blocks + b;
-                        tile.set(row % ROWS, &q[at], &scales[at]);
+                        let BlockScale { scale, scaled_sum, .. } = scales[at];
+                        tile.set(row % ROWS, &q[at], (scale, scaled_sum));
                     }
                 }
             }

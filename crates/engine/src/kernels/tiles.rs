@@ -6,7 +6,6 @@
 
 use super::blocks::BLOCK;
 use super::lanes::{LANES, Lanes, Line};
-use super::quantise::BlockScale;
 
 /// Rows of a tile.
 pub(crate) const ROWS: usize = 16;
@@ -33,11 +32,11 @@ pub(crate) struct TileRows {
 }
 
 impl TileRows {
-    /// Sets one row.
-    pub(crate) fn set(&mut self, row: usize, q: &[i8; BLOCK], scale: &BlockScale) {
+    /// Sets one row: its values, their scale, and the scale times their sum.
+    pub(crate) fn set(&mut self, row: usize, q: &[i8; BLOCK], (scale, scaled_sum): (f32, f32)) {
         self.q[row] = *q;
-        self.scale[row] = scale.scale;
-        self.scaled_sum[row] = scale.scaled_sum;
+        self.scale[row] = scale;
+        self.scaled_sum[row] = scaled_sum;
     }
 }
 
