@@ -309,11 +309,19 @@ class WebSocketSide:
         return data
 
 
+class Server(ThreadingHTTPServer):
+    """A thread for each connection."""
+
+    # The default of 5 overflows when 20 clients connect at once: the kernel then drops connections
+    # that the client holds for open, and resets them.
+    request_queue_size = 128
+
+
 class FakeNode:
     """The server on a free port, as a context."""
 
     def __init__(self, fault):
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server = Server(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
         self.server.state = State(fault)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"

@@ -68,6 +68,8 @@ def main():
     if os.environ.get("FAKE_FAULT") == "dies":
         sys.exit("no such model")
     port = option("--port") or option("--listen").rsplit(":", 1)[1]
+    # Clients come all at once; the default of 5 makes the kernel drop some.
+    ThreadingHTTPServer.request_queue_size = 128
     ThreadingHTTPServer(("127.0.0.1", int(port)), Server).serve_forever()
 
 
