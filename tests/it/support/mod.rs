@@ -7,6 +7,7 @@ pub mod ledger;
 pub mod node;
 pub mod proxy;
 pub mod storm;
+pub mod tiny;
 pub mod variant;
 pub mod worker;
 pub mod ws;
