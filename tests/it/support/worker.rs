@@ -12,6 +12,7 @@ use tally::jobs::{JobLimits, Jobs};
 use tokio_util::sync::CancellationToken;
 
 use super::http::{Answer, Client, call, text};
+use super::node::eventually;
 
 /// How a test worker differs from the plain one.
 pub struct WorkerSetup {
@@ -79,6 +80,17 @@ impl TestWorker {
         let headers = [&[JSON], headers].concat();
         client.send(&text("POST", "/execute", &headers, &job(extra).to_string())).await;
         client
+    }
+
+    /// Job `a` runs, its first frame read, and `b` waits for its slot; each with these headers. The
+    /// engine makes no token until the test lets it.
+    pub async fn one_runs_one_waits(&self, headers: [&[(&str, &str)]; 2]) -> [Client; 2] {
+        self.engine.hold();
+        let mut running = self.begin_with(headers[0], json!({"job_id": "a"})).await;
+        running.read_events(1).await;
+        let waiting = self.begin_with(headers[1], json!({"job_id": "b"})).await;
+        eventually(|| self.jobs.load().queued == 1).await;
+        [running, waiting]
     }
 
     pub async fn cancel(&self, id: &str) -> Answer {

@@ -34,12 +34,9 @@ async fn a_frame_leaves_before_the_next_token_is_made_and_health_answers_in_betw
 #[tokio::test]
 async fn a_cancelled_job_ends_at_once_and_the_next_one_is_unaffected() {
     let worker = TestWorker::plain().await;
-    worker.engine.hold();
-    let mut client = worker.begin(json!({"job_id": "a"})).await;
+    let [mut client, mut waiting] = worker.one_runs_one_waits([&[], &[]]).await;
     worker.engine.release(2);
     client.read_events(3).await;
-    let mut waiting = worker.begin(json!({"job_id": "b"})).await;
-    eventually(|| worker.jobs.load().queued == 1).await;
     assert_eq!(worker.cancel("a").await.status, 202);
     let all = frames(&client.read_events(4).await);
     let expected = json!({"type": "error", "code": "CANCELLED", "retriable": false,
@@ -73,11 +70,7 @@ async fn a_cancel_comes_before_tokens_that_wait_to_be_told() {
 #[tokio::test]
 async fn a_waiting_job_that_is_cancelled_tells_its_end_alone_and_costs_nothing() {
     let worker = TestWorker::plain().await;
-    worker.engine.hold();
-    let mut running = worker.begin(json!({"job_id": "a"})).await;
-    running.read_events(1).await;
-    let mut waiting = worker.begin(json!({"job_id": "b"})).await;
-    eventually(|| worker.jobs.load().queued == 1).await;
+    let [_running, mut waiting] = worker.one_runs_one_waits([&[], &[]]).await;
     assert_eq!(worker.cancel("b").await.status, 202);
     let told = frames(&waiting.read_events(1).await);
     assert_eq!((told.len(), told[0]["code"].clone()), (1, "CANCELLED".into()));
@@ -88,11 +81,7 @@ async fn a_waiting_job_that_is_cancelled_tells_its_end_alone_and_costs_nothing()
 #[tokio::test]
 async fn a_client_that_leaves_cancels_its_job_whether_it_runs_or_waits() {
     let worker = TestWorker::plain().await;
-    worker.engine.hold();
-    let mut running = worker.begin(json!({"job_id": "a"})).await;
-    running.read_events(1).await;
-    let waiting = worker.begin(json!({"job_id": "b"})).await;
-    eventually(|| worker.jobs.load().queued == 1).await;
+    let [running, waiting] = worker.one_runs_one_waits([&[], &[]]).await;
     drop(waiting);
     eventually(|| worker.jobs.load().queued == 0).await;
     drop(running);
@@ -108,14 +97,10 @@ async fn a_deadline_ends_a_job_that_runs_and_one_that_waits() {
     let clock = Arc::new(ManualClock::default());
     let setup = WorkerSetup { clock: clock.clone(), ..WorkerSetup::default() };
     let worker = TestWorker::start(setup).await;
-    worker.engine.hold();
-    // 1970-01-01T00:00:05Z and 5000 are one moment.
-    let moment = [("x-request-deadline", "1970-01-01T00:00:05Z")];
-    let mut running = worker.begin_with(&moment, json!({"job_id": "a"})).await;
-    running.read_events(1).await;
-    let millis = [("x-request-deadline", "5000")];
-    let mut waiting = worker.begin_with(&millis, json!({"job_id": "b"})).await;
-    eventually(|| worker.jobs.load().queued == 1).await;
+    // One moment in both forms.
+    let moments = ["1970-01-01T00:00:05Z", "5000"].map(|moment| [("x-request-deadline", moment)]);
+    let [mut running, mut waiting] =
+        worker.one_runs_one_waits(moments.each_ref().map(|m| &m[..])).await;
     clock.advance(Duration::from_millis(4999));
     worker.engine.release(1);
     let events = running.read_events(2).await;

@@ -162,11 +162,7 @@ async fn a_refused_job_leaves_its_name_and_its_place_free() {
 #[tokio::test]
 async fn a_draining_worker_refuses_jobs_by_an_answer_and_ends_the_others() {
     let worker = TestWorker::plain().await;
-    worker.engine.hold();
-    let mut running = worker.begin(json!({"job_id": "a"})).await;
-    running.read_events(1).await;
-    let mut waiting = worker.begin(json!({"job_id": "b"})).await;
-    eventually(|| worker.jobs.load().queued == 1).await;
+    let [mut running, mut waiting] = worker.one_runs_one_waits([&[], &[]]).await;
     worker.jobs.close();
     let refused = worker.execute(json!({"job_id": "c"})).await;
     let code = refused.json()["error"]["code"].clone();
