@@ -43,5 +43,8 @@ fn start(cli: Cli) -> anyhow::Result<()> {
     };
     let runtime = runtime.enable_all().max_blocking_threads(BLOCKING_THREADS_MAX).build();
     let runtime = runtime.context("cannot start the async runtime")?;
-    Ok(runtime.block_on(commands::run(cli))?)
+    let done = runtime.block_on(commands::run(cli));
+    // A command has joined what it must: at most a model is being read still, for nobody.
+    runtime.shutdown_background();
+    Ok(done?)
 }

@@ -10,6 +10,7 @@ pub mod cli;
 mod resident;
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -98,9 +99,15 @@ pub async fn run(task: WorkerTask) -> Result<(), WorkerError> {
     logging::install_worker()?;
     let model = task.model.display().to_string();
     tracing::info!(worker_id = task.worker_id, model, port = task.port, "CPU worker starting");
-    tracing::info!(model, "Loading model...");
     let metrics = Metrics::install()?;
-    let engine = load(&task).await?;
+    let tasks = Tasks::default();
+    let mut stopped = std::pin::pin!(serve::wait_for_stop(&tasks));
+    let engine = tokio::select! {
+        biased;
+        // A large model takes its time; who stops the worker meanwhile does not wait for it.
+        () = &mut stopped => return Ok(()),
+        engine = load(&task) => engine?,
+    };
     let memory_bytes = resident::bytes().unwrap_or_default();
     tracing::info!(memory_bytes, "Model loaded");
     let clock = SystemClock::shared();
@@ -117,12 +124,11 @@ pub async fn run(task: WorkerTask) -> Result<(), WorkerError> {
         metrics: scrape(Arc::clone(&jobs), metrics),
         drain: drain.clone(),
     };
-    let tasks = Tasks::default();
     let serving = tasks.spawn("api", front_end::serve(listener, Arc::new(app)));
     let watching = watch(Arc::clone(&jobs), Arc::clone(&clock), tasks.stop());
     let watching = tasks.spawn("watch", watching);
     let ready = Ready::new(&task.worker_id, memory_bytes, port);
-    let announced = live(&tasks, callback.announce(&ready, &*clock)).await;
+    let announced = live(stopped, callback.announce(&ready, &*clock)).await;
     tasks.stop().cancel();
     finish(Finish { jobs: &jobs, clock: &*clock, drain, serving }).await;
     watching.join().await;
@@ -132,10 +138,9 @@ pub async fn run(task: WorkerTask) -> Result<(), WorkerError> {
 
 /// From the call to the pool manager to a stop signal, which may come before it was heard.
 async fn live(
-    tasks: &Tasks,
+    mut stopped: Pin<&mut impl Future<Output = ()>>,
     announce: impl Future<Output = Result<(), CallbackError>>,
 ) -> Result<(), CallbackError> {
-    let mut stopped = std::pin::pin!(serve::wait_for_stop(tasks));
     tokio::select! {
         biased;
         () = &mut stopped => return Ok(()),
@@ -148,6 +153,7 @@ async fn live(
 
 async fn load(task: &WorkerTask) -> Result<Arc<LocalEngine>, WorkerError> {
     let (path, options) = (task.model.clone(), options(task));
+    tracing::info!(model = path.display().to_string(), "Loading model...");
     let loading = tokio::task::spawn_blocking(move || models::load_alone(&path, options));
     let model = loading.await.map_err(|error| WorkerError::Task(error.to_string()))??;
     Ok(Arc::new(LocalEngine::new(vec![model])))

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::models::model;
 use crate::support::http::{Client, call, get, text};
+use crate::support::tiny;
 use crate::support::worker::{JSON, frames, job, said};
 
 /// Test mode's address: nobody is called.
@@ -54,11 +55,16 @@ pub fn whole<'a>(model: &'a str, callback: &'a str) -> [&'a str; 8] {
 }
 
 impl Worker {
-    /// A worker whose port is known; its log is read up to there.
-    pub fn spawn(mut command: Command) -> (Self, Vec<Value>) {
+    /// A worker that starts; its port is not known yet.
+    pub fn begin(mut command: Command) -> Self {
         let mut child = command.spawn().unwrap();
         let log = BufReader::new(child.stdout.take().unwrap()).lines();
-        let mut worker = Self { child, log, addr: SocketAddr::from(([127, 0, 0, 1], 0)) };
+        Self { child, log, addr: SocketAddr::from(([127, 0, 0, 1], 0)) }
+    }
+
+    /// A worker whose port is known; its log is read up to there.
+    pub fn spawn(command: Command) -> (Self, Vec<Value>) {
+        let mut worker = Self::begin(command);
         let lines = worker.read_log("Listening on a free port");
         let port = lines.last().unwrap()["port"].as_u64().unwrap();
         worker.addr.set_port(port.try_into().unwrap());
@@ -146,6 +152,22 @@ async fn a_worker_logs_the_seeds_lines_serves_and_ends_at_a_signal() {
         let end = worker.wait();
         assert_eq!((end.code, end.err.as_str()), (Some(0), ""));
     }
+}
+
+#[test]
+fn a_signal_while_the_model_is_read_ends_the_worker_without_waiting_for_it() {
+    let folder = tiny::folder(tiny::Family::Gpt2);
+    // Nobody ever writes into the pipe, so that reading it never ends.
+    let pipe = folder.path().join("tokenizer.json");
+    std::fs::remove_file(&pipe).unwrap();
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let model = folder.path().display().to_string();
+    let mut worker = Worker::begin(command(&whole(&model, NOBODY)));
+    worker.read_log("Loading model...");
+    worker.signal("-TERM");
+    let end = worker.wait();
+    assert_eq!((end.code, end.err.as_str()), (Some(0), ""));
+    assert_eq!(messages(&end.log), ["SIGTERM: stopping"]);
 }
 
 #[tokio::test]
