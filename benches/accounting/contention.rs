@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use tally::billing::{Account, Entry, Fact, TurnEnd};
 use tally::session::Tracker;
-use tally::units::{Millis, TokenCount, TurnNo, WalletNonce};
+use tally::units::{Hash32, Millis, TokenCount, TurnNo, WalletNonce};
 
 use super::traffic;
 
@@ -62,7 +62,8 @@ fn entry(number: u64, fact: Fact) -> Entry {
 fn token(tracker: &Tracker, number: u64, position: u32) {
     let one = TokenCount::new(1);
     tracker.deliver(traffic::job(number), one);
-    let fact = Fact::Delivered { turn: TurnNo::new(CLAIMS), position, ids: vec![position] };
+    let (turn, ids) = (TurnNo::new(CLAIMS), vec![position]);
+    let fact = Fact::Delivered { turn, position, ids, states: vec![Hash32::ZERO] };
     tracker.record(&[entry(number, fact)], one, Millis::ZERO).expect("it fits");
 }
 

@@ -116,13 +116,16 @@ pub fn header(turn: u32) -> Fact {
         engine_spec: 1,
         seed: Hash32::new([4; 32]),
         seed_origin: SeedOrigin::Derived,
+        decode: None,
+        nonces: None,
         prompt_ids: (0..64).map(|n| n * 719).collect(),
     })
 }
 
 pub fn delivered(turn: u32, nth: u32) -> Fact {
-    let ids = (0..TOKENS).map(|n| (nth * TOKENS + n) * 347 % 49_152).collect();
-    Fact::Delivered { turn: TurnNo::new(turn), position: nth * TOKENS, ids }
+    let ids: Vec<u32> = (0..TOKENS).map(|n| (nth * TOKENS + n) * 347 % 49_152).collect();
+    let states = vec![Hash32::new([5; 32]); ids.len()];
+    Fact::Delivered { turn: TurnNo::new(turn), position: nth * TOKENS, ids, states }
 }
 
 fn hash(nonce: u64) -> [u8; 32] {

@@ -12,7 +12,7 @@ use super::sampling;
 use crate::session::{
     Credential, Prompt, PromptInput, PromptRequest, Refusal, SamplingInput, Turn,
 };
-use crate::units::JobId;
+use crate::units::{Hash32, JobId};
 
 /// Longest request id taken over from a client; a longer one is replaced.
 const REQUEST_ID_CHARS_MAX: usize = 128;
@@ -64,9 +64,22 @@ pub(super) fn parse(
         input: input(map, prompt, context)?,
         max_tokens,
         sampling: sampling::parse(map, SamplingInput::default())?,
+        user_nonce: user_nonce(map)?,
     };
     let stream = flag(map, "stream")?;
     Ok(ParsedPrompt { request, stream, request_id: request_id(map), label: label(map) })
+}
+
+/// What the user gives to the seed: 32 bytes in hex.
+///
+/// # Errors
+/// [`Refusal::Invalid`] for anything else.
+pub(super) fn user_nonce(map: &Map<String, Value>) -> Result<Option<Hash32>, Refusal> {
+    let wrong = || Refusal::invalid("user_nonce", "user_nonce must be 32 bytes in hex with 0x");
+    match map.get("user_nonce") {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => value.as_str().and_then(Hash32::parse).map(Some).ok_or_else(wrong),
+    }
 }
 
 /// The job a message names, else the one its connection speaks for.

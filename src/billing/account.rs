@@ -274,7 +274,9 @@ impl Account {
             }
             Fact::OwnerProven => self.owner_proven = true,
             Fact::TurnStarted(header) => self.start_turn(header.turn)?,
-            Fact::Delivered { turn, position, ids } => self.deliver(*turn, *position, ids.len())?,
+            Fact::Delivered { turn, position, ids, .. } => {
+                self.deliver(*turn, *position, ids.len())?
+            }
             Fact::TurnEnded { turn, .. } => self.turns_open.retain(|(open, _)| open != turn),
             Fact::JobClosed { closing, block, unclaimable, forfeited } => {
                 self.closed_in = Some(*block);

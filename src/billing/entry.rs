@@ -2,6 +2,8 @@
 //!
 //! Never carries text of prompts or answers: ids only. Keys make every append idempotent.
 
+use std::collections::BTreeMap;
+
 use super::Subject;
 use crate::units::{
     Address, Amount, BlockHash, BlockNumber, ChainTime, ClaimSeq, Hash32, JobId, Millis,
@@ -32,6 +34,44 @@ pub enum TurnEnd {
     Error,
 }
 
+/// How a turn's tokens were chosen. No value is NaN: requests are checked for their ranges.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Decode {
+    /// Temperature; below 1e-6 the most likely token is taken.
+    pub temperature: f32,
+    /// Candidates kept by rank; 0 keeps all.
+    pub top_k: u32,
+    /// Candidates kept by cumulated probability; 1 keeps all.
+    pub top_p: f32,
+    /// Candidates kept relative to the best; 0 keeps all.
+    pub min_p: f32,
+    /// Penalty on tokens already seen; 1 is none.
+    pub repetition_penalty: f32,
+    /// Penalty for each time a token was generated; 0 is none.
+    pub frequency_penalty: f32,
+    /// Penalty on tokens that were generated; 0 is none.
+    pub presence_penalty: f32,
+    /// Added to the logits of ids.
+    pub logit_bias: BTreeMap<u32, f32>,
+    /// The client's bound on generated tokens.
+    pub max_tokens: u32,
+    /// Stop strings, in the client's order.
+    pub stop: Vec<String>,
+    /// Whether no id that ends the text is drawn.
+    pub ignore_eos: bool,
+}
+
+impl Eq for Decode {}
+
+/// What both sides gave to a turn's seed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TurnNonces {
+    /// The host's: the turn's link of the chain whose end was told before.
+    pub host: Hash32,
+    /// The user's; `None` where the client sent none, and it was derived from the prompt.
+    pub user: Option<Hash32>,
+}
+
 /// The fixed part of a turn: all that re-running it needs besides the weights.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TurnHeader {
@@ -41,14 +81,20 @@ pub struct TurnHeader {
     pub model_spec: Hash32,
     /// Digest of the tokenizer's definition.
     pub tokenizer_spec: Hash32,
-    /// Digest of the sampling parameters, stop strings and bound.
+    /// Digest of `decode`.
     pub decode_spec: Hash32,
+    /// Sampling parameters, stop strings and bound; `None` in ledgers of before schema 3, which
+    /// hold the digest alone.
+    pub decode: Option<Box<Decode>>,
     /// Version of the engine's arithmetic.
     pub engine_spec: u32,
     /// The sampling seed.
     pub seed: Hash32,
     /// Where the seed came from.
     pub seed_origin: SeedOrigin,
+    /// What a derived seed was derived from; `None` in ledgers of before schema 3, where both
+    /// nonces were zero.
+    pub nonces: Option<TurnNonces>,
     /// The rendered prompt.
     pub prompt_ids: Vec<u32>,
 }
@@ -177,6 +223,9 @@ pub enum Fact {
         position: u32,
         /// The billed ids.
         ids: Vec<u32>,
+        /// Digests of the hidden states that produced them, one for each; none at all where the
+        /// engine has none, and in ledgers of before schema 3.
+        states: Vec<Hash32>,
     },
     /// A turn ended.
     TurnEnded {

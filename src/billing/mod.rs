@@ -14,8 +14,8 @@ mod wallet;
 pub use account::{Account, AccountFault, Lost, Terms};
 pub use accounts::Accounts;
 pub use entry::{
-    Attempt, ClaimBody, Entry, Errand, ErrandKind, Fact, Purpose, RejectReason, SeedOrigin,
-    TurnEnd, TurnHeader,
+    Attempt, ClaimBody, Decode, Entry, Errand, ErrandKind, Fact, Purpose, RejectReason, SeedOrigin,
+    TurnEnd, TurnHeader, TurnNonces,
 };
 pub use subject::Subject;
 pub use tx::{Tx, TxState};

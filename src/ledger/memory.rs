@@ -239,7 +239,7 @@ impl State {
 
 /// Turn, first position and the one after the last, of a delivery.
 fn span(entry: &Entry) -> Option<(TurnNo, u64, u64)> {
-    let Fact::Delivered { turn, position, ids } = &entry.fact else { return None };
+    let Fact::Delivered { turn, position, ids, .. } = &entry.fact else { return None };
     let start = u64::from(*position);
     Some((*turn, start, start.saturating_add(u64::try_from(ids.len()).unwrap_or(u64::MAX))))
 }

@@ -103,7 +103,7 @@ pub async fn run(settings: Settings) -> Result<(), ServeError> {
     let stops = Stops::default();
     let sessions = Arc::new(Sessions::new(
         Arc::clone(&engine) as Arc<dyn Engine>,
-        paid.map(|paid| paid.for_sessions()),
+        paid.map(|paid| paid.for_sessions()).transpose().map_err(WiringError::from)?,
         wiring::session_rules(&settings),
         Arc::clone(&clock),
     ));

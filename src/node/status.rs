@@ -337,13 +337,16 @@ mod tests {
             engine_spec: 0,
             seed: Hash32::ZERO,
             seed_origin: SeedOrigin::Client,
+            decode: None,
+            nonces: None,
             prompt_ids: vec![1],
         })
     }
 
     #[test]
     fn recorded_tokens_show_as_unclaimed_until_a_claim_carries_them() {
-        let delivered = Fact::Delivered { turn: TurnNo::ZERO, position: 0, ids: vec![5; 42] };
+        let delivered =
+            Fact::Delivered { turn: TurnNo::ZERO, position: 0, ids: vec![5; 42], states: vec![] };
         let status = status(vec![turn(), delivered]);
         let json = to_json(&status);
         assert_eq!(json["tokens_unclaimed"], 42);

@@ -12,7 +12,7 @@ use super::settings::{LegacyMode, MoneySettings, Settings};
 use crate::billing::{AccountFault, Accounts, Entry, Fact, TurnEnd};
 use crate::chain::evm::{ConnectError, EvmChain, EvmWallet};
 use crate::chain::registry::ModelId;
-use crate::chain::{Chain, ChainError, Limits, Wallet};
+use crate::chain::{Chain, ChainError, Limits, PrepareError, Wallet};
 use crate::clock::Clock;
 use crate::ledger::sqlite::{LedgerBinding, SqliteLedger, SqliteOptions};
 use crate::ledger::{Ledger, LedgerError};
@@ -60,6 +60,9 @@ pub enum WiringError {
     /// The chain's contract did not answer.
     #[error(transparent)]
     Chain(#[from] ChainError),
+    /// The host's key does not sign.
+    #[error(transparent)]
+    Key(#[from] PrepareError),
     /// The ledger.
     #[error("ledger {path}: {error}")]
     Ledger {
@@ -157,8 +160,10 @@ pub struct Paid {
 
 impl Paid {
     /// What sessions need of it.
-    #[must_use]
-    pub fn for_sessions(&self) -> PaidBy {
+    ///
+    /// # Errors
+    /// [`PrepareError`] where the key refuses to sign.
+    pub fn for_sessions(&self) -> Result<PaidBy, PrepareError> {
         let (chain, wallet) = (Arc::clone(&self.chain), Arc::clone(&self.wallet));
         PaidBy::new(chain, wallet, self.limits, self.books())
     }

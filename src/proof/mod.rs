@@ -5,6 +5,7 @@
 //! `tests/fixtures/proof`, made by an independent program. Relies on keccak256 only.
 
 mod bytes;
+mod nonces;
 mod preimage;
 mod spec;
 mod transcript;
@@ -15,11 +16,12 @@ pub use bytes::{
     FLAG_CANONICAL, FLAG_FINAL, FLAG_NONCE_DERIVED, FLAG_USER_VOUCHER, PROOF_LEN, PROOF_VERSION,
     ProofBytes, ProofBytesError, claim_word,
 };
+pub use nonces::{HostNonces, TURNS_PER_CHAIN, is_committed, secret_digest};
 pub use preimage::keccak256;
 pub use spec::{
-    DecodeSpec, decode_spec, model_spec, seed, seed_from_client, tokenizer_spec, turn_hash,
+    decode_spec, derived_user_nonce, model_spec, seed, seed_from_client, tokenizer_spec, turn_hash,
 };
-pub use transcript::{Cut, Transcript, TranscriptError, root};
+pub use transcript::{Chunk, Cut, Transcript, TranscriptError, act_digest, root};
 pub use voucher::{Voucher, VoucherDomain, voucher_digest};
 
 #[cfg(test)]

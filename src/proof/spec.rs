@@ -2,10 +2,8 @@
 //!
 //! Never hashes variable-length fields without their lengths. Layouts: docs/spec/proof.md.
 
-use std::collections::BTreeMap;
-
 use super::preimage::{Preimage, count, keccak256};
-use crate::billing::TurnHeader;
+use crate::billing::{Decode, TurnHeader};
 use crate::units::{Hash32, JobId, TurnNo};
 
 const TAG_TURN: u8 = 0x01;
@@ -16,33 +14,6 @@ const DECODE_PLAIN: u8 = 1;
 const DECODE_BIASED: u8 = 2;
 /// Flag of version 2: no id that ends the text is drawn.
 const FLAG_IGNORE_EOS: u32 = 1;
-
-/// How a turn's tokens were chosen, as hashed into `decodeSpec`.
-#[derive(Debug, Clone, Copy)]
-pub struct DecodeSpec<'a> {
-    /// Temperature; below 1e-6 the most likely token is taken.
-    pub temperature: f32,
-    /// Candidates kept by rank; 0 keeps all.
-    pub top_k: u32,
-    /// Candidates kept by cumulated probability; 1 keeps all.
-    pub top_p: f32,
-    /// Candidates kept relative to the best; 0 keeps all.
-    pub min_p: f32,
-    /// Penalty on tokens already seen; 1 is none.
-    pub repetition_penalty: f32,
-    /// Penalty for each time a token was generated; 0 is none.
-    pub frequency_penalty: f32,
-    /// Penalty on tokens that were generated; 0 is none.
-    pub presence_penalty: f32,
-    /// Added to the logits of ids.
-    pub logit_bias: &'a BTreeMap<u32, f32>,
-    /// The client's bound on generated tokens.
-    pub max_tokens: u32,
-    /// Stop strings, in the client's order.
-    pub stop: &'a [String],
-    /// Whether no id that ends the text is drawn.
-    pub ignore_eos: bool,
-}
 
 /// Hash of a turn's header; `prev` is that of the turn before it in the ledger, zero for none.
 #[must_use]
@@ -69,7 +40,7 @@ pub fn turn_hash(job: JobId, header: &TurnHeader, prev: Hash32) -> Hash32 {
 /// so that equal ways to choose tokens have equal digests, those recorded before version 2
 /// included.
 #[must_use]
-pub fn decode_spec(spec: &DecodeSpec<'_>) -> Hash32 {
+pub fn decode_spec(spec: &Decode) -> Hash32 {
     let biases: Vec<(u32, f32)> = spec
         .logit_bias
         .iter()
@@ -121,6 +92,13 @@ pub fn seed(host_nonce: Hash32, user_nonce: Hash32, turn: TurnNo) -> Hash32 {
     Preimage::new().hash(host_nonce).hash(user_nonce).u32(turn.get()).finish()
 }
 
+/// What stands for the user's nonce where the client sent none: the host cannot choose it, but who
+/// knows the prompt can.
+#[must_use]
+pub fn derived_user_nonce(prompt_ids: &[u32]) -> Hash32 {
+    Preimage::new().ids(prompt_ids).finish()
+}
+
 /// A client's own number as a seed: 32 bytes, big-endian.
 #[must_use]
 pub fn seed_from_client(number: u64) -> Hash32 {
@@ -137,6 +115,8 @@ fn float_bits(value: f32) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     #[test]
@@ -148,10 +128,8 @@ mod tests {
     #[test]
     fn no_two_ways_to_choose_tokens_share_a_digest() {
         let strings = |texts: &[&str]| texts.iter().map(|t| (*t).to_owned()).collect::<Vec<_>>();
-        let none_biased = BTreeMap::new();
-        let (biased, other) = (BTreeMap::from([(7, 1.0)]), BTreeMap::from([(8, 1.0)]));
-        let (none, split, joined) = (strings(&[]), strings(&["a", "b"]), strings(&["ab"]));
-        let base = DecodeSpec {
+        let biased = |id| BTreeMap::from([(id, 1.0)]);
+        let base = Decode {
             temperature: 0.7,
             top_k: 40,
             top_p: 0.9,
@@ -159,33 +137,33 @@ mod tests {
             repetition_penalty: 1.1,
             frequency_penalty: 0.0,
             presence_penalty: 0.0,
-            logit_bias: &none_biased,
+            logit_bias: BTreeMap::new(),
             max_tokens: 100,
-            stop: &none,
+            stop: Vec::new(),
             ignore_eos: false,
         };
         let variants = [
-            base,
-            DecodeSpec { temperature: 0.8, ..base },
-            DecodeSpec { top_k: 41, ..base },
-            DecodeSpec { top_p: 0.05, min_p: 0.9, ..base },
-            DecodeSpec { repetition_penalty: 1.0, ..base },
-            DecodeSpec { frequency_penalty: 0.5, ..base },
-            DecodeSpec { presence_penalty: 0.5, ..base },
-            DecodeSpec { logit_bias: &biased, ..base },
-            DecodeSpec { logit_bias: &other, ..base },
-            DecodeSpec { max_tokens: 101, ..base },
-            DecodeSpec { stop: &split, ..base },
-            DecodeSpec { stop: &joined, ..base },
-            DecodeSpec { ignore_eos: true, ..base },
+            base.clone(),
+            Decode { temperature: 0.8, ..base.clone() },
+            Decode { top_k: 41, ..base.clone() },
+            Decode { top_p: 0.05, min_p: 0.9, ..base.clone() },
+            Decode { repetition_penalty: 1.0, ..base.clone() },
+            Decode { frequency_penalty: 0.5, ..base.clone() },
+            Decode { presence_penalty: 0.5, ..base.clone() },
+            Decode { logit_bias: biased(7), ..base.clone() },
+            Decode { logit_bias: biased(8), ..base.clone() },
+            Decode { max_tokens: 101, ..base.clone() },
+            Decode { stop: strings(&["a", "b"]), ..base.clone() },
+            Decode { stop: strings(&["ab"]), ..base.clone() },
+            Decode { ignore_eos: true, ..base.clone() },
         ];
         let digests: std::collections::HashSet<_> = variants.iter().map(decode_spec).collect();
         assert_eq!(digests.len(), variants.len());
-        let zero = DecodeSpec { temperature: 0.0, ..base };
-        let negative = DecodeSpec { temperature: -0.0, ..base };
+        let zero = Decode { temperature: 0.0, ..base.clone() };
+        let negative = Decode { temperature: -0.0, ..base.clone() };
         assert_eq!(decode_spec(&zero), decode_spec(&negative));
         let idle = BTreeMap::from([(7, 0.0)]);
-        let same = DecodeSpec { presence_penalty: -0.0, logit_bias: &idle, ..base };
+        let same = Decode { presence_penalty: -0.0, logit_bias: idle, ..base.clone() };
         assert_eq!(decode_spec(&same), decode_spec(&base));
     }
 
@@ -200,6 +178,8 @@ mod tests {
             engine_spec: 4,
             seed: Hash32::new([5; 32]),
             seed_origin: crate::billing::SeedOrigin::Client,
+            decode: None,
+            nonces: None,
             prompt_ids: vec![6, 7],
         };
         let zero = Hash32::ZERO;
@@ -219,7 +199,8 @@ mod tests {
         assert_ne!(turn_hash(job, &base, Hash32::new([1; 32])), hash);
         assert_ne!(turn_hash(JobId::new(8).unwrap(), &base, zero), hash);
         // Blob field, not hashed.
-        let derived = TurnHeader { seed_origin: crate::billing::SeedOrigin::Derived, ..base };
+        let derived =
+            TurnHeader { seed_origin: crate::billing::SeedOrigin::Derived, ..base.clone() };
         assert_eq!(turn_hash(job, &derived, zero), hash);
     }
 }

@@ -7,10 +7,10 @@
 
 use std::collections::BTreeMap;
 
-use super::preimage::Preimage;
+use super::preimage::{Preimage, count};
 use super::spec::turn_hash;
 use super::tree::{Node, top};
-use crate::billing::{Entry, Fact, Purpose, TurnHeader};
+use crate::billing::{Entry, Fact, Purpose, SeedOrigin, TurnHeader};
 use crate::units::{ClaimSeq, Hash32, JobId, TokenCount, TurnNo};
 
 const TAG_CHUNK: u8 = 0x00;
@@ -81,12 +81,47 @@ pub struct Cut {
     pub tokens: TokenCount,
     /// The model of the last of these tokens, which the claim's voucher names.
     pub model_spec: Hash32,
+    /// All of these tokens were made by a canonical engine and carry digests of the states that
+    /// produced them.
+    pub is_canonical: bool,
+    /// The seed of one of these tokens was derived without a nonce of the user's.
+    pub lacks_user_nonce: bool,
 }
 
 /// The root that a claim carries: `seq` counts the roots of a job from 1.
 #[must_use]
 pub fn root(job: JobId, seq: ClaimSeq, cut: &Cut) -> Hash32 {
     Preimage::tagged(TAG_ROOT).job(job).u32(seq.get()).hash(cut.top).u64(cut.tokens.get()).finish()
+}
+
+/// A leaf of the tree: at most 32 tokens of one turn.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chunk {
+    /// The turn.
+    pub turn: TurnNo,
+    /// Its number within the turn, from 0.
+    pub number: u32,
+    /// Tokens of the turn before it.
+    pub position: u32,
+    /// The billed ids.
+    pub ids: Vec<u32>,
+    /// [`act_digest`] of its tokens.
+    pub act_digest: Hash32,
+}
+
+impl Chunk {
+    /// The leaf's hash; `turn` is the hash of its turn's header.
+    #[must_use]
+    pub fn hash(&self, turn: Hash32) -> Hash32 {
+        Preimage::tagged(TAG_CHUNK)
+            .hash(turn)
+            .u32(self.number)
+            .u32(self.position)
+            .u32(count(self.ids.len()))
+            .ids(&self.ids)
+            .hash(self.act_digest)
+            .finish()
+    }
 }
 
 /// A job's tokens in ledger order, with the places where claims cut them.
@@ -106,14 +141,23 @@ pub struct Transcript {
 struct Turn {
     hash: Hash32,
     model_spec: Hash32,
+    is_canonical: bool,
+    lacks_user_nonce: bool,
     tokens: u64,
     ended: bool,
+}
+
+/// A billed token, and the digest of the state that produced it, where there is one.
+#[derive(Debug, Clone, Copy)]
+struct Token {
+    id: u32,
+    state: Option<Hash32>,
 }
 
 /// What opens or closes chunks.
 #[derive(Debug, Clone)]
 enum Step {
-    Ids { turn: TurnNo, ids: Vec<u32> },
+    Ids { turn: TurnNo, tokens: Vec<Token> },
     End { turn: TurnNo },
 }
 
@@ -162,12 +206,36 @@ impl Transcript {
         if end == 0 || end > self.tokens {
             return None;
         }
+        let chunker = self.cut_up(end);
+        let leaf = |chunk: &Chunk| {
+            let turn = self.turns.get(&chunk.turn)?;
+            Some(Node { hash: chunk.hash(turn.hash), tokens: count(chunk.ids.len()) })
+        };
+        let leaves: Option<Vec<Node>> = chunker.chunks.iter().map(leaf).collect();
+        let top = top(&leaves?)?;
+        Some(Cut {
+            top: top.hash,
+            tokens: TokenCount::new(u64::from(top.tokens)),
+            model_spec: chunker.model_spec,
+            is_canonical: chunker.is_canonical,
+            lacks_user_nonce: chunker.lacks_user_nonce,
+        })
+    }
+
+    /// The chunks of the first `tokens` tokens, in the order of the tree's leaves.
+    ///
+    /// `None` where [`Transcript::cut_at`] has none.
+    #[must_use]
+    pub fn chunks_at(&self, tokens: TokenCount) -> Option<Vec<Chunk>> {
+        let end = tokens.get();
+        (end > 0 && end <= self.tokens).then(|| self.cut_up(end).chunks)
+    }
+
+    fn cut_up(&self, end: u64) -> Chunker<'_> {
         let mut chunker = Chunker::new(self, end);
         self.steps.iter().for_each(|step| chunker.take(step));
         chunker.close_all();
-        let top = top(&chunker.leaves)?;
-        let model_spec = chunker.model_spec;
-        Some(Cut { top: top.hash, tokens: TokenCount::new(u64::from(top.tokens)), model_spec })
+        chunker
     }
 
     /// What the claim with number `seq` covers, as it was when the claim was prepared.
@@ -180,7 +248,11 @@ impl Transcript {
     fn apply(&mut self, fact: &Fact) -> Result<(), TranscriptError> {
         match fact {
             Fact::TurnStarted(header) => self.start(header),
-            Fact::Delivered { turn, position, ids } => self.deliver(*turn, *position, ids),
+            Fact::Delivered { turn, position, ids, states } => {
+                let state = |index: usize| states.get(index).copied();
+                let token = |(index, id): (usize, &u32)| Token { id: *id, state: state(index) };
+                self.deliver(*turn, *position, ids.iter().enumerate().map(token).collect())
+            }
             Fact::TurnEnded { turn, .. } => self.end(*turn),
             Fact::TxPrepared { purpose: Purpose::Claim(claim), .. } => {
                 let (seq, claimed) = (claim.seq, claim.tokens_cumulative);
@@ -216,12 +288,25 @@ impl Transcript {
         }
         let hash = turn_hash(job, header, self.last_header);
         self.last_header = hash;
-        let model_spec = header.model_spec;
-        self.turns.insert(turn, Turn { hash, model_spec, tokens: 0, ended: false });
+        let is_derived = header.seed_origin == SeedOrigin::Derived;
+        let begun = Turn {
+            hash,
+            model_spec: header.model_spec,
+            is_canonical: header.engine_spec > 0,
+            lacks_user_nonce: is_derived && header.nonces.is_none_or(|it| it.user.is_none()),
+            tokens: 0,
+            ended: false,
+        };
+        self.turns.insert(turn, begun);
         Ok(())
     }
 
-    fn deliver(&mut self, no: TurnNo, position: u32, ids: &[u32]) -> Result<(), TranscriptError> {
+    fn deliver(
+        &mut self,
+        no: TurnNo,
+        position: u32,
+        tokens: Vec<Token>,
+    ) -> Result<(), TranscriptError> {
         let job = self.job;
         let unknown = TranscriptError::UnknownTurn { job, turn: no };
         let turn = self.turns.get_mut(&no).ok_or(unknown)?;
@@ -232,10 +317,10 @@ impl Transcript {
         if found != turn.tokens {
             return Err(TranscriptError::Gap { job, turn: no, wanted: turn.tokens, found });
         }
-        let count = u64::try_from(ids.len()).unwrap_or(u64::MAX);
+        let count = u64::try_from(tokens.len()).unwrap_or(u64::MAX);
         turn.tokens = turn.tokens.saturating_add(count);
         self.tokens = self.tokens.saturating_add(count);
-        self.steps.push(Step::Ids { turn: no, ids: ids.to_vec() });
+        self.steps.push(Step::Ids { turn: no, tokens });
         Ok(())
     }
 
@@ -262,6 +347,15 @@ impl Transcript {
     }
 }
 
+/// `actDigest` of a chunk, from the digests of the hidden states that produced its tokens; zero
+/// where one is missing.
+#[must_use]
+pub fn act_digest(states: impl Iterator<Item = Option<Hash32>>) -> Hash32 {
+    let mut states = states;
+    let whole = states.try_fold(Preimage::new(), |preimage, state| Some(preimage.hash(state?)));
+    whole.map_or(Hash32::ZERO, Preimage::finish)
+}
+
 /// The chunk of a turn that is filling up.
 #[derive(Default)]
 struct Open {
@@ -269,7 +363,7 @@ struct Open {
     number: u32,
     /// Tokens of the turn before it.
     position: u32,
-    ids: Vec<u32>,
+    tokens: Vec<Token>,
 }
 
 /// Cuts the first tokens into leaves, in the order in which their chunks close.
@@ -280,16 +374,27 @@ struct Chunker<'t> {
     left: u64,
     taken: u64,
     open: BTreeMap<TurnNo, Open>,
-    leaves: Vec<Node>,
+    chunks: Vec<Chunk>,
     model_spec: Hash32,
+    is_canonical: bool,
+    lacks_user_nonce: bool,
 }
 
 impl<'t> Chunker<'t> {
     fn new(transcript: &'t Transcript, end: u64) -> Self {
         let mut cuts = transcript.cuts_before(end);
         cuts.reverse();
-        let (open, leaves) = (BTreeMap::new(), Vec::new());
-        Self { transcript, cuts, left: end, taken: 0, open, leaves, model_spec: Hash32::ZERO }
+        Self {
+            transcript,
+            cuts,
+            left: end,
+            taken: 0,
+            open: BTreeMap::new(),
+            chunks: Vec::new(),
+            model_spec: Hash32::ZERO,
+            is_canonical: true,
+            lacks_user_nonce: false,
+        }
     }
 
     fn take(&mut self, step: &Step) {
@@ -298,20 +403,24 @@ impl<'t> Chunker<'t> {
             // recorded behind it must not be seen, or a root would depend on when it is built.
             Step::End { turn } if self.left > 0 => self.close(*turn),
             Step::End { .. } => {}
-            Step::Ids { turn, ids } => ids.iter().for_each(|id| self.token(*turn, *id)),
+            Step::Ids { turn, tokens } => {
+                tokens.iter().for_each(|token| self.token(*turn, *token));
+            }
         }
     }
 
-    fn token(&mut self, turn: TurnNo, id: u32) {
+    fn token(&mut self, turn: TurnNo, token: Token) {
         let Some(left) = self.left.checked_sub(1) else { return };
         self.left = left;
         self.taken = self.taken.saturating_add(1);
         if let Some(of) = self.transcript.turns.get(&turn) {
             self.model_spec = of.model_spec;
+            self.is_canonical &= of.is_canonical && token.state.is_some();
+            self.lacks_user_nonce |= of.lacks_user_nonce;
         }
         let open = self.open.entry(turn).or_default();
-        open.ids.push(id);
-        if open.ids.len() >= CHUNK_TOKENS {
+        open.tokens.push(token);
+        if open.tokens.len() >= CHUNK_TOKENS {
             self.close(turn);
         }
         if self.cuts.last() == Some(&self.taken) {
@@ -327,27 +436,19 @@ impl<'t> Chunker<'t> {
     }
 
     fn close(&mut self, no: TurnNo) {
-        let (Some(open), Some(turn)) = (self.open.get_mut(&no), self.transcript.turns.get(&no))
-        else {
+        let Some(open) = self.open.get_mut(&no).filter(|open| !open.tokens.is_empty()) else {
             return;
         };
-        let tokens = super::preimage::count(open.ids.len());
-        if tokens == 0 {
-            return;
-        }
-        let hash = Preimage::tagged(TAG_CHUNK)
-            .hash(turn.hash)
-            .u32(open.number)
-            .u32(open.position)
-            .u32(tokens)
-            .ids(&open.ids)
-            // The ledger keeps no digests of hidden states: version-1 claims carry zeros.
-            .hash(Hash32::ZERO)
-            .finish();
-        open.ids.clear();
+        self.chunks.push(Chunk {
+            turn: no,
+            number: open.number,
+            position: open.position,
+            ids: open.tokens.iter().map(|token| token.id).collect(),
+            act_digest: act_digest(open.tokens.iter().map(|token| token.state)),
+        });
         open.number = open.number.saturating_add(1);
-        open.position = open.position.saturating_add(tokens);
-        self.leaves.push(Node { hash, tokens });
+        open.position = open.position.saturating_add(count(open.tokens.len()));
+        open.tokens.clear();
     }
 }
 

@@ -4,7 +4,9 @@
 use serde_json::Value;
 
 use super::*;
-use crate::billing::{Attempt, ClaimBody, Entry, Fact, Purpose, SeedOrigin, TurnEnd, TurnHeader};
+use crate::billing::{
+    Attempt, ClaimBody, Decode, Entry, Fact, Purpose, SeedOrigin, TurnEnd, TurnHeader,
+};
 use crate::units::{
     Address, Amount, ClaimSeq, Hash32, JobId, Millis, Signature, TokenCount, TurnNo, TxHash,
     WalletNonce,
@@ -49,12 +51,15 @@ fn fact(kind: &str, body: &Value) -> Fact {
             engine_spec: small(&body["engine_spec"]),
             seed: hash(&body["seed"]),
             seed_origin: SeedOrigin::Derived,
+            decode: None,
+            nonces: None,
             prompt_ids: ids(&body["prompt_ids"]),
         }),
         "ids" => Fact::Delivered {
             turn: TurnNo::new(small(&body["turn"])),
             position: small(&body["position"]),
             ids: ids(&body["ids"]),
+            states: body["states"].as_array().into_iter().flatten().map(hash).collect(),
         },
         "end" => Fact::TurnEnded { turn: TurnNo::new(small(&body["turn"])), end: TurnEnd::Stop },
         "claim" => Fact::TxPrepared {
@@ -99,6 +104,7 @@ fn transcripts_hash_as_the_independent_program_says() {
             assert_eq!(cut.tokens.get(), claim["tokens"].as_u64().unwrap());
             assert_eq!(cut.top, hash(&claim["top"]), "claim {seq} of job {job}");
             assert_eq!(cut.model_spec, hash(&claim["model_spec"]));
+            assert_eq!(cut.is_canonical, claim["is_canonical"]);
             assert_eq!(root(job, seq, &cut), hash(&claim["root"]));
             claims += 1;
         }
@@ -145,7 +151,7 @@ fn specs_and_seeds_hash_as_the_independent_program_says() {
         let biases = vector.get("logit_bias").and_then(|map| map.as_object());
         let biases = biases.into_iter().flatten();
         let logit_bias = biases.map(|(id, bias)| (id.parse().unwrap(), float(bias))).collect();
-        let spec = DecodeSpec {
+        let spec = Decode {
             temperature: float(&vector["temperature"]),
             top_k: small(&vector["top_k"]),
             top_p: float(&vector["top_p"]),
@@ -153,9 +159,9 @@ fn specs_and_seeds_hash_as_the_independent_program_says() {
             repetition_penalty: float(&vector["repetition_penalty"]),
             frequency_penalty: optional("frequency_penalty"),
             presence_penalty: optional("presence_penalty"),
-            logit_bias: &logit_bias,
+            logit_bias,
             max_tokens: small(&vector["max_tokens"]),
-            stop: &stop,
+            stop,
             ignore_eos: vector["ignore_eos"].as_bool().unwrap_or(false),
         };
         assert_eq!(decode_spec(&spec), hash(&vector["digest"]));

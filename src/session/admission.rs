@@ -8,6 +8,7 @@ use std::sync::{Arc, PoisonError};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use super::header::{self, Draft};
 use super::live::{CREDIT_TOKENS, Conversation, Snapshot};
 use super::pace::{Beyond, Pace};
 use super::reply::{Reply, ReplyInfo, ReplyParts, Usage};
@@ -16,12 +17,12 @@ use super::turn::{PaidTurn, TurnMeter};
 use super::{
     Credential, LegacyAccess, PaidBy, PromptInput, PromptRequest, Refusal, SamplingInput, Sessions,
 };
-use crate::billing::{Fact, SeedOrigin, TurnHeader};
+use crate::billing::{Fact, TurnNonces};
 use crate::chain::{ChainJob, JobStatus};
 use crate::clock::within;
 use crate::engine::{Generation, GenerationSpec, ModelCard, Prompt, Sampling, StartError};
 use crate::proof;
-use crate::units::{Address, Hash32, JobId, Millis, TokenCount, TurnNo};
+use crate::units::{Address, Hash32, JobId, Millis, TokenCount};
 
 /// A reading of a job that is this fresh is not read again.
 const SNAPSHOT_FRESH: Millis = Millis::new(2_000);
@@ -60,8 +61,9 @@ impl Sessions {
 
     async fn begin_free(&self, request: &PromptRequest) -> Result<Reply, Refusal> {
         let checked = self.check_prompt(request, &[]).await?;
-        let turn = TurnNo::new(0);
-        let sampling = self.sampling(&request.sampling, turn).0;
+        // Nobody charges for it, so that nobody has to show how it was drawn.
+        let seed = request.sampling.seed.map_or(Hash32::ZERO, proof::seed_from_client);
+        let sampling = header::sampling(&request.sampling, seed);
         let hold = Hold { tokens: checked.wanted, is_short: false };
         let info = reply_info(None, &checked);
         // Whatever is served without pay is the operator's own.
@@ -129,8 +131,15 @@ impl Sessions {
         let job = known.id;
         let reserved = self.reserve(paid, known, checked, &request.credential)?;
         let Reservation { hold, turn, credit, ended } = reserved;
-        let (sampling, origin) = self.sampling(&request.sampling, turn);
-        let header = turn_header(checked, turn, (&sampling, origin));
+        let draft = Draft {
+            turn,
+            nonces: TurnNonces { host: paid.nonces.link(job, turn), user: request.user_nonce },
+            model: &checked.model,
+            prompt_ids: &checked.prompt_ids,
+            asked: &request.sampling,
+            max_tokens: checked.wanted,
+        };
+        let (header, sampling) = (draft.header(), draft.sampling());
         // The engine's place first: a request that finds none leaves nothing in the ledger.
         let started = self.start(checked, owner(known.depositor), sampling, hold);
         let generation = started.inspect_err(|_| {
@@ -270,29 +279,6 @@ impl Sessions {
             owner,
         };
         self.engine.start(spec).map_err(|error| refuse_start(error, self, &checked.model.name))
-    }
-
-    /// The client's own seed, or the one derived from both sides' nonces. There are no nonces on
-    /// the wire yet, so both are zero and the claim says so (flag 8 of docs/spec/proof.md).
-    #[allow(clippy::cast_possible_truncation)]
-    fn sampling(&self, input: &SamplingInput, turn: TurnNo) -> (Sampling, SeedOrigin) {
-        let (seed, origin) = match input.seed {
-            Some(seed) => (proof::seed_from_client(seed), SeedOrigin::Client),
-            None => (proof::seed(Hash32::ZERO, Hash32::ZERO, turn), SeedOrigin::Derived),
-        };
-        let sampling = Sampling {
-            temperature: input.temperature as f32,
-            top_k: u32::try_from(input.top_k).unwrap_or(u32::MAX),
-            top_p: input.top_p as f32,
-            min_p: input.min_p as f32,
-            repetition_penalty: input.repetition_penalty as f32,
-            frequency_penalty: input.frequency_penalty as f32,
-            presence_penalty: input.presence_penalty as f32,
-            logit_bias: input.logit_bias.iter().map(|(id, bias)| (*id, *bias as f32)).collect(),
-            logprobs: input.logprobs,
-            seed,
-        };
-        (sampling, origin)
     }
 
     /// The job's state: the cached reading where it is fresh, else a new one, else a cached one
@@ -442,41 +428,6 @@ fn reply_info(job: Option<JobId>, checked: &Checked) -> ReplyInfo {
 fn owner(depositor: Address) -> Hash32 {
     let bytes = depositor.bytes();
     Hash32::new(std::array::from_fn(|i| i.checked_sub(12).map_or(0, |i| bytes[i])))
-}
-
-fn turn_header(
-    checked: &Checked,
-    turn: TurnNo,
-    (sampling, seed_origin): (&Sampling, SeedOrigin),
-) -> TurnHeader {
-    let model = &checked.model;
-    let decode = proof::DecodeSpec {
-        temperature: sampling.temperature,
-        top_k: sampling.top_k,
-        top_p: sampling.top_p,
-        min_p: sampling.min_p,
-        repetition_penalty: sampling.repetition_penalty,
-        frequency_penalty: sampling.frequency_penalty,
-        presence_penalty: sampling.presence_penalty,
-        logit_bias: &sampling.logit_bias,
-        max_tokens: u32::try_from(checked.wanted.get()).unwrap_or(u32::MAX),
-        stop: &checked.stop,
-        ignore_eos: checked.ignore_eos,
-    };
-    TurnHeader {
-        turn,
-        model_spec: proof::model_spec(
-            model.weights_sha256,
-            &model.quantisation,
-            &model.architecture,
-        ),
-        tokenizer_spec: proof::tokenizer_spec(model.tokenizer_sha256),
-        decode_spec: proof::decode_spec(&decode),
-        engine_spec: model.engine_spec,
-        seed: sampling.seed,
-        seed_origin,
-        prompt_ids: checked.prompt_ids.clone(),
-    }
 }
 
 fn refuse_start(error: StartError, sessions: &Sessions, asked: &str) -> Refusal {

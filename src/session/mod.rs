@@ -7,6 +7,7 @@
 
 mod admission;
 mod auth;
+mod header;
 mod live;
 mod notice;
 mod pace;
@@ -36,8 +37,9 @@ pub use crate::billing::{TurnEnd, TxState};
 pub use crate::engine::{EngineLoad, Logprob, ModelCard, Prompt, TokenLogprobs, Turn};
 
 use crate::billing::Fact;
-use crate::chain::{Chain, ChainJob, Limits, Wallet};
+use crate::chain::{Chain, ChainJob, Limits, PrepareError, Wallet};
 use crate::engine::Engine;
+use crate::proof;
 use crate::units::{Address, Hash32, JobId, Millis, Signature, TokenCount};
 
 /// What plain clients, who send only a job's number, may do.
@@ -103,19 +105,26 @@ pub struct PaidBy {
     pub limits: Limits,
     /// The ledger, tracker and clock.
     pub(crate) books: Books,
+    /// What the host gives to seeds.
+    nonces: proof::HostNonces,
 }
 
 impl PaidBy {
     /// Payment through this chain and ledger.
-    #[must_use]
+    ///
+    /// # Errors
+    /// [`PrepareError`] where the key refuses to sign for the host's nonces.
     pub fn new(
         chain: Arc<dyn Chain>,
         wallet: Arc<dyn Wallet>,
         limits: Limits,
         books: BooksParts,
-    ) -> Self {
+    ) -> Result<Self, PrepareError> {
         let BooksParts { ledger, tracker, clock } = books;
-        Self { chain, wallet, limits, books: Books { ledger, tracker, clock } }
+        let books = Books { ledger, tracker, clock };
+        let digest = proof::secret_digest(chain.chain_id(), chain.marketplace());
+        let nonces = proof::HostNonces::new(&wallet.sign_digest(digest)?);
+        Ok(Self { chain, wallet, limits, books, nonces })
     }
 }
 

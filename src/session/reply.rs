@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::live::CREDIT_TOKENS;
 use super::pace::Pace;
 use super::tracker::Hold;
-use super::turn::TurnMeter;
+use super::turn::{Framed, TurnMeter};
 use crate::billing::TurnEnd;
 use crate::engine::{EngineEvent, EngineFinish, Generation, TokenLogprobs};
 use crate::units::{JobId, TokenCount};
@@ -47,7 +47,7 @@ pub struct ReplyInfo {
 pub struct Frame {
     /// Text of these ids; complete characters only, possibly empty.
     pub text: String,
-    ids: Vec<u32>,
+    tokens: Framed,
     logprobs: Vec<TokenLogprobs>,
     meter: Arc<TurnMeter>,
     credit: Option<OwnedSemaphorePermit>,
@@ -57,13 +57,13 @@ impl Frame {
     /// Billed tokens in this frame.
     #[must_use]
     pub fn token_count(&self) -> u32 {
-        u32::try_from(self.ids.len()).unwrap_or(u32::MAX)
+        u32::try_from(self.tokens.ids.len()).unwrap_or(u32::MAX)
     }
 
     /// The ids, for clients that ask for them.
     #[must_use]
     pub fn ids(&self) -> &[u32] {
-        &self.ids
+        &self.tokens.ids
     }
 
     /// Probabilities of the ids, one for each, where the request asked for them; else none.
@@ -74,9 +74,9 @@ impl Frame {
 
     /// The transport took the frame's last byte: count it, then record it. Does not wait.
     pub fn delivered(mut self) {
-        let ids = std::mem::take(&mut self.ids);
-        if !ids.is_empty() {
-            self.meter.record(ids, self.credit.take());
+        let tokens = std::mem::take(&mut self.tokens);
+        if !tokens.ids.is_empty() {
+            self.meter.record(tokens, self.credit.take());
         }
     }
 }
@@ -179,21 +179,21 @@ impl Reply {
     /// bounded by the credit; they count when the body's last byte was written.
     pub async fn whole(mut self) -> (Frame, ReplyEnd) {
         let mut text = String::new();
-        let (mut ids, mut logprobs) = (Vec::new(), Vec::new());
+        let (mut tokens, mut logprobs) = (Framed::default(), Vec::new());
         loop {
             match self.take_event().await {
                 EngineEvent::Prefilled { .. } => {}
-                EngineEvent::Token { id, text: piece, logprobs: told, .. } => {
+                EngineEvent::Token { id, text: piece, state_digest, logprobs: told } => {
                     self.take_turn().await;
                     logprobs.extend(told.map(|told| *told));
                     text.push_str(&piece);
-                    ids.push(id);
+                    tokens.push(id, state_digest);
                     self.framed(1);
                 }
                 EngineEvent::Finished { reason, tail_text } => {
                     let end = self.end(&reason, tail_text);
                     let meter = Arc::clone(&self.meter);
-                    return (Frame { text, ids, logprobs, meter, credit: None }, end);
+                    return (Frame { text, tokens, logprobs, meter, credit: None }, end);
                 }
             }
         }
@@ -242,11 +242,11 @@ impl Reply {
     /// The pending token and those that are there already, as far as the credit reaches.
     fn frame(&mut self, mut credit: OwnedSemaphorePermit, most: usize) -> Frame {
         let mut text = String::new();
-        let (mut ids, mut logprobs) = (Vec::with_capacity(1), Vec::new());
+        let (mut tokens, mut logprobs) = (Framed::default(), Vec::new());
         loop {
             match self.pending.take() {
-                Some(EngineEvent::Token { id, text: piece, logprobs: told, .. }) => {
-                    ids.push(id);
+                Some(EngineEvent::Token { id, text: piece, state_digest, logprobs: told }) => {
+                    tokens.push(id, state_digest);
                     logprobs.extend(told.map(|told| *told));
                     text.push_str(&piece);
                 }
@@ -255,7 +255,7 @@ impl Reply {
                     break;
                 }
             }
-            if ids.len() >= most.min(CREDIT_TOKENS) {
+            if tokens.ids.len() >= most.min(CREDIT_TOKENS) {
                 break;
             }
             self.pending = self.generation.try_next();
@@ -263,8 +263,8 @@ impl Reply {
             let Ok(more) = Arc::clone(&self.credit).try_acquire_owned() else { break };
             credit.merge(more);
         }
-        self.framed(u32::try_from(ids.len()).unwrap_or(u32::MAX));
-        Frame { text, ids, logprobs, meter: Arc::clone(&self.meter), credit: Some(credit) }
+        self.framed(u32::try_from(tokens.ids.len()).unwrap_or(u32::MAX));
+        Frame { text, tokens, logprobs, meter: Arc::clone(&self.meter), credit: Some(credit) }
     }
 
     /// Whether the answer ended because the deposit buys no more: a short hold, all of it made.

@@ -8,7 +8,7 @@ use secrecy::SecretString;
 
 use super::Refusal;
 use crate::engine::Prompt;
-use crate::units::JobId;
+use crate::units::{Hash32, JobId};
 
 /// Ids that may have a bias, as OpenAI's API bounds them.
 const LOGIT_BIAS_MAX: usize = 300;
@@ -100,6 +100,8 @@ pub struct PromptRequest {
     pub max_tokens: u64,
     /// How tokens are chosen.
     pub sampling: SamplingInput,
+    /// What the user gives to the seed, where the client has no seed of its own.
+    pub user_nonce: Option<Hash32>,
 }
 
 /// The ranges of docs/spec/marketplace-api.md section 2, for every front-end; NaN fails each of

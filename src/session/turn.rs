@@ -15,7 +15,7 @@ use crate::billing::{Entry, Fact, Subject, TurnEnd};
 use crate::clock::Clock;
 use crate::ledger::{Ledger, LedgerError};
 use crate::telemetry::LEDGER_APPEND;
-use crate::units::{JobId, Millis, TokenCount, TurnNo};
+use crate::units::{Hash32, JobId, Millis, TokenCount, TurnNo};
 
 /// Where metered tokens go.
 #[derive(Clone)]
@@ -99,6 +99,21 @@ fn seconds_since(earlier: Millis, now: Millis) -> f64 {
     now.saturating_sub(earlier).get() as f64 / 1_000.0
 }
 
+/// Tokens of a frame.
+#[derive(Debug, Default)]
+pub(super) struct Framed {
+    pub ids: Vec<u32>,
+    /// Digests of the states that produced them; none where the engine has none.
+    pub states: Vec<Hash32>,
+}
+
+impl Framed {
+    pub fn push(&mut self, id: u32, state: Option<Hash32>) {
+        self.ids.push(id);
+        self.states.extend(state);
+    }
+}
+
 /// What a turn may still do.
 #[derive(Debug)]
 struct Progress {
@@ -164,13 +179,14 @@ impl TurnMeter {
 
     /// Delivered ids: counted now, recorded as soon as the ledger can. The credit is given back
     /// when they are durable.
-    pub fn record(&self, ids: Vec<u32>, credit: Option<OwnedSemaphorePermit>) {
+    pub fn record(&self, tokens: Framed, credit: Option<OwnedSemaphorePermit>) {
+        let Framed { ids, states } = tokens;
         let count = TokenCount::new(u64::try_from(ids.len()).unwrap_or(u64::MAX));
         counter!("tokens_delivered_total").increment(count.get());
         let Some(paid) = &self.paid else { return };
         let mut progress = paid.progress();
         let position = progress.position;
-        let delivered = Fact::Delivered { turn: paid.turn, position, ids: ids.clone() };
+        let delivered = Fact::Delivered { turn: paid.turn, position, ids: ids.clone(), states };
         paid.books.tracker.deliver(paid.job, count);
         progress.hold_left = progress.hold_left.saturating_sub(count);
         progress.unsent = progress.unsent.saturating_sub(count);

@@ -147,11 +147,12 @@ impl Settlement {
             Ok(signature) => signature,
             Err(PrepareError(why)) => return Ok(Err(why)),
         };
-        // No nonces are on the wire yet, so each claim says that they were missing.
-        let mut flags = proof::FLAG_NONCE_DERIVED;
-        if is_final {
-            flags |= proof::FLAG_FINAL;
-        }
+        let flags = [
+            (is_final, proof::FLAG_FINAL),
+            (cut.is_canonical, proof::FLAG_CANONICAL),
+            (cut.lacks_user_nonce, proof::FLAG_NONCE_DERIVED),
+        ];
+        let flags = flags.iter().filter(|(is_set, _)| *is_set).fold(0, |all, (_, flag)| all | flag);
         let bytes = proof::ProofBytes { flags, tokens_cumulative, seq, salt, root, signature };
         Ok(Ok(ClaimBody { seq, tokens, tokens_cumulative, proof: bytes.encode().to_vec() }))
     }

@@ -31,7 +31,7 @@ fn entry(of: u64, fact: Fact) -> Entry {
 /// Ids are their own positions, so that content follows from place.
 fn delivered(of: u64, turn: u32, position: u32, count: u32) -> Entry {
     let ids = (position..position + count).collect();
-    entry(of, Fact::Delivered { turn: TurnNo::new(turn), position, ids })
+    entry(of, Fact::Delivered { turn: TurnNo::new(turn), position, ids, states: Vec::new() })
 }
 
 fn ended(of: u64, turn: u32) -> Entry {

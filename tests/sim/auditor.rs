@@ -83,7 +83,7 @@ impl Auditor {
             }
             let Some(job) = entry.job() else { continue };
             match &entry.fact {
-                Fact::Delivered { turn, position, ids } => {
+                Fact::Delivered { turn, position, ids, .. } => {
                     let next = self.turns.entry((job, turn.get())).or_insert(0);
                     if next != position {
                         return Err(format!("job {job}: {next} expected in {entry:?}"));

@@ -155,6 +155,7 @@ fn request(job: JobId, max_tokens: u64, is_conversation: bool) -> PromptRequest 
         input,
         max_tokens,
         sampling: SamplingInput::default(),
+        user_nonce: None,
     }
 }
 

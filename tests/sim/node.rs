@@ -80,7 +80,7 @@ impl Machine {
                 tracker: tracker.clone(),
                 clock: clock.clone(),
             };
-            let paid = PaidBy::new(chain.clone(), Arc::new(FixedWallet), limits, books());
+            let paid = PaidBy::new(chain.clone(), Arc::new(FixedWallet), limits, books()).unwrap();
             let rules_of_sessions = session_rules(exposure);
             let sessions = Sessions::new(engine, Some(paid), rules_of_sessions, clock.clone());
             let sessions = Arc::new(sessions);

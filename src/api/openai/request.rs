@@ -18,7 +18,7 @@ use crate::units::JobId;
 const MAX_TOKENS_DEFAULT: u64 = 1024;
 
 /// Fields that are read.
-const SERVED: [&str; 25] = [
+const SERVED: [&str; 26] = [
     "chain_id",
     "frequency_penalty",
     "ignore_eos",
@@ -44,6 +44,7 @@ const SERVED: [&str; 25] = [
     "top_logprobs",
     "top_p",
     "user",
+    "user_nonce",
 ];
 
 /// Fields of which only this value is served, which says what happens without them.
@@ -107,6 +108,7 @@ pub(super) fn parse(map: &Map<String, Value>, payer: Payer) -> Result<ChatReques
         input: PromptInput::Complete(Prompt::Chat(messages(map)?)),
         max_tokens: max_tokens(map)?,
         sampling: sampling::parse(map, default)?,
+        user_nonce: prompt::user_nonce(map)?,
     };
     Ok(ChatRequest { prompt, form: form(map)? })
 }

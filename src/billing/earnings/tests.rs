@@ -41,12 +41,14 @@ fn started(turn: u32, model: u8) -> Fact {
         engine_spec: 0,
         seed: Hash32::ZERO,
         seed_origin: SeedOrigin::Client,
+        decode: None,
+        nonces: None,
         prompt_ids: vec![],
     })
 }
 
 fn delivered(turn: u32, position: u32, count: usize) -> Fact {
-    Fact::Delivered { turn: TurnNo::new(turn), position, ids: vec![7; count] }
+    Fact::Delivered { turn: TurnNo::new(turn), position, ids: vec![7; count], states: vec![] }
 }
 
 fn attempt(nonce: u64) -> Attempt {

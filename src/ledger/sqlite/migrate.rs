@@ -11,7 +11,7 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 use super::file::{self, at, refuse};
 use super::rows;
-use super::schema::{self, SCHEMA_VERSION, TABLES};
+use super::schema::{self, SCHEMA_VERSION, STATES, TABLES};
 use super::stored::{self, Delivery};
 use crate::ledger::LedgerError;
 
@@ -33,7 +33,8 @@ pub(super) fn to_present(
     while version(connection)? < SCHEMA_VERSION {
         let step = at(path, connection.transaction_with_behavior(immediate))?;
         match version(&step)? {
-            1 => one_to_two(path, &step)?,
+            1 => one_to_three(path, &step)?,
+            2 => two_to_three(path, &step)?,
             other => return Err(refuse(path, &format!("its schema is version {other}"))),
         }
         at(path, step.commit())?;
@@ -61,8 +62,9 @@ fn keep_copy(path: &Path, connection: &Connection, version: u64) -> Result<PathB
     Ok(kept)
 }
 
-/// Deliveries get a table of their own, and every row a checksum. Row ids stay.
-fn one_to_two(path: &Path, db: &Transaction<'_>) -> Result<(), LedgerError> {
+/// Deliveries get a table of their own, with the column of schema 3, and every row a checksum. Row
+/// ids stay.
+fn one_to_three(path: &Path, db: &Transaction<'_>) -> Result<(), LedgerError> {
     let prepare = "
         DROP TRIGGER IF EXISTS entries_never_change;
         DROP TRIGGER IF EXISTS entries_never_go;
@@ -71,6 +73,7 @@ fn one_to_two(path: &Path, db: &Transaction<'_>) -> Result<(), LedgerError> {
         ALTER TABLE entries RENAME TO entries_of_1;";
     at(path, db.execute_batch(prepare))?;
     at(path, db.execute_batch(TABLES))?;
+    at(path, db.execute_batch(STATES))?;
     copy_rows(path, db)?;
     let sums = |sql: &str| -> Result<(i64, i64), LedgerError> {
         at(path, db.query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?))))
@@ -86,7 +89,14 @@ fn one_to_two(path: &Path, db: &Transaction<'_>) -> Result<(), LedgerError> {
     }
     let finish = "
         DROP TABLE entries_of_1;
-        UPDATE meta SET value = '2' WHERE name = 'schema_version';";
+        UPDATE meta SET value = '3' WHERE name = 'schema_version';";
+    at(path, db.execute_batch(finish))
+}
+
+/// Deliveries get a column. Rows stay as they are, checksums included.
+fn two_to_three(path: &Path, db: &Transaction<'_>) -> Result<(), LedgerError> {
+    at(path, db.execute_batch(STATES))?;
+    let finish = "UPDATE meta SET value = '3' WHERE name = 'schema_version';";
     at(path, db.execute_batch(finish))
 }
 

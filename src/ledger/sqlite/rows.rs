@@ -20,7 +20,7 @@ macro_rules! text_columns {
 /// Columns of `deliveries`, in the order [`delivery_entry`] reads.
 macro_rules! delivery_columns {
     () => {
-        "SELECT id, job, turn, position, at_ms, ids, crc FROM deliveries"
+        "SELECT id, job, turn, position, at_ms, ids, states, crc FROM deliveries"
     };
 }
 pub(super) use {delivery_columns, text_columns};
@@ -32,8 +32,8 @@ pub(super) const INSERT_TEXT: &str = concat!(
 );
 /// Adds a row to `deliveries`.
 pub(super) const INSERT_DELIVERY: &str = concat!(
-    "INSERT INTO deliveries (id, job, turn, position, tokens, at_ms, ids, crc) ",
-    "VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)"
+    "INSERT INTO deliveries (id, job, turn, position, tokens, at_ms, ids, states, crc) ",
+    "VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)"
 );
 
 /// An entry with its row id, or why the row is none; `Err` outside where SQLite could not read.
@@ -73,8 +73,9 @@ pub(super) fn delivery_entry(row: &SqlRow<'_>) -> Read {
         position: row.get(3)?,
         at_ms: unsigned(row, 4)?,
         ids: row.get_ref(5)?.as_blob()?.into(),
+        states: row.get_ref(6)?.as_blob()?.into(),
     };
-    Ok((id, delivery.entry(id, row.get(6)?)))
+    Ok((id, delivery.entry(id, row.get(7)?)))
 }
 
 fn unsigned(row: &SqlRow<'_>, column: usize) -> rusqlite::Result<u64> {
@@ -100,7 +101,8 @@ pub(super) fn insert_delivery(
 ) -> rusqlite::Result<()> {
     let (job, at_ms) = (row.job.cast_signed(), row.at_ms.cast_signed());
     let tokens = row.tokens().cast_signed();
-    let fields = (id, job, row.turn, row.position, tokens, at_ms, &row.ids, row.checksum(id));
+    let (ids, states, crc) = (&row.ids, &row.states, row.checksum(id));
+    let fields = (id, job, row.turn, row.position, tokens, at_ms, ids, states, crc);
     statement.execute(fields).map(drop)
 }
 

@@ -13,7 +13,7 @@ use crate::ledger::LedgerError;
 use crate::units::Address;
 
 /// Version of the tables that this program writes.
-pub(super) const SCHEMA_VERSION: u64 = 2;
+pub(super) const SCHEMA_VERSION: u64 = 3;
 /// "TLLY": how `file` and a reader of hex recognise the database.
 const APPLICATION_ID: i64 = 0x544c_4c59;
 
@@ -25,6 +25,8 @@ CREATE TABLE meta (
 ) STRICT;
 ";
 
+/// The tables of schema 2.
+///
 /// Deliveries are nearly all of a ledger: their columns are numbers and their key is a place, not
 /// a text. Row ids run through both tables: they are the order of all entries. `crc` is over a
 /// row's own id and content.
@@ -72,6 +74,12 @@ WHEN EXISTS (SELECT 1 FROM deliveries WHERE id = NEW.id)
 BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
 ";
 
+/// What schema 3 adds: the digests of hidden states, of which claims carry one for each chunk.
+pub(super) const STATES: &str = "
+ALTER TABLE deliveries ADD COLUMN
+    states BLOB NOT NULL DEFAULT x'' CHECK (length(states) IN (0, 32 * tokens));
+";
+
 /// Name in `meta` of a mark: this file came out of a backup, and entries may have been written
 /// after it that are lost.
 pub(super) const RESTORED: &str = "restored_behind";
@@ -99,6 +107,7 @@ pub(super) fn create(connection: &mut Connection, ours: LedgerBinding) -> rusqli
     let transaction = connection.transaction()?;
     transaction.execute_batch(META)?;
     transaction.execute_batch(TABLES)?;
+    transaction.execute_batch(STATES)?;
     transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
     let facts = [
         ("schema_version", SCHEMA_VERSION.to_string()),

@@ -9,7 +9,7 @@ use super::checksum::Checksum;
 use super::{WALLET, subject};
 use crate::billing::{Entry, Fact};
 use crate::ledger::LedgerError;
-use crate::units::{JobId, Millis, TurnNo};
+use crate::units::{Hash32, JobId, Millis, TurnNo};
 
 /// The columns of one delivery besides its row id.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,18 +24,21 @@ pub(in crate::ledger) struct Delivery<'a> {
     pub at_ms: u64,
     /// The ids, four bytes each.
     pub ids: Cow<'a, [u8]>,
+    /// Digests of their hidden states, 32 bytes each, or nothing.
+    pub states: Cow<'a, [u8]>,
 }
 
 impl Delivery<'_> {
     /// The delivery that `entry` is; `None` for every other fact.
     pub fn of(entry: &Entry) -> Option<Delivery<'static>> {
-        let Fact::Delivered { turn, position, ids } = &entry.fact else { return None };
+        let Fact::Delivered { turn, position, ids, states } = &entry.fact else { return None };
         Some(Delivery {
             job: entry.job().map_or(WALLET, JobId::get),
             turn: turn.get(),
             position: *position,
             at_ms: entry.at.get(),
             ids: ids.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<u8>>().into(),
+            states: states.iter().flat_map(|state| *state.bytes()).collect::<Vec<u8>>().into(),
         })
     }
 
@@ -53,6 +56,8 @@ impl Delivery<'_> {
             .number(u64::from(self.position))
             .number(self.at_ms)
             .bytes(&self.ids)
+            // Rows without them have the checksums of schema 2.
+            .bytes(&self.states)
             .finish()
     }
 
@@ -61,15 +66,19 @@ impl Delivery<'_> {
     /// # Errors
     /// [`LedgerError::Store`] naming the row where the checksum does not fit.
     pub fn entry(&self, id: i64, found: i64) -> Result<Entry, LedgerError> {
-        let Self { job, turn, position, at_ms, ids } = self;
-        if i64::from(self.checksum(id)) != found || !ids.len().is_multiple_of(4) {
+        let Self { job, turn, position, at_ms, ids, states } = self;
+        let (ids, idle) = ids.as_chunks::<4>();
+        let (states, rest) = states.as_chunks::<32>();
+        let is_whole = idle.is_empty() && rest.is_empty();
+        let is_paired = states.is_empty() || states.len() == ids.len();
+        if i64::from(self.checksum(id)) != found || !is_whole || !is_paired {
             let place = format!("job {job}, turn {turn}, position {position}");
             let why = format!("entry {id} ({place}): its checksum does not fit its content");
             return Err(LedgerError::Store(why));
         }
-        let four = |bytes: &[u8]| bytes.try_into().map_or(0, u32::from_le_bytes);
-        let ids = ids.chunks_exact(4).map(four).collect();
-        let fact = Fact::Delivered { turn: TurnNo::new(*turn), position: *position, ids };
+        let ids = ids.iter().map(|id| u32::from_le_bytes(*id)).collect();
+        let states = states.iter().map(|state| Hash32::new(*state)).collect();
+        let fact = Fact::Delivered { turn: TurnNo::new(*turn), position: *position, ids, states };
         Ok(Entry { subject: subject(*job), at: Millis::new(*at_ms), fact })
     }
 }

@@ -9,8 +9,8 @@ use super::parts::{StoredAttempt, StoredEnd, StoredHeader, StoredPurpose, Stored
 use super::text::Text;
 use crate::billing::Fact;
 use crate::units::{
-    Address, Amount, BlockHash, BlockNumber, ChainTime, PricePerToken, TokenCount, TurnNo, TxHash,
-    WalletNonce,
+    Address, Amount, BlockHash, BlockNumber, ChainTime, Hash32, PricePerToken, TokenCount, TurnNo,
+    TxHash, WalletNonce,
 };
 
 #[derive(Serialize, Deserialize)]
@@ -50,6 +50,8 @@ pub(super) enum StoredFact {
         turn: u32,
         position: u32,
         ids: Vec<u32>,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        states: Vec<Text<Hash32>>,
     },
     TurnEnded {
         turn: u32,
@@ -122,9 +124,12 @@ impl From<&Fact> for StoredFact {
             }),
             Fact::OwnerProven => Self::OwnerProven,
             Fact::TurnStarted(header) => Self::TurnStarted(header.into()),
-            Fact::Delivered { turn, position, ids } => {
-                Self::Delivered { turn: turn.get(), position: *position, ids: ids.clone() }
-            }
+            Fact::Delivered { turn, position, ids, states } => Self::Delivered {
+                turn: turn.get(),
+                position: *position,
+                ids: ids.clone(),
+                states: states.iter().copied().map(Text).collect(),
+            },
             Fact::TurnEnded { turn, end } => {
                 Self::TurnEnded { turn: turn.get(), end: (*end).into() }
             }
@@ -205,8 +210,9 @@ impl From<StoredFact> for Fact {
             StoredFact::JobOpened(terms) => terms.into(),
             StoredFact::OwnerProven => Self::OwnerProven,
             StoredFact::TurnStarted(header) => Self::TurnStarted(header.into()),
-            StoredFact::Delivered { turn, position, ids } => {
-                Self::Delivered { turn: TurnNo::new(turn), position, ids }
+            StoredFact::Delivered { turn, position, ids, states } => {
+                let states = states.into_iter().map(|state| state.0).collect();
+                Self::Delivered { turn: TurnNo::new(turn), position, ids, states }
             }
             StoredFact::TurnEnded { turn, end } => {
                 Self::TurnEnded { turn: TurnNo::new(turn), end: end.into() }

@@ -2,11 +2,14 @@
 //!
 //! Never shared with a wire protocol. Relies on `text` for numbers that JSON cannot hold.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::text::{Bytes, Text};
 use crate::billing::{
-    Attempt, ClaimBody, Errand, ErrandKind, Purpose, RejectReason, SeedOrigin, TurnEnd, TurnHeader,
+    Attempt, ClaimBody, Decode, Errand, ErrandKind, Purpose, RejectReason, SeedOrigin, TurnEnd,
+    TurnHeader, TurnNonces,
 };
 use crate::units::{Address, Amount, ClaimSeq, Hash32, TokenCount, TurnNo, TxHash};
 
@@ -45,7 +48,68 @@ pub(super) struct StoredHeader {
     seed: Text<Hash32>,
     seed_origin: StoredOrigin,
     prompt_ids: Vec<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    decode: Option<Box<StoredDecode>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    nonces: Option<StoredNonces>,
 }
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StoredNonces {
+    host: Text<Hash32>,
+    user: Option<Text<Hash32>>,
+}
+
+/// Floats are written as JSON's shortest text that reads back as the same bits.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StoredDecode {
+    temperature: f32,
+    top_k: u32,
+    top_p: f32,
+    min_p: f32,
+    repetition_penalty: f32,
+    frequency_penalty: f32,
+    presence_penalty: f32,
+    logit_bias: BTreeMap<u32, f32>,
+    max_tokens: u32,
+    stop: Vec<String>,
+    ignore_eos: bool,
+}
+
+/// Carries every field of a struct over into its twin.
+macro_rules! twins {
+    ($twin:ident, $name:ident { $($field:ident),* $(,)? }) => {
+        impl From<&$name> for $twin {
+            fn from(value: &$name) -> Self {
+                Self { $($field: value.$field.clone()),* }
+            }
+        }
+
+        impl From<$twin> for $name {
+            fn from(value: $twin) -> Self {
+                Self { $($field: value.$field),* }
+            }
+        }
+    };
+}
+twins!(
+    StoredDecode,
+    Decode {
+        temperature,
+        top_k,
+        top_p,
+        min_p,
+        repetition_penalty,
+        frequency_penalty,
+        presence_penalty,
+        logit_bias,
+        max_tokens,
+        stop,
+        ignore_eos,
+    }
+);
 
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
@@ -131,6 +195,11 @@ impl From<&TurnHeader> for StoredHeader {
             seed: Text(header.seed),
             seed_origin: header.seed_origin.into(),
             prompt_ids: header.prompt_ids.clone(),
+            decode: header.decode.as_deref().map(|decode| Box::new(decode.into())),
+            nonces: header.nonces.map(|nonces| StoredNonces {
+                host: Text(nonces.host),
+                user: nonces.user.map(Text),
+            }),
         }
     }
 }
@@ -146,6 +215,11 @@ impl From<StoredHeader> for TurnHeader {
             seed: stored.seed.0,
             seed_origin: stored.seed_origin.into(),
             prompt_ids: stored.prompt_ids,
+            decode: stored.decode.map(|decode| Box::new((*decode).into())),
+            nonces: stored.nonces.map(|nonces| TurnNonces {
+                host: nonces.host.0,
+                user: nonces.user.map(|user| user.0),
+            }),
         }
     }
 }

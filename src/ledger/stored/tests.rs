@@ -4,7 +4,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::billing::{
-    Attempt, ClaimBody, Errand, ErrandKind, Purpose, RejectReason, SeedOrigin, TurnEnd, TurnHeader,
+    Attempt, ClaimBody, Decode, Errand, ErrandKind, Purpose, RejectReason, SeedOrigin, TurnEnd,
+    TurnHeader, TurnNonces,
 };
 use crate::units::{
     Address, Amount, BlockHash, BlockNumber, ChainTime, ClaimSeq, Hash32, PricePerToken,
@@ -89,22 +90,68 @@ fn errand() -> impl Strategy<Value = Errand> {
 }
 
 fn header() -> impl Strategy<Value = TurnHeader> {
-    let specs = (hash32(), hash32(), hash32(), hash32());
+    let specs = (hash32(), hash32(), hash32(), hash32(), any::<u32>());
     let origin = prop_oneof![Just(SeedOrigin::Client), Just(SeedOrigin::Derived)];
-    (turn(), specs, any::<u32>(), origin, ids()).prop_map(
-        |(turn, (model_spec, tokenizer_spec, decode_spec, seed), engine_spec, origin, ids)| {
+    let decode = proptest::option::of(decode_settings());
+    let nonces = (hash32(), proptest::option::of(hash32()))
+        .prop_map(|(host, user)| TurnNonces { host, user });
+    let nonces = proptest::option::of(nonces);
+    (turn(), specs, origin, ids(), decode, nonces).prop_map(
+        |(turn, specs, seed_origin, prompt_ids, decode, nonces)| {
+            let (model_spec, tokenizer_spec, decode_spec, seed, engine_spec) = specs;
             TurnHeader {
                 turn,
                 model_spec,
                 tokenizer_spec,
                 decode_spec,
+                decode: decode.map(Box::new),
                 engine_spec,
                 seed,
-                seed_origin: origin,
-                prompt_ids: ids,
+                seed_origin,
+                nonces,
+                prompt_ids,
             }
         },
     )
+}
+
+/// Floats of every size: what is stored must come back bit for bit.
+fn float() -> impl Strategy<Value = f32> {
+    use proptest::num::f32::{NEGATIVE, NORMAL, POSITIVE, SUBNORMAL, ZERO};
+    NORMAL | SUBNORMAL | ZERO | NEGATIVE | POSITIVE
+}
+
+fn decode_settings() -> impl Strategy<Value = Decode> {
+    let floats = [float(), float(), float(), float(), float(), float()];
+    let bias = proptest::collection::btree_map(any::<u32>(), float(), 0..5);
+    let stop = proptest::collection::vec(any::<String>(), 0..4);
+    (floats, any::<u32>(), bias, any::<u32>(), stop, any::<bool>()).prop_map(
+        |(floats, top_k, logit_bias, max_tokens, stop, ignore_eos)| {
+            let [temperature, top_p, min_p, repetition_penalty, frequency, presence] = floats;
+            Decode {
+                temperature,
+                top_k,
+                top_p,
+                min_p,
+                repetition_penalty,
+                frequency_penalty: frequency,
+                presence_penalty: presence,
+                logit_bias,
+                max_tokens,
+                stop,
+                ignore_eos,
+            }
+        },
+    )
+}
+
+/// Ids, with as many states or none.
+fn tokens() -> impl Strategy<Value = (Vec<u32>, Vec<Hash32>)> {
+    let one = (any::<u32>(), hash32());
+    (proptest::collection::vec(one, 0..12), any::<bool>()).prop_map(|(all, has_states)| {
+        let states = all.iter().filter(|_| has_states).map(|(_, state)| *state).collect();
+        (all.iter().map(|(id, _)| *id).collect(), states)
+    })
 }
 
 fn job_fact() -> impl Strategy<Value = Fact> {
@@ -144,10 +191,8 @@ fn turn_fact() -> impl Strategy<Value = Fact> {
     ];
     prop_oneof![
         header().prop_map(Fact::TurnStarted),
-        (turn(), any::<u32>(), ids()).prop_map(|(turn, position, ids)| Fact::Delivered {
-            turn,
-            position,
-            ids
+        (turn(), any::<u32>(), tokens()).prop_map(|(turn, position, (ids, states))| {
+            Fact::Delivered { turn, position, ids, states }
         }),
         (turn(), end).prop_map(|(turn, end)| Fact::TurnEnded { turn, end }),
     ]
@@ -213,7 +258,7 @@ proptest! {
 
 fn delivered() -> Row<'static> {
     let turn = TurnNo::new(3);
-    let fact = Fact::Delivered { turn, position: 8, ids: vec![1, 2] };
+    let fact = Fact::Delivered { turn, position: 8, ids: vec![1, 2], states: vec![] };
     encode(&Entry { subject: JobId::new(7).unwrap().into(), at: Millis::new(5), fact }).unwrap()
 }
 
@@ -252,12 +297,17 @@ fn what_was_not_written_by_us_is_refused_by_row() {
 fn any_changed_bit_is_seen() {
     let row = delivered();
     let checksum = row.checksum(1);
-    let delivery =
-        Delivery { job: 7, turn: 3, position: 8, at_ms: 5, ids: vec![1, 0, 0, 0].into() };
+    let (ids, states) = (vec![1, 0, 0, 0].into(), vec![7; 32].into());
+    let delivery = Delivery { job: 7, turn: 3, position: 8, at_ms: 5, ids, states };
     let of_delivery = delivery.checksum(1);
     for bit in 0..32 {
         let mut other = delivery.clone();
         other.ids.to_mut()[bit / 8] ^= 1 << (bit % 8);
+        assert_ne!(other.checksum(1), of_delivery);
+    }
+    for bit in 0..256 {
+        let mut other = delivery.clone();
+        other.states.to_mut()[bit / 8] ^= 1 << (bit % 8);
         assert_ne!(other.checksum(1), of_delivery);
     }
     for at in 0..row.body.len() {

@@ -147,7 +147,7 @@ impl View {
                     tokens_before: tokens_before.get(),
                 });
             }
-            Fact::Delivered { turn, position, ids } => {
+            Fact::Delivered { turn, position, ids, .. } => {
                 let count = u32::try_from(ids.len()).unwrap_or(u32::MAX);
                 let next = view.next.entry(turn.get()).or_default();
                 if *next != *position {

@@ -2,8 +2,9 @@
 
 use proptest::prelude::*;
 
+use super::super::preimage::keccak256;
 use super::*;
-use crate::billing::{Attempt, ClaimBody, SeedOrigin, TurnEnd};
+use crate::billing::{Attempt, ClaimBody, SeedOrigin, TurnEnd, TurnNonces};
 use crate::units::{Amount, Millis, TxHash, WalletNonce};
 
 fn job() -> JobId {
@@ -23,14 +24,17 @@ fn started(turn: u32) -> Entry {
         engine_spec: 0,
         seed: Hash32::new([5; 32]),
         seed_origin: SeedOrigin::Derived,
+        decode: None,
+        nonces: None,
         prompt_ids: vec![turn, 1],
     }))
 }
 
 /// Ids follow from turn and position.
 fn delivered(turn: u32, position: u32, count: u32) -> Entry {
-    let ids = (position..position + count).map(|at| turn * 100_000 + at).collect();
-    entry(Fact::Delivered { turn: TurnNo::new(turn), position, ids })
+    let ids: Vec<u32> = (position..position + count).map(|at| turn * 100_000 + at).collect();
+    let states = ids.iter().map(|id| keccak256(&id.to_le_bytes())).collect();
+    entry(Fact::Delivered { turn: TurnNo::new(turn), position, ids, states })
 }
 
 fn ended(turn: u32) -> Entry {
@@ -124,9 +128,12 @@ fn ledger(ops: &[Op]) -> Vec<Entry> {
 /// The same tokens in the same order, recorded one by one.
 fn one_by_one(entries: &[Entry]) -> Vec<Entry> {
     let split = |each: &Entry| match &each.fact {
-        Fact::Delivered { turn, position, ids } => (*position..)
-            .zip(ids)
-            .map(|(position, id)| entry(Fact::Delivered { turn: *turn, position, ids: vec![*id] }))
+        Fact::Delivered { turn, position, ids, states } => (*position..)
+            .zip(ids.iter().zip(states))
+            .map(|(position, (id, state))| {
+                let (turn, ids, states) = (*turn, vec![*id], vec![*state]);
+                entry(Fact::Delivered { turn, position, ids, states })
+            })
             .collect(),
         _ => vec![each.clone()],
     };
@@ -197,6 +204,66 @@ fn there_is_no_cut_of_nothing_and_none_past_the_end() {
     assert_eq!(cut(&entries, 40).unwrap().tokens.get(), 40);
     assert_eq!(cut(&entries, 41), None);
     assert_eq!(cut(&[started(0), ended(0)], 1), None);
+}
+
+#[test]
+fn a_claim_is_canonical_where_every_token_has_its_state_and_a_canonical_engine() {
+    let told = |entries: &[Entry], tokens| cut(entries, tokens).unwrap();
+    let canonical = |turn| match started(turn).fact {
+        Fact::TurnStarted(header) => {
+            entry(Fact::TurnStarted(TurnHeader { engine_spec: 1, ..header }))
+        }
+        other => panic!("{other:?}"),
+    };
+    let mut bare = delivered(0, 40, 8);
+    if let Fact::Delivered { states, .. } = &mut bare.fact {
+        states.clear();
+    }
+    let entries = [canonical(0), delivered(0, 0, 40), bare.clone()];
+    assert!(told(&entries, 40).is_canonical);
+    assert!(!told(&entries, 41).is_canonical);
+    assert!(!told(&[started(0), delivered(0, 0, 40)], 40).is_canonical);
+    // A state more or less is another leaf, and a chunk that lacks one has none.
+    let whole = [canonical(0), delivered(0, 0, 40), delivered(0, 40, 8)];
+    assert_ne!(told(&entries, 48).top, told(&whole, 48).top);
+    let chunks = |entries: &[Entry]| {
+        Transcript::from_entries(job(), entries).chunks_at(TokenCount::new(48)).unwrap()
+    };
+    assert_eq!(chunks(&entries)[0], chunks(&whole)[0]);
+    assert_eq!(chunks(&entries)[1].act_digest, Hash32::ZERO);
+    let ids = chunks(&whole)[1].ids.clone();
+    let states = ids.iter().map(|id| Some(keccak256(&id.to_le_bytes())));
+    assert_eq!(chunks(&whole)[1].act_digest, act_digest(states));
+}
+
+#[test]
+fn a_claim_says_where_a_users_nonce_is_missing() {
+    let header = |turn, origin, nonces| match started(turn).fact {
+        Fact::TurnStarted(header) => {
+            entry(Fact::TurnStarted(TurnHeader { seed_origin: origin, nonces, ..header }))
+        }
+        other => panic!("{other:?}"),
+    };
+    let host = Hash32::new([8; 32]);
+    let given = TurnNonces { host, user: Some(Hash32::new([9; 32])) };
+    let missing = TurnNonces { user: None, ..given };
+    let lacks = |origin, nonces| {
+        let entries = [header(0, origin, nonces), delivered(0, 0, 4)];
+        cut(&entries, 4).unwrap().lacks_user_nonce
+    };
+    assert!(!lacks(SeedOrigin::Derived, Some(given)));
+    assert!(lacks(SeedOrigin::Derived, Some(missing)));
+    assert!(lacks(SeedOrigin::Derived, None));
+    assert!(!lacks(SeedOrigin::Client, Some(missing)), "the client chose the seed itself");
+    // A turn of which nothing is covered says nothing.
+    let entries = [
+        header(0, SeedOrigin::Derived, Some(given)),
+        header(1, SeedOrigin::Derived, Some(missing)),
+        delivered(0, 0, 4),
+        delivered(1, 0, 4),
+    ];
+    assert!(!cut(&entries, 4).unwrap().lacks_user_nonce);
+    assert!(cut(&entries, 5).unwrap().lacks_user_nonce);
 }
 
 #[test]

@@ -145,7 +145,10 @@ fn a_backup_of_another_wallet_or_a_damaged_one_is_never_restored() {
 fn a_backup_of_the_first_schema_is_restored_as_the_present_one() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("ledger.db");
-    let old = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/ledger/v1.db");
+    let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/ledger/v1.db");
+    let backups = tempfile::tempdir().unwrap();
+    let old = backups.path().join("v1.db");
+    fs::copy(kept, &old).unwrap();
     let before = fs::read(&old).unwrap();
     restore(&old, &path, false).unwrap();
     assert_eq!(names(folder.path()), ["ledger.db"]);

@@ -37,6 +37,8 @@ pub fn started(of: u64, turn: u32) -> Entry {
         engine_spec: 7,
         seed: Hash32::new([4; 32]),
         seed_origin: origin,
+        decode: None,
+        nonces: None,
         prompt_ids: vec![1, 50_000, 4_000_000_000, turn],
     };
     entry(of, Fact::TurnStarted(header))

@@ -11,7 +11,12 @@ use super::{append, binding, delivered, entry, open, refusal, replayed};
 
 /// A copy of the committed ledger of the first schema.
 fn first_schema(folder: &Path) -> PathBuf {
-    let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/ledger/v1.db");
+    of_schema(1, folder)
+}
+
+fn of_schema(version: u32, folder: &Path) -> PathBuf {
+    let kept = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let kept = kept.join(format!("tests/fixtures/ledger/v{version}.db"));
     let path = folder.join("ledger.db");
     fs::copy(kept, &path).unwrap();
     path
@@ -27,20 +32,22 @@ fn kept_copy(path: &Path) -> PathBuf {
 }
 
 #[test]
-fn a_ledger_of_the_first_schema_opens_and_says_the_same() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = first_schema(folder.path());
-    let ledger = open(&path);
-    assert_eq!(version(&path), "2");
-    assert_eq!(replayed(&ledger), every_kind());
-    assert_eq!(fold(&replayed(&ledger)), fold(&every_kind()));
-    // It goes on where it was: repeats are known, new entries follow.
-    append(&ledger, &every_kind()).unwrap();
-    append(&ledger, &[delivered(3, 0, 8, 8)]).unwrap();
-    assert_eq!(replayed(&ledger).len(), every_kind().len() + 1);
-    ledger.close().unwrap();
-    let found = inspect(&path).unwrap();
-    assert_eq!((found.faults, found.jobs), (vec![], 3));
+fn a_ledger_of_an_older_schema_opens_and_says_the_same() {
+    for older in [1, 2] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = of_schema(older, folder.path());
+        let ledger = open(&path);
+        assert_eq!(version(&path), "3");
+        assert_eq!(replayed(&ledger), every_kind());
+        assert_eq!(fold(&replayed(&ledger)), fold(&every_kind()));
+        // It goes on where it was: repeats are known, new entries follow.
+        append(&ledger, &every_kind()).unwrap();
+        append(&ledger, &[delivered(3, 0, 8, 8)]).unwrap();
+        assert_eq!(replayed(&ledger).len(), every_kind().len() + 1);
+        ledger.close().unwrap();
+        let found = inspect(&path).unwrap();
+        assert_eq!((found.faults, found.jobs), (vec![], 3));
+    }
 }
 
 #[test]
@@ -106,12 +113,12 @@ fn a_newer_schema_is_refused_by_name_and_not_touched() {
     append(&ledger, &[entry(1, tally::billing::Fact::OwnerProven)]).unwrap();
     ledger.close().unwrap();
     let raw = Connection::open(&path).unwrap();
-    raw.execute("UPDATE meta SET value = '3' WHERE name = 'schema_version'", []).unwrap();
+    raw.execute("UPDATE meta SET value = '4' WHERE name = 'schema_version'", []).unwrap();
     raw.query_row("PRAGMA journal_mode = DELETE", [], |_| Ok(())).unwrap();
     drop(raw);
     let before = fs::read(&path).unwrap();
     let why = refusal(&path, binding());
-    assert!(why.contains("schema is version 3, this program knows 2"), "{why}");
+    assert!(why.contains("schema is version 4, this program knows 3"), "{why}");
     assert!(SqliteReader::open(&path).is_err());
     assert_eq!(fs::read(&path).unwrap(), before);
     assert!(!path.with_file_name("ledger.db-wal").exists());

@@ -44,7 +44,7 @@ pub type Replay<'a> = &'a mut dyn FnMut(&mut dyn FnMut(Entry));
 pub fn recorded(replay: Replay<'_>) -> BTreeMap<JobId, u64> {
     let mut positions = BTreeMap::new();
     replay(&mut |entry| {
-        if let Fact::Delivered { turn, position, ids } = &entry.fact {
+        if let Fact::Delivered { turn, position, ids, .. } = &entry.fact {
             let job = entry.job().unwrap();
             for offset in 0..u32::try_from(ids.len()).unwrap() {
                 let place = (job, turn.get(), position + offset);

@@ -129,6 +129,7 @@ pub fn request(job: JobId, max_tokens: u64) -> PromptRequest {
         input: PromptInput::Complete(Prompt::Raw("go on".into())),
         max_tokens,
         sampling: SamplingInput::default(),
+        user_nonce: None,
     }
 }
 
@@ -283,7 +284,7 @@ impl World {
             tracker: tracker.clone(),
             clock: self.clock.clone(),
         };
-        let paid = PaidBy::new(self.tap.clone(), HOST.wallet(), self.limits, books());
+        let paid = PaidBy::new(self.tap.clone(), HOST.wallet(), self.limits, books()).unwrap();
         let rules = self.session_rules.clone();
         let clock = self.clock.clone();
         let sessions = Arc::new(Sessions::new(self.engine.clone(), Some(paid), rules, clock));

@@ -53,7 +53,7 @@ impl Desk {
         let parts =
             BooksParts { ledger: ledger.clone(), tracker: tracker.clone(), clock: clock.clone() };
         let limits = FixedChain::fixed_limits();
-        let paid = PaidBy::new(chain, Arc::new(FixedWallet), limits, parts);
+        let paid = PaidBy::new(chain, Arc::new(FixedWallet), limits, parts).unwrap();
         let rules = session_rules(legacy);
         let sessions = Arc::new(Sessions::new(engine.clone(), Some(paid), rules, clock.clone()));
         Self { clock, engine, ledger, tracker, sessions }
@@ -395,7 +395,7 @@ async fn a_job_whose_account_does_not_add_up_is_halted() {
     let desk = Desk::new().await;
     read(desk.begin(1, 5).await).await;
     let ids = vec![1, 2, 3];
-    let stray = Fact::Delivered { turn: TurnNo::new(7), position: 0, ids };
+    let stray = Fact::Delivered { turn: TurnNo::new(7), position: 0, ids, states: Vec::new() };
     let entry = Entry { subject: job(1).into(), at: Millis::ZERO, fact: stray };
     let fault = desk.tracker.record(&[entry], TokenCount::ZERO, Millis::ZERO);
     assert_eq!(fault.unwrap_err().subject, job(1).into());

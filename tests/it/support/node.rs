@@ -87,7 +87,7 @@ impl TestNode {
             clock: setup.clock.clone(),
         };
         let limits = FixedChain::fixed_limits();
-        let paid = PaidBy::new(chain.clone(), Arc::new(FixedWallet), limits, parts);
+        let paid = PaidBy::new(chain.clone(), Arc::new(FixedWallet), limits, parts).unwrap();
         let paid_by = (!setup.is_free).then_some(paid);
         let mut rules = session_rules(setup.legacy);
         rules.aliases.insert("tiny-vicuna".to_owned(), "scripted".to_owned());
