@@ -4,6 +4,7 @@
 //! hashed once must hash the same for ever, so every layout here is fixed by
 //! `tests/fixtures/proof`, made by an independent program. Relies on keccak256 only.
 
+mod blob;
 mod bytes;
 mod nonces;
 mod preimage;
@@ -12,6 +13,7 @@ mod transcript;
 mod tree;
 mod voucher;
 
+pub use blob::{Blob, BlobError, BlobTurn};
 pub use bytes::{
     FLAG_CANONICAL, FLAG_FINAL, FLAG_NONCE_DERIVED, FLAG_USER_VOUCHER, PROOF_LEN, PROOF_VERSION,
     ProofBytes, ProofBytesError, claim_word,

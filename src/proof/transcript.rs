@@ -17,7 +17,7 @@ const TAG_CHUNK: u8 = 0x00;
 const TAG_ROOT: u8 = 0x03;
 
 /// Tokens of a full chunk (docs/spec/proof.md).
-const CHUNK_TOKENS: usize = 32;
+pub(super) const CHUNK_TOKENS: usize = 32;
 
 /// An entry that contradicts those before it: a fault of ours, for a human.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -241,8 +241,14 @@ impl Transcript {
     /// What the claim with number `seq` covers, as it was when the claim was prepared.
     #[must_use]
     pub fn cut_of(&self, seq: ClaimSeq) -> Option<Cut> {
+        self.cut_at(self.claimed_tokens(seq)?)
+    }
+
+    /// How many tokens the claim with number `seq` covers.
+    #[must_use]
+    pub fn claimed_tokens(&self, seq: ClaimSeq) -> Option<TokenCount> {
         let (_, tokens) = self.claimed.iter().find(|(known, _)| *known == seq)?;
-        self.cut_at(TokenCount::new(*tokens))
+        Some(TokenCount::new(*tokens))
     }
 
     fn apply(&mut self, fact: &Fact) -> Result<(), TranscriptError> {
