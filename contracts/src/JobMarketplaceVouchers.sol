@@ -71,7 +71,7 @@ contract JobMarketplaceVouchers is VoucherOpening {
         _claimOrRevert(SignedVoucher(jobId, cumTokens, seq, root, r, s, v));
     }
 
-    /// @notice Registers a delegation and claims a voucher of the same session, or does neither.
+    /// @notice Registers a delegation and claims a voucher, or does neither.
     function submitFirstVoucher(
         Delegation calldata delegation,
         bytes calldata delegationSignature,

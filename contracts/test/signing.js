@@ -29,6 +29,19 @@ const ORDER = 0xfffffffffffffffffffffffffffffffebaaedce6af48a03bbfd25e8cd0364141
 /** Seconds of validity that a test's delegation has by default, from its making. */
 const VALID = 86_400n;
 
+/** Numbers of the reasons, in the order of the page. */
+const numbered = (...names) => Object.fromEntries(names.map((name, at) => [name, at + 1]));
+const VOUCHER_FAULT = numbered(
+  "SessionNotActive", "NotHost", "NotVoucherSession", "NoDelegation", "Expired", "AlreadyPaid",
+  "BelowMinimum", "AboveCap", "AboveDeposit", "MalformedSignature", "WrongSigner",
+);
+const DELEGATION_FAULT = numbered(
+  "SessionNotActive", "NotHost", "NotVoucherSession", "WrongHost", "WrongPrice", "InvalidKey",
+  "Expired", "NotLater", "WrongSigner",
+);
+const refusedVoucher = (id, fault) => `VoucherRefused(${id}, ${fault})`;
+const refusedDelegation = (id, fault) => `DelegationRefused(${id}, ${fault})`;
+
 /** A session key, the same for the same number: { address, sign(digest) }. */
 function sessionKey(n = 0) {
   const key = new ethers.SigningKey(ethers.id(`session key ${n}`));
@@ -75,7 +88,7 @@ function delegation(w, id, { by = "depositor", domain, told = {}, ...fields } = 
 
 /** A voucher: [jobId, cumTokens, seq, root, signature], as calls take it. See `delegation`. */
 function voucher(w, id, cumTokens, { key = sessionKey(), domain, told = {}, ...fields } = {}) {
-  const seq = cumTokens / 100n;
+  const seq = BigInt.asUintN(32, cumTokens / 100n);
   const root = ethers.id(`root ${id} ${cumTokens}`);
   const value = { jobId: id, cumTokens, seq, root, model: MODEL, ...fields };
   const signature = key.sign(digest(w, "Voucher", value, domain));
@@ -124,7 +137,14 @@ function foreign(good) {
   };
 }
 
+/** Opens a voucher session and registers a delegation; resolves with its id. */
+async function vouchered(w, terms = {}, fields = {}) {
+  const { id } = await w.open({ vouchers: true, ...terms });
+  await w.ok(w.host, "job_marketplace", "registerDelegation", delegation(w, id, fields));
+  return id;
+}
+
 module.exports = {
-  CHAIN_ID, VALID, delegation, digest, foreign, joined, malformed, parts, sessionKey, unpacked,
-  voucher,
+  CHAIN_ID, DELEGATION_FAULT, VALID, VOUCHER_FAULT, delegation, digest, foreign, malformed,
+  refusedDelegation, refusedVoucher, sessionKey, unpacked, voucher, vouchered,
 };

@@ -5,14 +5,31 @@ import {IContractWallet} from "../marketplace/Vouchers.sol";
 
 /// @title A wallet that is a contract
 /// @notice For tests of EIP-1271: it takes as its signature the one answer that it was told to,
-/// and gives that answer back, right or wrong.
+/// and gives that answer back, right or wrong. When it is paid it can call back, whatever comes of
+/// it.
 contract ContractWallet is IContractWallet {
     /// @notice What it accepts.
     bytes32 public accepted;
+    /// @notice Whether the newest call back succeeded.
+    bool public calledBack;
     /// @notice What it answers then.
     bytes4 public answer;
 
-    receive() external payable {}
+    address private _target;
+    bytes private _onMoney;
+
+    receive() external payable {
+        if (_target == address(0)) return;
+        // A refusal is what the test wants to see by its state: the money is taken all the same.
+        (bool ok,) = _target.call(_onMoney);
+        calledBack = ok;
+    }
+
+    /// @notice Chooses what is called whenever money comes.
+    function callOnMoney(address target, bytes calldata data) external {
+        _target = target;
+        _onMoney = data;
+    }
 
     /// @notice Sets the hash of digest ‖ signature that is accepted, and the answer to it.
     function set(bytes32 accepted_, bytes4 answer_) external {
