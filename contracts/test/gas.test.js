@@ -18,7 +18,8 @@ const OFF = 1n;
 /** Rows of the page's table: { what: gas }. */
 function page() {
   const rows = fs.readFileSync(PAGE, "utf8").matchAll(/^\| ([^|]+?) \| ([\d ]+?) \|/gm);
-  return Object.fromEntries([...rows].map(([, what, gas]) => [what, BigInt(gas.replace(/ /g, ""))]));
+  const number = (gas) => BigInt(gas.replace(/ /g, ""));
+  return Object.fromEntries([...rows].map(([, what, gas]) => [what, number(gas)]));
 }
 
 /** Holds a measured figure against its row. */

@@ -3,6 +3,8 @@
 "use strict";
 
 const assert = require("node:assert/strict");
+const fs = require("node:fs");
+const path = require("node:path");
 const test = require("node:test");
 const { artifact, ethers } = require("../chain.js");
 const { VERSIONS } = require("../versions.js");
@@ -280,6 +282,14 @@ test("the_proof_system_taken_for_the_marketplace_lacks_its_selectors", () => {
       assert.ok(!bytecode.includes(wanted.slice(2)), `${contract}: ${wanted}`);
     }
   }
+});
+
+test("the_voucher_calls_have_the_selectors_of_the_page", () => {
+  const { abi } = artifact("JobMarketplaceVouchers");
+  const page = fs.readFileSync(path.resolve(__dirname, "../../docs/spec/contract.md"), "utf8");
+  const said = [...page.matchAll(/^(0x[0-9a-f]{8})  (\w+)\(/gm)].map(([, hex, name]) => [name, hex]);
+  assert.equal(said.length, 8);
+  for (const [name, hex] of said) assert.equal(abi.getFunction(name).selector, hex, name);
 });
 
 test("a_marketplace_fits_into_the_size_that_chains_accept", () => {

@@ -134,7 +134,7 @@ rule("a_session_without_a_claim_is_refunded_whole", async (w) => {
   assert.deepEqual([job.withdrawnByHost, job.refundedToUser], [0n, job.deposit]);
 });
 
-rule("silence_counts_from_the_last_claim_and_a_claim_may_still_come_until_it_is_named", async (w) => {
+rule("silence_counts_from_the_last_claim_and_a_late_claim_may_still_come", async (w) => {
   const silence = 300n; // three times the proof interval, in seconds
   const id = await vouchered(w);
   const early = "Session not timed out";
