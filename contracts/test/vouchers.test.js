@@ -125,6 +125,22 @@ rule("what_is_signed_is_the_digest_that_another_program_computes", async (w) => 
   }));
 });
 
+rule("the_example_that_is_given_to_other_programs_is_taken", async (w) => {
+  const { domain, domainSeparator, wallet, delegation: d, voucher: v } =
+    require("./voucher-example.json");
+  assert.equal(w.addresses[SESSION], domain.verifyingContract);
+  assert.equal(w.depositor, wallet);
+  assert.equal(await w.read(SESSION, "domainSeparator"), domainSeparator);
+  const fields = Object.values(d.fields);
+  assert.equal(await w.read(SESSION, "delegationDigest", fields), d.digest);
+  const signed = Object.values(v.fields);
+  assert.equal(await w.read(SESSION, "voucherDigest", ...signed), v.digest);
+  for (const { type, typeHash } of [d, v]) assert.equal(ethers.id(type), typeHash);
+  await w.open({ vouchers: true, price: BigInt(d.fields.price) });
+  await w.ok(w.host, SESSION, "registerDelegation", [fields, d.signature]);
+  await w.ok(w.host, SESSION, "submitVoucher", [...signed.slice(0, 4), v.signature]);
+});
+
 rule("a_delegation_is_registered_as_it_was_signed", async (w) => {
   const { id, start } = await w.open({ vouchers: true, tokens: 1000n });
   const expiry = w.clock + VALID;
