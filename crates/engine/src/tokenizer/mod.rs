@@ -155,6 +155,11 @@ impl Tokenizer {
         })
     }
 
+    /// Ids from 0 on that may be given, those of tokens without text included.
+    pub(crate) fn token_count(&self) -> usize {
+        self.texts.len()
+    }
+
     /// Ids that end a text: the file's end-of-sequence and end-of-turn tokens.
     pub(crate) fn eos(&self) -> &[u32] {
         &self.ends
