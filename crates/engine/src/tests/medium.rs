@@ -140,7 +140,7 @@ impl Theirs {
     }
 
     /// Everything that goes into the last layer.
-    fn into_last(&self) -> Vec<f32> {
+    fn last_input(&self) -> Vec<f32> {
         self.tensors.get(&format!("h.{}.out", LAYERS - 2))
     }
 
@@ -154,7 +154,7 @@ impl Theirs {
         let mut both = |stage: Stage, layer: usize, values: &mut [f32]| {
             let is_stored = stage == Stage::Qkv || part_of(stage).is_some();
             if stage == Stage::Out && layer == LAYERS - 2 {
-                values.copy_from_slice(&self.into_last());
+                values.copy_from_slice(&self.last_input());
             } else if ENDS.contains(&layer) && is_stored {
                 let last = self.last(stage, layer);
                 let at = values.len() - last.len();
@@ -293,8 +293,8 @@ fn checkpoint_medium_logits() {
     let logits = theirs.tensors.get("logits");
     let seen = run(model, &theirs.ids, &mut unchanged).0;
     let mut checkpoint = Checkpoint::new("medium 8 logits", 1e-3);
-    let into_last = &seen[&(Stage::Out, LAYERS - 2)];
-    checkpoint.part("23 blocks, 20 rows", difference(into_last, &theirs.into_last()));
+    let ours = &seen[&(Stage::Out, LAYERS - 2)];
+    checkpoint.part("23 blocks, 20 rows", difference(ours, &theirs.last_input()));
     checkpoint.part("24 blocks", theirs.of_layer(&seen, Stage::Out, LAYERS - 1));
     checkpoint.part("ln_f", theirs.of_layer(&seen, Stage::State, LAYERS));
     checkpoint.part("every eighth logit", difference(&stored(&seen), &logits));
