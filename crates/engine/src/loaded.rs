@@ -102,6 +102,7 @@ impl Loaded {
             (Ok(model), Ok(Ok(texts))) => (model, texts),
             (Ok(_), Err(_)) => return Err(LoadError::Tokenizer("it panicked".into())),
         };
+        tokenizer.check_ids(model.config().vocab_size)?;
         let options = of_model(options, &model);
         let kv = KvPool::of_type(model.config(), options.kv_type, options.kv_memory_bytes);
         if kv.total_blocks() == 0 {
