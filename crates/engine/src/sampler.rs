@@ -35,6 +35,7 @@ const GREEDY_BELOW: f32 = 1e-6;
 const NOISE_MAX: f64 = 22.2;
 
 /// Draws one sequence's tokens.
+#[derive(Clone)]
 pub(crate) struct Sampler {
     sampling: Sampling,
     key: [u32; 2],
@@ -101,15 +102,21 @@ impl Sampler {
         };
         self.edit(logits);
         let id = self.choose(logits, position)?;
-        self.see(id);
-        if self.sampling.penalises_completion() {
-            *self.generated.entry(id).or_default() += 1;
-        }
+        self.note(id);
         let logprobs = ranking.map(|ranking| {
             let logits = unchanged.as_deref().unwrap_or(logits);
             ranking.logprobs(logits[id as usize])
         });
         Ok(Drawn { id, logprobs })
+    }
+
+    /// Notes that `id` is the next token of the completion: for a sampler that goes on where
+    /// another is expected to come to.
+    pub(crate) fn note(&mut self, id: u32) {
+        self.see(id);
+        if self.sampling.penalises_completion() {
+            *self.generated.entry(id).or_default() += 1;
+        }
     }
 
     fn see(&mut self, id: u32) {

@@ -249,7 +249,8 @@ fn turns_end_in_every_way_and_all_are_derived_on_every_path() {
     for path in families(files.path()) {
         let engine = Engine::load(&path, options()).unwrap();
         let turns = conversations(&engine, &mut Dice::new(5), (16, 3));
-        let ended = |is: fn(&FinishReason) -> bool| turns.iter().filter(|t| is(&t.1.reason)).count();
+        let ended =
+            |is: fn(&FinishReason) -> bool| turns.iter().filter(|t| is(&t.1.reason)).count();
         let counts = [
             ended(|reason| *reason == FinishReason::Stop),
             ended(|reason| matches!(reason, FinishReason::StopString(_))),
