@@ -30,8 +30,11 @@ impl RequestId {
     }
 }
 
-/// Runs a request.
-pub(super) async fn enter(mut request: Request, next: Next) -> Response {
+/// A fault in a protocol's own words, for the request of this id.
+pub(super) type Words = fn(Fault, &str) -> Response;
+
+/// Runs a request; what goes wrong around its handler is told in `words`.
+pub(super) async fn enter(words: Words, mut request: Request, next: Next) -> Response {
     let outbox = request.extensions().get::<ConnectInfo<ConnectionOutbox>>();
     let is_bodiless = request.method() == Method::HEAD;
     let slot = outbox.map_or_else(Slot::unwatched, |outbox| outbox.0.0.open(is_bodiless));
@@ -40,13 +43,13 @@ pub(super) async fn enter(mut request: Request, next: Next) -> Response {
     let route = path.unwrap_or_else(|| "unmatched".to_owned());
     // Written bytes are followed as HTTP/1.1; what cannot be metered is not served.
     let response = if request.version() > Version::HTTP_11 {
-        Fault::invalid_request("this node speaks HTTP/1.1").into_http(&id.0)
+        words(Fault::invalid_request("this node speaks HTTP/1.1"), &id.0)
     } else {
         request.extensions_mut().insert(slot);
         request.extensions_mut().insert(id.clone());
         AssertUnwindSafe(next.run(request)).catch_unwind().await.unwrap_or_else(|_| {
             tracing::error!(route, request_id = id.0, "handler panicked");
-            Fault::internal().into_http(&id.0)
+            words(Fault::internal(), &id.0)
         })
     };
     let status = response.status().as_u16().to_string();

@@ -146,6 +146,9 @@ pub struct ModelInfo {
     pub engine_spec: u32,
     /// How conversations become text.
     pub chat_format: ChatFormat,
+    /// Sequences that run at once, at most: as many as the options allow, or 1 for models that
+    /// candle computes.
+    pub running_max: usize,
 }
 
 /// A loaded model and its thread. Clones are handles to the same; the last one stops it.
@@ -216,7 +219,7 @@ impl Engine {
             let reason = format!("{} bytes, one block takes {least}", options.kv_memory_bytes);
             return Err(LoadError::Options { option: "kv_memory_bytes", reason });
         }
-        let info = model_info(files, (&model, options.kv_type), (&tokenizer, &template));
+        let info = model_info(files, (&model, &options), (&tokenizer, &template));
         let shared = Arc::new(Shared::default());
         let total = kv.total_blocks();
         shared.lock().load =
@@ -463,12 +466,12 @@ fn texts(files: &ModelFiles) -> Result<(Tokenizer, ChatTemplate), LoadError> {
 
 fn model_info(
     files: &ModelFiles,
-    (model, kv_type): (&Model, KvType),
+    (model, options): (&Model, &EngineOptions),
     (tokenizer, template): (&Tokenizer, &ChatTemplate),
 ) -> ModelInfo {
     let config = model.config();
     // Half precision says nothing, as it did when there was nothing else.
-    let kv = match kv_type {
+    let kv = match options.kv_type {
         KvType::F16 => "",
         KvType::F32 => " kv=f32",
     };
@@ -485,5 +488,6 @@ fn model_info(
         config_digest_input: config.canonical_text() + kv,
         engine_spec: model.engine_spec(),
         chat_format: template.format(),
+        running_max: options.running_max,
     }
 }

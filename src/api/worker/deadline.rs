@@ -5,7 +5,7 @@
 
 use axum::http::HeaderMap;
 
-use super::error::WorkerError;
+use super::error::WireError;
 use crate::units::Millis;
 
 const HEADER: &str = "x-request-deadline";
@@ -13,13 +13,13 @@ const HEADER: &str = "x-request-deadline";
 /// The deadline of a request, Unix milliseconds; `None` where it has none.
 ///
 /// # Errors
-/// [`WorkerError::Header`] for a value in no known form.
-pub(super) fn of(headers: &HeaderMap) -> Result<Option<Millis>, WorkerError> {
+/// [`WireError::Header`] for a value in no known form.
+pub(super) fn of(headers: &HeaderMap) -> Result<Option<Millis>, WireError> {
     let Some(value) = headers.get(HEADER) else { return Ok(None) };
     let text = value.to_str().unwrap_or_default().trim();
     parse(text).map(|millis| Some(Millis::new(millis))).ok_or_else(|| {
         let wanted = "an RFC 3339 moment or Unix milliseconds";
-        WorkerError::Header(format!("X-Request-Deadline must be {wanted}"))
+        WireError::Header(format!("X-Request-Deadline must be {wanted}"))
     })
 }
 
