@@ -68,7 +68,10 @@ enum Work {
     Waiting(Turn),
     /// The engine did not take it yet; where it was full, until the pause is over.
     Starting(OwnedSemaphorePermit, Option<Sleep>),
-    Running { generation: Generation, _slot: OwnedSemaphorePermit },
+    Running {
+        generation: Generation,
+        _slot: OwnedSemaphorePermit,
+    },
     Over,
 }
 

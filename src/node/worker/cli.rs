@@ -265,7 +265,8 @@ mod tests {
     fn a_token_that_no_request_could_carry_is_refused_and_not_shown() {
         let checked = |text: &str| check_token((TOKEN, text.to_owned().into()));
         assert!(checked("correct horse").unwrap().is_same("correct horse"));
-        for text in ["", " ", "zanzibar ", " zanzibar", "zanzibar\n", "zanzib\u{e4}r", "zanzi\tbar"] {
+        for text in ["", " ", "zanzibar ", " zanzibar", "zanzibar\n", "zanzib\u{e4}r", "zanzi\tbar"]
+        {
             let told = checked(text).err().unwrap().to_string();
             assert!(told.starts_with("TALLY_WORKER_TOKEN: "), "{told}");
             assert!(!told.contains("zanzi"), "{told}");

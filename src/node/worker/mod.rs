@@ -184,7 +184,7 @@ fn settings(task: &WorkerTask) -> Result<ApiSettings, WorkerError> {
     let files = connections_max.saturating_add(FILES_SPARE);
     match resident::files_max() {
         Some(max) if max < files => {
-            let why = format!("with --queue {files} open files are needed, {max} are allowed");
+            let why = format!("open files: with --queue {files} are needed, {max} are allowed");
             Err(WorkerError::Argument { name: "--slots", why: format!("{why} (ulimit -n)") })
         }
         _ => {

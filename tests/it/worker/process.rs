@@ -277,6 +277,17 @@ fn a_worker_that_cannot_start_says_why_in_one_line() {
         command.env(name, &value);
         hold_refusal(&refused(command), &value);
     }
+    for (name, value) in [
+        ("TALLY_WORKER_TOKEN", ""),
+        ("TALLY_WORKER_TOKEN", "zanzibarberry "),
+        ("TALLY_WORKER_TOKEN_FILE", ""),
+    ] {
+        let mut command = command(&whole(&good, NOBODY));
+        command.env(name, value);
+        let end = refused(command);
+        hold_refusal(&end, name);
+        assert!(!end.err.contains("zanzibarberry"));
+    }
     let mut misspelt = command(&whole(&good, NOBODY));
     misspelt.env("TALLY_WORKER_TOKENS", "zanzibarberry");
     let end = refused(misspelt);
@@ -287,6 +298,18 @@ fn a_worker_that_cannot_start_says_why_in_one_line() {
     let mut arguments = whole(&good, NOBODY);
     arguments[5] = &port;
     hold_refusal(&refused(command(&arguments)), &port);
+}
+
+#[test]
+fn jobs_for_which_there_are_no_files_to_open_are_refused_before_anything_is_read() {
+    let arguments = [&whole("missing.gguf", NOBODY)[..], &["--slots", "700"]].concat();
+    let mut command = Command::new("sh");
+    let program = env!("CARGO_BIN_EXE_tally");
+    command.args(["-c", "ulimit -n 1000; exec \"$0\" \"$@\"", program, "worker"]).args(arguments);
+    let end = refused(command);
+    // 700 slots, 8 in the queue, 256 and 64 to spare.
+    hold_refusal(&end, "1028 are needed, 1000 are allowed");
+    assert!(end.err.contains("--slots"), "{}", end.err);
 }
 
 #[tokio::test]
