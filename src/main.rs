@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 use tally::node::cli::{Cli, Task};
-use tally::node::commands;
+use tally::node::{commands, logging};
 use tally::node::worker::cli as worker;
 
 /// Threads for what would hold the runtime up: ledger reads, long prompts. They take turns with the
@@ -23,7 +23,9 @@ fn main() -> ExitCode {
         }
         Err(error) => error.exit(),
     };
-    match start(cli) {
+    let ended = start(cli);
+    logging::flush();
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("tally: {error:#}");

@@ -77,9 +77,24 @@ impl KvPool {
 
     /// As many blocks of a type as fit into `bytes`.
     pub fn of_type(config: &ModelConfig, kv_type: KvType, bytes: u64) -> KvPool {
-        let total = (bytes / Self::block_bytes(config, kv_type)) as usize;
-        let total = total.min(u32::MAX as usize);
+        let total = Self::blocks_in(config, kv_type, bytes);
         Self::with_blocks(config.heads(), config.layers, (kv_type, total))
+    }
+
+    /// As [`KvPool::of_type`]; `None` where the system does not give that much memory.
+    pub fn try_of_type(config: &ModelConfig, kv_type: KvType, bytes: u64) -> Option<KvPool> {
+        let total = Self::blocks_in(config, kv_type, bytes);
+        let values = total.checked_mul(config.layers * config.heads().block_values())?;
+        let memory = match kv_type {
+            KvType::F16 => Memory::F16(Space::try_zeroed(values)?),
+            KvType::F32 => Memory::F32(Space::try_zeroed(values)?),
+        };
+        Some(Self::over(memory, (config.heads(), config.layers, total)))
+    }
+
+    fn blocks_in(config: &ModelConfig, kv_type: KvType, bytes: u64) -> usize {
+        let total = (bytes / Self::block_bytes(config, kv_type)) as usize;
+        total.min(u32::MAX as usize)
     }
 
     /// So many blocks for a model of these sizes.
@@ -89,11 +104,16 @@ impl KvPool {
         (kv_type, total): (KvType, usize),
     ) -> KvPool {
         let values = total * layers * heads.block_values();
+        let memory = match kv_type {
+            KvType::F16 => Memory::F16(Space::zeroed(values)),
+            KvType::F32 => Memory::F32(Space::zeroed(values)),
+        };
+        Self::over(memory, (heads, layers, total))
+    }
+
+    fn over(memory: Memory, (heads, layers, total): (Heads, usize, usize)) -> KvPool {
         KvPool {
-            memory: match kv_type {
-                KvType::F16 => Memory::F16(Space::zeroed(values)),
-                KvType::F32 => Memory::F32(Space::zeroed(values)),
-            },
+            memory,
             heads,
             layers,
             // Lowest block first, so that a run is the same every time.
