@@ -18,7 +18,7 @@ use tokio::sync::Semaphore;
 pub use job::{Job, JobEvent, JobFault, JobStop};
 
 use crate::clock::Clock;
-use crate::engine::{Engine, Prompt, StartError};
+use crate::engine::{Engine, EngineLoad, Prompt, StartError};
 use crate::units::Millis;
 use hold::{Grip, Turn};
 use job::Parts;
@@ -199,11 +199,10 @@ impl Jobs {
         self.load_of(self.registry.lock().holds.len())
     }
 
-    /// The engine's blocks of KV memory: those that no job holds, and all.
+    /// How busy the engine is.
     #[must_use]
-    pub fn kv_blocks(&self) -> (u32, u32) {
-        let load = self.engine.load();
-        (load.kv_block_count_free, load.kv_block_count)
+    pub fn engine_load(&self) -> EngineLoad {
+        self.engine.load()
     }
 
     /// Whether jobs can be computed at all.

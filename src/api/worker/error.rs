@@ -45,6 +45,8 @@ pub(super) enum WireError {
     MethodNotAllowed,
     /// The worker does not take the job, for a reason that is not in its fields.
     Refused(JobRefusal),
+    /// Another HTTP than 1.1.
+    HttpVersion,
     /// A bug; the log says which.
     Internal,
 }
@@ -84,6 +86,7 @@ impl WireError {
             Self::NotJson => (415, "UNSUPPORTED_MEDIA_TYPE"),
             Self::Mistyped(_) => (422, "INVALID_BODY"),
             Self::Internal => (500, "INTERNAL_ERROR"),
+            Self::HttpVersion => (505, "HTTP_VERSION"),
             Self::Refused(refusal) => match refusal {
                 JobRefusal::Duplicate => (409, "DUPLICATE_JOB_ID"),
                 JobRefusal::Busy(_) => (503, "ALL_SLOTS_BUSY"),
@@ -115,6 +118,7 @@ impl WireError {
             Self::NotFound => "no such path",
             Self::MethodNotAllowed => "method not allowed",
             Self::Internal => "internal error",
+            Self::HttpVersion => "the worker speaks HTTP/1.1",
             Self::Refused(refusal) => return refusal.to_string(),
         };
         words.to_owned()
@@ -166,12 +170,11 @@ impl From<JobRefusal> for WireError {
 }
 
 impl From<Fault> for WireError {
-    /// Of a body that could not be read, and of a handler that panicked.
+    /// Of a body that could not be read.
     fn from(fault: Fault) -> Self {
         match fault.status {
             StatusCode::PAYLOAD_TOO_LARGE => Self::TooLarge(fault.message),
             StatusCode::REQUEST_TIMEOUT => Self::TooSlow,
-            StatusCode::INTERNAL_SERVER_ERROR => Self::Internal,
             _ => Self::Malformed(fault.message),
         }
     }

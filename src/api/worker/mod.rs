@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 pub use token::WorkerToken;
 
 use super::delivery::{ConnectionOutbox, MeteredListener};
+use super::error::Fault;
 use super::{ApiSettings, edge};
 use crate::clock::Clock;
 use crate::jobs::Jobs;
@@ -59,9 +60,7 @@ pub fn router(app: Arc<WorkerApp>) -> Router {
         .route("/metrics", get(metrics))
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
-        .layer(axum::middleware::from_fn(|request, next| {
-            edge::enter(|fault, _| WireError::from(fault).into_response(), request, next)
-        }))
+        .layer(axum::middleware::from_fn(|request, next| edge::enter(words, request, next)))
         .with_state(app)
 }
 
@@ -81,6 +80,15 @@ pub async fn serve(listener: TcpListener, app: Arc<WorkerApp>) -> io::Result<()>
         served = serving.into_future() => served,
         () = jobs.keep_deadlines() => Ok(()),
     }
+}
+
+/// What goes wrong around a handler.
+fn words(fault: Fault, _request_id: &str) -> Response {
+    let error = match fault.status {
+        StatusCode::INTERNAL_SERVER_ERROR => WireError::Internal,
+        _ => WireError::HttpVersion,
+    };
+    error.into_response()
 }
 
 /// Lets in who knows the token, where there is one.

@@ -74,24 +74,31 @@ pub(super) fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, WireError> {
         // serde would take a list for an object's values in order.
         return Err(WireError::Mistyped("a JSON object is wanted".to_owned()));
     }
-    serde_json::from_str(text).map_err(|error| WireError::Mistyped(data_words(&error)))
+    let mut fields = serde_json::Deserializer::from_str(text);
+    serde_path_to_error::deserialize(&mut fields).map_err(|error| {
+        // Of fields that a type has, so never a client's own word; `.` and `?` name none.
+        let path = error.path().to_string();
+        let field = (!matches!(path.as_str(), "." | "?")).then_some(path);
+        WireError::Mistyped(data_words(field, error.inner()))
+    })
 }
 
 /// What is wrong with a type. serde's words repeat a wrong string, which may be a prompt: only
 /// those without one are shown.
-fn data_words(error: &serde_json::Error) -> String {
+fn data_words(field: Option<String>, error: &serde_json::Error) -> String {
     let words = error.to_string();
     let (line, column) = (error.line(), error.column());
     if words.starts_with("missing field `") || words.starts_with("duplicate field `") {
         return words;
     }
+    let field = field.map(|field| format!("{field}: ")).unwrap_or_default();
     if error.classify() != Category::Data {
         // Half a surrogate pair, or a number beyond all that a field can hold.
-        return format!("a value that no field can hold at line {line}, column {column}");
+        return format!("{field}a value that no field can hold at line {line}, column {column}");
     }
     let wanted = words.rsplit_once("expected ").map_or("", |(_, wanted)| wanted);
     let wanted = wanted.split(" at line").next().unwrap_or_default();
-    format!("a value of the wrong type at line {line}, column {column}: wanted {wanted}")
+    format!("{field}a value of the wrong type at line {line}, column {column}: wanted {wanted}")
 }
 
 impl Execute {

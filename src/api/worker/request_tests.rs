@@ -238,12 +238,32 @@ fn json_that_no_field_can_hold_is_not_told_as_malformed() {
 }
 
 #[test]
+fn a_mistyped_field_is_named() {
+    let good = json!({"job_id": "a", "prompt": "b", "max_tokens": 1});
+    for (field, value, named) in [
+        ("max_tokens", json!(1.5), "max_tokens: "),
+        ("max_tokens", json!(1.0), "max_tokens: "),
+        ("seed", json!("7"), "seed: "),
+        ("stop", json!(["a", 1]), "stop[1]: "),
+        ("prompt", json!({"zanzibarberry": 1}), "prompt: "),
+    ] {
+        let mut body = good.clone();
+        body[field] = value;
+        match read::<Execute>(body.to_string().as_bytes()).unwrap_err() {
+            WireError::Mistyped(told) => assert!(told.starts_with(named), "{told}"),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
 fn no_message_repeats_what_a_client_wrote() {
     let secret = "zanzibarberry";
     for body in [
         format!("{{\"job_id\": \"a\", \"prompt\": \"b\", \"max_tokens\": \"{secret}\"}}"),
         format!("{{\"job_id\": \"a\", \"prompt\": \"b\", \"seed\": \"expected {secret} at\"}}"),
         format!("{{\"prompt\": {secret}"),
+        format!("{{\"{secret}\": 1, \"stop\": [\"a\", {{\"{secret}\": 1}}]}}"),
     ] {
         let told = match read::<Execute>(body.as_bytes()).unwrap_err() {
             WireError::Malformed(told) | WireError::Mistyped(told) => told,

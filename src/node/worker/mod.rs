@@ -30,7 +30,8 @@ use crate::clock::{Clock, SystemClock, within};
 use crate::engine::local::LocalEngine;
 use crate::jobs::{JobLimits, Jobs};
 use crate::telemetry::{
-    KV_BLOCK_COUNT, KV_BLOCK_COUNT_FREE, WORKER_JOBS_QUEUED, WORKER_SLOTS, WORKER_SLOTS_BUSY,
+    ENGINE_SEQUENCES_QUEUED, ENGINE_SEQUENCES_RUNNING, KV_BLOCK_COUNT, KV_BLOCK_COUNT_FREE,
+    WORKER_JOBS_QUEUED, WORKER_SLOTS, WORKER_SLOTS_BUSY,
 };
 use callback::{Callback, CallbackError, Ready};
 use cli::WorkerTask;
@@ -107,7 +108,7 @@ pub async fn run(task: WorkerTask) -> Result<(), WorkerError> {
     logging::install_worker()?;
     let model = task.model.display().to_string();
     tracing::info!(worker_id = task.worker_id, model, port = task.port, "CPU worker starting");
-    let metrics = Metrics::install()?;
+    let metrics = Metrics::install_bare()?;
     let tasks = Tasks::default();
     let mut stopped = std::pin::pin!(serve::wait_for_stop(&tasks));
     let engine = tokio::select! {
@@ -225,12 +226,14 @@ async fn listen(task: &WorkerTask) -> Result<(TcpListener, u16), WorkerError> {
 fn scrape(jobs: Arc<Jobs>, metrics: Metrics) -> Arc<dyn Fn() -> String + Send + Sync> {
     Arc::new(move || {
         let load = jobs.load();
-        let (blocks_free, blocks) = jobs.kv_blocks();
+        let engine = jobs.engine_load();
         gauge!(WORKER_SLOTS).set(f64::from(load.slots_total));
         gauge!(WORKER_SLOTS_BUSY).set(f64::from(load.slots_busy));
         gauge!(WORKER_JOBS_QUEUED).set(f64::from(load.queued));
-        gauge!(KV_BLOCK_COUNT_FREE).set(f64::from(blocks_free));
-        gauge!(KV_BLOCK_COUNT).set(f64::from(blocks));
+        gauge!(ENGINE_SEQUENCES_RUNNING).set(f64::from(engine.running));
+        gauge!(ENGINE_SEQUENCES_QUEUED).set(f64::from(engine.queued));
+        gauge!(KV_BLOCK_COUNT_FREE).set(f64::from(engine.kv_block_count_free));
+        gauge!(KV_BLOCK_COUNT).set(f64::from(engine.kv_block_count));
         metrics.render()
     })
 }

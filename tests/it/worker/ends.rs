@@ -65,7 +65,7 @@ async fn a_cancel_ends_a_job_whose_client_does_not_read() {
 
 #[tokio::test]
 async fn a_deadline_ends_a_job_whose_client_does_not_read() {
-    let (worker, clock, client) = unread(&[("x-request-deadline", "5000")]).await;
+    let (worker, clock, client) = unread(&[("x-request-deadline", "1970-01-01T00:00:05Z")]).await;
     clock.advance(Duration::from_millis(4999));
     for _ in 0..100 {
         tokio::task::yield_now().await;

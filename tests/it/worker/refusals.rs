@@ -25,7 +25,8 @@ async fn every_refusal_has_its_status_its_code_and_a_json_body() {
     let surrogate = job(json!({"x": "half"})).to_string().replace("job-1", "\\ud800");
     let top_k = job(json!({"top_k": 1_u64 << 32})).to_string();
     let long_cancel = format!("{{\"job_id\": {}}}", " ".repeat(100_000));
-    let table: [Case<'_>; 18] = [
+    let seconds = ("x-request-deadline", "1790000000");
+    let table: [Case<'_>; 19] = [
         ("POST", "/execute", &[], &good, 415, "UNSUPPORTED_MEDIA_TYPE"),
         ("POST", "/execute", &[text_plain], &good, 415, "UNSUPPORTED_MEDIA_TYPE"),
         ("POST", "/execute", &[JSON], "{\"job_id\":", 400, "MALFORMED_JSON"),
@@ -38,6 +39,7 @@ async fn every_refusal_has_its_status_its_code_and_a_json_body() {
         ("POST", "/cancel", &[JSON], &long_cancel, 400, "MALFORMED_JSON"),
         ("POST", "/execute", &[JSON], &too_long, 413, "PAYLOAD_TOO_LARGE"),
         ("POST", "/execute", &[JSON, deadline], &good, 400, "INVALID_HEADER"),
+        ("POST", "/execute", &[JSON, seconds], &good, 400, "INVALID_HEADER"),
         ("GET", "/execute", &[], "", 405, "METHOD_NOT_ALLOWED"),
         ("DELETE", "/cancel", &[], "", 405, "METHOD_NOT_ALLOWED"),
         ("POST", "/health", &[], "", 405, "METHOD_NOT_ALLOWED"),
@@ -55,6 +57,24 @@ async fn every_refusal_has_its_status_its_code_and_a_json_body() {
     let empty = worker.post("/cancel", &[], "{\"job_id\":\"\"}").await;
     assert_eq!((empty.status, empty.json()["errors"][0]["field"].clone()), (400, "job_id".into()));
     assert_eq!(worker.engine.starts().len(), 0);
+}
+
+#[tokio::test]
+async fn who_sent_a_body_that_is_not_read_is_told_that_the_connection_ends() {
+    let worker = TestWorker::plain().await;
+    let good = job(json!({})).to_string();
+    let too_long = "x".repeat(2 * 1024 * 1024 + 1);
+    for (path, headers, body, status, told) in [
+        ("/execute", &[JSON][..], &*too_long, 413, Some("close")),
+        ("/execute", &[], &good, 415, Some("close")),
+        ("/nowhere", &[JSON], &good, 404, Some("close")),
+        ("/nowhere", &[JSON], "", 404, None),
+        ("/execute", &[JSON], "{}", 422, None),
+        ("/execute", &[JSON], &good, 200, None),
+    ] {
+        let answer = call(worker.addr, ("POST", path), headers, body).await;
+        assert_eq!((answer.status, answer.header("connection")), (status, told), "{path}");
+    }
 }
 
 #[tokio::test]
