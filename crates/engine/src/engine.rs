@@ -213,7 +213,7 @@ impl Engine {
         let options = of_model(options, &model);
         let tokenizer = Arc::new(tokenizer);
         let cpu = model.cpu();
-        let kv = kv_pool(&model, &options)?;
+        let kv = KvPool::try_of_type(model.config(), options.kv_type, options.kv_memory_bytes)?;
         let info = model_info(files, (&model, &options), (&tokenizer, &template));
         let shared = Arc::new(Shared::default());
         let total = kv.total_blocks();
@@ -440,19 +440,6 @@ fn of_model(options: EngineOptions, model: &Model) -> EngineOptions {
             }
         }
         false => options,
-    }
-}
-
-fn kv_pool(model: &Model, options: &EngineOptions) -> Result<KvPool, LoadError> {
-    let (config, kv_type, bytes) = (model.config(), options.kv_type, options.kv_memory_bytes);
-    let fail = |reason| Err(LoadError::Options { option: "kv_memory_bytes", reason });
-    match KvPool::try_of_type(config, kv_type, bytes) {
-        None => fail(format!("{bytes} bytes, more than the system gives")),
-        Some(kv) if kv.total_blocks() == 0 => {
-            let least = KvPool::block_bytes(config, kv_type);
-            fail(format!("{bytes} bytes, one block takes {least}"))
-        }
-        Some(kv) => Ok(kv),
     }
 }
 

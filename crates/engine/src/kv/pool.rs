@@ -7,6 +7,7 @@
 
 use super::Scope;
 use crate::config::ModelConfig;
+use crate::error::LoadError;
 use crate::kernels::attention::Heads;
 use crate::kernels::memory::Space;
 
@@ -81,15 +82,29 @@ impl KvPool {
         Self::with_blocks(config.heads(), config.layers, (kv_type, total))
     }
 
-    /// As [`KvPool::of_type`]; `None` where the system does not give that much memory.
-    pub fn try_of_type(config: &ModelConfig, kv_type: KvType, bytes: u64) -> Option<KvPool> {
+    /// As [`KvPool::of_type`], for sizes that an operator chose.
+    ///
+    /// # Errors
+    /// [`LoadError::Options`] where not one block fits, or the system does not give the memory.
+    pub fn try_of_type(
+        config: &ModelConfig,
+        kv_type: KvType,
+        bytes: u64,
+    ) -> Result<KvPool, LoadError> {
+        let fail = |reason| LoadError::Options { option: "kv_memory_bytes", reason };
         let total = Self::blocks_in(config, kv_type, bytes);
-        let values = total.checked_mul(config.layers * config.heads().block_values())?;
+        if total == 0 {
+            let least = Self::block_bytes(config, kv_type);
+            return Err(fail(format!("{bytes} bytes, one block takes {least}")));
+        }
+        let values = total.saturating_mul(config.layers * config.heads().block_values());
         let memory = match kv_type {
-            KvType::F16 => Memory::F16(Space::try_zeroed(values)?),
-            KvType::F32 => Memory::F32(Space::try_zeroed(values)?),
+            KvType::F16 => Space::try_zeroed(values).map(Memory::F16),
+            KvType::F32 => Space::try_zeroed(values).map(Memory::F32),
         };
-        Some(Self::over(memory, (config.heads(), config.layers, total)))
+        let memory =
+            memory.ok_or_else(|| fail(format!("{bytes} bytes, more than the system gives")))?;
+        Ok(Self::over(memory, (config.heads(), config.layers, total)))
     }
 
     fn blocks_in(config: &ModelConfig, kv_type: KvType, bytes: u64) -> usize {
