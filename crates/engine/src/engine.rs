@@ -210,6 +210,7 @@ impl Engine {
             (Ok(model), Ok(Ok(texts))) => (model, texts),
             (Ok(_), Err(_)) => return Err(LoadError::Tokenizer("it panicked".into())),
         };
+        tokenizer.check_ids(model.config().vocab_size)?;
         let options = of_model(options, &model);
         let tokenizer = Arc::new(tokenizer);
         let cpu = model.cpu();
