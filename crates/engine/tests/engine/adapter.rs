@@ -298,6 +298,7 @@ fn an_adapted_model_serves_several_requests_in_turn() {
     assert!(
         matches!(&refusal, ReplayError::NotCanonical { architecture } if architecture == "phi3")
     );
+    assert_eq!(engine.info().running_max, 1, "whatever the options allow");
     let prompts: Vec<Vec<u32>> = ["one two three", "one two four five", "one two three"]
         .map(|text| engine.encode_raw(&text.repeat(8)).unwrap())
         .into();
