@@ -176,7 +176,7 @@ impl Sampler {
     fn rank(&mut self, logits: &[f32], top: usize) -> Result<Ranking, NotFinite> {
         let row = Row::new(logits, &mut self.maxima, self.cpu)?;
         let best = row.best().logit;
-        let mass = row.mass(Scale { best, inverse: 1.0 });
+        let mass = row.mass(Scale::at(best, 1.0));
         self.room.clear();
         if top > 0 {
             row.first(top.min(logits.len()), &mut self.room);
