@@ -7,7 +7,7 @@
 //! not derived again was not derived the first time.
 //!
 //! ```text
-//! claimed ids ─▶ Sequence::expect ─▶ Model::forward ─▶ Sequence::take ─▶ judge ─▶ fault, or on
+//! claimed ids ─▶ Sequence::foretell ─▶ Model::forward ─▶ Sequence::take ─▶ judge ─▶ fault, or on
 //!  (a step's worth, after what came true so far)     (drawn, stopped, told)
 //! ```
 
@@ -278,7 +278,7 @@ impl Replay {
         // An id that doesn't exist is never drawn: what comes in its place is seen before it.
         let known = next.iter().take_while(|id| **id < self.info.vocab_size).count();
         if left <= self.rows_max {
-            sequence.expect(&next[..known.min(room)]);
+            sequence.foretell(&next[..known.min(room)]);
         }
         let end = sequence.cached + sequence.fed().0.len();
         if !sequence.table.as_mut().is_some_and(|table| self.kv.grow(table, end)) {

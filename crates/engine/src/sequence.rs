@@ -313,7 +313,7 @@ impl Sequence {
 
     /// Adds ids to what is fed that somebody else says come next: they are checked as a draft
     /// is. Only where all that isn't cached is fed.
-    pub(crate) fn expect(&mut self, ids: &[u32]) {
+    pub(crate) fn foretell(&mut self, ids: &[u32]) {
         self.fed.extend_from_slice(ids);
         self.guessed = ids.len();
     }
