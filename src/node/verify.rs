@@ -244,13 +244,13 @@ fn own_claim(
     }
     let reader = SqliteReader::open(&path)?;
     let entries = reader.job_entries(job)?;
-    let claims = entries.iter().filter_map(|entry| match &entry.fact {
+    let mut claims = entries.iter().filter_map(|entry| match &entry.fact {
         Fact::TxPrepared { purpose: Purpose::Claim(claim), .. } => Some(claim),
         _ => None,
     });
     let wanted = |claim: &&ClaimBody| seq.is_none_or(|seq| claim.seq.get() == seq);
     let missing = VerifyError::NoClaim { job: job.get(), seq };
-    let claim = claims.filter(wanted).last().ok_or(missing)?;
+    let claim = claims.rfind(wanted).ok_or(missing)?;
     let binding = reader.binding();
     let domain = VoucherDomain { chain_id: binding.chain_id, marketplace: binding.contract };
     let missing = VerifyError::NoClaim { job: job.get(), seq };

@@ -65,11 +65,11 @@ impl Chat {
 
     /// A turn of so many new prompt and output tokens; `way` says where its seed came from.
     fn turn(&mut self, added: u32, made: u32, way: u32) {
-        let (no, own) = (TurnNo::new(self.turn), way % 4 == 0);
+        let (no, own) = (TurnNo::new(self.turn), way.is_multiple_of(4));
         self.history.extend(self.ids(added, "prompt"));
         let prompt_ids = self.history.clone();
         let host = hash(format!("host {no}"));
-        let user = (way % 2 == 0).then(|| hash(format!("user {no}")));
+        let user = way.is_multiple_of(2).then(|| hash(format!("user {no}")));
         let derived = seed(host, user.unwrap_or_else(|| derived_user_nonce(&prompt_ids)), no);
         let is_old = way == 5;
         let settings = decode(self.turn);
