@@ -98,6 +98,9 @@ impl From<Refusal> for Fault {
                 (404, json!({ "model": model, "available_models": available }))
             }
             Refusal::SessionNotFound(job) => (404, json!({ "job_id": job.get() })),
+            Refusal::ProofNotFound { job, seq } => {
+                (404, json!({ "job_id": job.get(), "seq": seq.get() }))
+            }
             Refusal::OtherHost(job) => (403, json!({ "job_id": job.get() })),
             Refusal::Unauthorized(_) => (401, json!({})),
             Refusal::SessionClosed(job) => (409, json!({ "job_id": job.get() })),

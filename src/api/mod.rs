@@ -146,6 +146,7 @@ pub fn router(app: Arc<AppState>) -> Router {
         .route("/v1/inference", post(rest::inference))
         .route("/v1/chat/completions", post(openai::chat).fallback(openai::method_not_allowed))
         .route("/v1/sessions/{job}", get(rest::session_report))
+        .route("/v1/sessions/{job}/proofs/{seq}", get(rest::session_proof))
         .route("/v1/sessions/{job}/challenge", post(rest::session_challenge))
         .route("/v1/sessions/{job}/token", post(rest::session_token))
         .route("/v1/auth/challenge", post(rest::auth_challenge))

@@ -43,6 +43,9 @@ pub enum Task {
     Earnings(EarningsTask),
     /// Prove the ledger against the chain line by line; exit code 1 on a difference.
     Audit(AuditTask),
+    /// Check a claim by its blob: root, sum, signature, seeds and, with the model's weights, every
+    /// token; exit code 1 where something is wrong.
+    Verify(Box<VerifyTask>),
     /// Withdraw earnings, and move them on to the cold address where one is set.
     Withdraw(WithdrawTask),
     /// Enter this host in the node registry, or bring its entry up to date.
@@ -112,6 +115,56 @@ pub struct AuditTask {
     /// How it is printed, and the settings.
     #[command(flatten)]
     pub report: Report,
+}
+
+/// Which claim is verified, and against what.
+#[derive(Args, Clone)]
+pub struct VerifyTask {
+    /// The claim's blob, as the host served it.
+    #[arg(long, value_name = "PATH", required_unless_present = "job", conflicts_with = "job")]
+    pub file: Option<PathBuf>,
+    /// A job of this node's own ledger, with the proof bytes that were sent.
+    #[arg(long, value_name = "JOB")]
+    pub job: Option<u64>,
+    /// Which claim of the job; by default the last one.
+    #[arg(long, value_name = "SEQ", requires = "job")]
+    pub seq: Option<u32>,
+    /// Weights (GGUF, or a folder of safetensors) that derive the turns of that model again; may
+    /// be given several times. Without any, no token is derived.
+    #[arg(long = "weights", value_name = "PATH")]
+    pub weights: Vec<PathBuf>,
+    /// The claim's proof bytes in hex, or @ and a file with them.
+    #[arg(long, value_name = "HEX", conflicts_with = "job")]
+    pub proof: Option<String>,
+    /// Who must have signed the claim: the host, or the user's session key.
+    #[arg(long, value_name = "ADDRESS", value_parser = address)]
+    pub signer: Option<Address>,
+    /// Where it must have been claimed.
+    #[arg(long, value_name = "CHAIN_ID:MARKETPLACE", value_parser = place)]
+    pub claimed_at: Option<(u64, Address)>,
+    /// What the client read: a JSON object of turn numbers and texts.
+    #[arg(long, value_name = "PATH")]
+    pub texts: Option<PathBuf>,
+    /// Derive each turn with this chance only, at least one.
+    #[arg(long, value_name = "SHARE", default_value_t = 1.0)]
+    pub sample: f64,
+    /// Which turns a sample takes; any number, the same for the same turns.
+    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+    pub sample_seed: u64,
+    /// How it is printed, and the settings.
+    #[command(flatten)]
+    pub report: Report,
+}
+
+fn address(text: &str) -> Result<Address, String> {
+    Address::parse(text).ok_or_else(|| "wanted an address of 40 hex digits".to_owned())
+}
+
+fn place(text: &str) -> Result<(u64, Address), String> {
+    let parts = text.split_once(':');
+    let place =
+        parts.and_then(|(id, marketplace)| Some((id.parse().ok()?, Address::parse(marketplace)?)));
+    place.ok_or_else(|| "wanted a chain id, a colon and the marketplace's address".to_owned())
 }
 
 /// What is withdrawn.

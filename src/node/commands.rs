@@ -4,7 +4,7 @@
 
 use super::cli::{
     AuditTask, By, Cli, EarningsTask, Flags, KeystoreTask, LedgerTask, ModelTask, Pull,
-    RegisterTask, Report, Task, WithdrawTask,
+    RegisterTask, Report, Task, VerifyTask, WithdrawTask,
 };
 use super::model_pull::{self, CHUNK_BYTES, PullError, PullSpec};
 use super::preflight::Findings;
@@ -12,7 +12,7 @@ use super::registration::Goal;
 use super::settings::{Inputs, InspectSettings, Settings, SettingsError};
 use super::{
     audit, console, doctor, earnings, keystore, ledger_care, logging, orders, pause, serve, status,
-    worker,
+    verify, worker,
 };
 use crate::billing::earnings::GroupBy;
 use crate::units::BlockNumber;
@@ -45,6 +45,12 @@ pub enum CommandError {
     /// Ledger and chain differ. All was printed.
     #[error("ledger and chain differ in {0} places; see the lines above")]
     Differs(usize),
+    /// The check could not be made.
+    #[error(transparent)]
+    Verify(#[from] verify::VerifyError),
+    /// A claim is wrong. All was printed.
+    #[error("the claim is wrong; see the lines above")]
+    Wrong,
     /// An order to the wallet.
     #[error(transparent)]
     Order(#[from] orders::OrderError),
@@ -90,6 +96,7 @@ pub async fn run(cli: Cli) -> Result<(), CommandError> {
             show_earnings(&inputs(task.report.flags.clone()), &task).await
         }
         Some(Task::Audit(task)) => audit_ledger(&inputs(task.report.flags.clone()), &task).await,
+        Some(Task::Verify(task)) => verify_claim(&inputs(task.report.flags.clone()), &task),
         Some(Task::Withdraw(task)) => withdraw(&inputs(task.report.flags.clone()), &task).await,
         Some(Task::Register(task)) => {
             register(&inputs(task.report.flags.clone()), &task, Goal::Registered).await
@@ -200,6 +207,16 @@ async fn audit_ledger(inputs: &Inputs, task: &AuditTask) -> Result<(), CommandEr
         0 => Ok(()),
         count => Err(CommandError::Differs(count)),
     }
+}
+
+fn verify_claim(inputs: &Inputs, task: &VerifyTask) -> Result<(), CommandError> {
+    let verdict = verify::carry_out(inputs, task)?;
+    if task.report.json {
+        console::line(verify::to_json(&verdict));
+    } else {
+        verify::lines(&verdict).iter().for_each(console::line);
+    }
+    if verdict.is_ok() { Ok(()) } else { Err(CommandError::Wrong) }
 }
 
 async fn withdraw(inputs: &Inputs, task: &WithdrawTask) -> Result<(), CommandError> {

@@ -32,6 +32,7 @@ pub mod small_file;
 mod start;
 pub mod status;
 pub mod tasks;
+pub mod verify;
 pub mod version;
 pub mod wiring;
 pub mod worker;

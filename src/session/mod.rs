@@ -40,7 +40,7 @@ use crate::billing::Fact;
 use crate::chain::{Chain, ChainJob, Limits, PrepareError, Wallet};
 use crate::engine::Engine;
 use crate::proof;
-use crate::units::{Address, Hash32, JobId, Millis, Signature, TokenCount};
+use crate::units::{Address, ClaimSeq, Hash32, JobId, Millis, Signature, TokenCount};
 
 /// What plain clients, who send only a job's number, may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,6 +125,14 @@ impl PaidBy {
         let digest = proof::secret_digest(chain.chain_id(), chain.marketplace());
         let nonces = proof::HostNonces::new(&wallet.sign_digest(digest)?);
         Ok(Self { chain, wallet, limits, books, nonces })
+    }
+}
+
+impl PaidBy {
+    /// Where vouchers of this node's jobs count.
+    pub(crate) fn voucher_domain(&self) -> proof::VoucherDomain {
+        let (chain_id, marketplace) = (self.chain.chain_id(), self.chain.marketplace());
+        proof::VoucherDomain { chain_id, marketplace }
     }
 }
 
@@ -336,6 +344,35 @@ impl Sessions {
         let known = self.known_job(paid, job).await?;
         self.check_owner(paid, job, credential)?;
         Ok(report::build(&paid.books.tracker, &paid.limits, &known))
+    }
+
+    /// The blob of a claim: prompts and answers of the session, so for its owner alone, also where
+    /// plain clients are served.
+    ///
+    /// # Errors
+    /// As [`Self::report`]; [`Refusal::Unauthorized`] without a session token,
+    /// [`Refusal::ProofNotFound`].
+    pub async fn proof(
+        &self,
+        job: JobId,
+        seq: ClaimSeq,
+        credential: &Credential,
+    ) -> Result<Vec<u8>, Refusal> {
+        let paid = self.paid()?;
+        self.known_job(paid, job).await?;
+        if matches!(credential, Credential::JobNumber) {
+            return Err(Refusal::Unauthorized("proofs hold prompts: a session token is required"));
+        }
+        self.check_owner(paid, job, credential)?;
+        let entries = paid.books.ledger.job_entries(job).await.map_err(|error| {
+            tracing::error!(%job, %error, "entries not read");
+            Refusal::Unavailable("the ledger cannot be read")
+        })?;
+        let domain = paid.voucher_domain();
+        let build = move || proof::Blob::of_claim(domain, job, seq, &entries).map(|it| it.encode());
+        // About a microsecond a token: too long for a thread that carries streams.
+        let built = tokio::task::spawn_blocking(build).await;
+        built.map_err(|_| Refusal::Internal)?.ok_or(Refusal::ProofNotFound { job, seq })
     }
 
     fn paid(&self) -> Result<&PaidBy, Refusal> {

@@ -3,7 +3,7 @@
 //! Never holds prompts, keys or internal detail. The `code` is stable; words may change.
 
 use super::PauseReason;
-use crate::units::{Address, JobId, TokenCount};
+use crate::units::{Address, ClaimSeq, JobId, TokenCount};
 
 /// A refusal. No token was made and nothing was charged.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -35,6 +35,14 @@ pub enum Refusal {
     /// The contract knows no such session.
     #[error("job {0} does not exist on this chain")]
     SessionNotFound(JobId),
+    /// The job has no claim of this number here.
+    #[error("job {job} has no claim {seq}")]
+    ProofNotFound {
+        /// The job.
+        job: JobId,
+        /// As asked for.
+        seq: ClaimSeq,
+    },
     /// The session belongs to another host.
     #[error("job {0} belongs to another host")]
     OtherHost(JobId),
@@ -120,6 +128,7 @@ impl Refusal {
             Self::ContextLength { .. } => "context_length",
             Self::ModelNotFound { .. } | Self::OtherModel(_) => "model_not_found",
             Self::SessionNotFound(_) => "session_not_found",
+            Self::ProofNotFound { .. } => "proof_not_found",
             Self::OtherHost(_) => "forbidden",
             Self::Unauthorized(_) => "unauthorized",
             Self::SessionClosed(_) => "session_closed",

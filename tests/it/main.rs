@@ -21,6 +21,7 @@ mod rpc_pool;
 mod sampling;
 mod settings;
 mod settlement;
+mod verify;
 mod versions;
 mod worker;
 mod ws;

@@ -2,9 +2,12 @@
 //! all front-ends in `conformance.rs`.
 
 use serde_json::{Value, json};
+use tally::billing::{Attempt, ClaimBody, Entry, Fact, Purpose, TurnEnd};
 use tally::chain::fixed::{DEPOSITOR, FixedWallet};
+use tally::ledger::Ledger;
+use tally::proof::{Blob, Transcript, root, seed_from_client};
 use tally::session::LegacyAccess;
-use tally::units::{Address, Hash32};
+use tally::units::{Address, Amount, ClaimSeq, Hash32, Millis, TokenCount, TxHash, WalletNonce};
 
 use crate::support::http::{Client, call, get, post, text};
 use crate::support::ledger::Tallied;
@@ -180,6 +183,16 @@ async fn the_host_signs_the_hash_of_a_challenge_and_nothing_else() {
     assert_eq!(refused(&short), (400, "validation_error".into()));
 }
 
+/// A session token for job 139.
+async fn session_token(node: &TestNode) -> String {
+    let challenge = post(node.addr, "/v1/sessions/139/challenge", &json!({})).await.json();
+    let signature = hex::encode(FixedWallet::signature_of(DEPOSITOR).bytes());
+    let body =
+        json!({ "challenge": challenge["challenge"], "signature": format!("0x{signature}") });
+    let answer = post(node.addr, "/v1/sessions/139/token", &body).await.json();
+    answer["token"].as_str().unwrap().to_owned()
+}
+
 #[tokio::test]
 async fn a_depositors_signature_gives_a_token_that_ends_plain_access() {
     let node = TestNode::start(Setup { legacy: LegacyAccess::Off, ..Setup::default() }).await;
@@ -210,6 +223,75 @@ async fn a_depositors_signature_gives_a_token_that_ends_plain_access() {
     assert_eq!(report["mode"], "trusted-host");
     assert_eq!(report["claims"], json!([]));
     assert_eq!(refused(&get(node.addr, "/v1/sessions/139").await), (401, "unauthorized".into()));
+}
+
+#[tokio::test]
+async fn a_claims_blob_is_for_the_sessions_owner_and_has_the_claims_root() {
+    let node = TestNode::plain().await;
+    let nonce = format!("0x{}", "5a".repeat(32));
+    let body = prompt(json!({"user_nonce": nonce, "seed": null}));
+    assert_eq!(post(node.addr, "/v1/inference", &body).await.status, 200);
+    eventually(|| node.ledger.turns_ended(job(139)) == 1).await;
+    let claim = ClaimBody {
+        seq: ClaimSeq::new(1),
+        tokens: TokenCount::new(5),
+        tokens_cumulative: TokenCount::new(5),
+        proof: Vec::new(),
+    };
+    let fact = Fact::TxPrepared {
+        nonce: WalletNonce::new(0),
+        purpose: Purpose::Claim(claim),
+        attempt: Attempt {
+            hash: TxHash::new([1; 32]),
+            raw: Vec::new(),
+            fee_max: Amount::ZERO,
+            tip_max: Amount::ZERO,
+            gas_limit: 0,
+        },
+    };
+    let claimed = Entry { subject: job(139).into(), at: Millis::ZERO, fact };
+    node.ledger.append(vec![claimed]).await.unwrap();
+    let path = "/v1/sessions/139/proofs/1";
+    assert_eq!(refused(&get(node.addr, path).await), (401, "unauthorized".into()));
+    let bearer = format!("Bearer {}", session_token(&node).await);
+    let headers = [("authorization", bearer.as_str())];
+    let answer = call(node.addr, ("GET", path), &headers, "").await;
+    assert_eq!(answer.header("content-type"), Some("application/octet-stream"));
+    let blob = Blob::decode(&answer.body).unwrap();
+    let entries = node.ledger.job_entries(job(139)).await.unwrap();
+    let cut = Transcript::from_entries(job(139), &entries).cut_of(ClaimSeq::new(1)).unwrap();
+    assert_eq!(blob.root().unwrap(), root(job(139), ClaimSeq::new(1), &cut));
+    let header = &blob.turns[0].header;
+    assert_eq!(header.nonces.unwrap().user, Hash32::parse(&nonce));
+    assert_eq!(header.decode.as_ref().unwrap().max_tokens, 50);
+    assert_eq!(blob.turns[0].end, Some(TurnEnd::Stop));
+    for (path, status, code) in [
+        ("/v1/sessions/139/proofs/2", 404, "proof_not_found"),
+        ("/v1/sessions/139/proofs/x", 400, "validation_error"),
+        ("/v1/sessions/140/proofs/1", 401, "unauthorized"),
+        ("/v1/sessions/7/proofs/1", 404, "session_not_found"),
+    ] {
+        let answer = call(node.addr, ("GET", path), &headers, "").await;
+        assert_eq!(refused(&answer), (status, code.into()), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_users_nonce_changes_the_seed_and_only_hex_of_32_bytes_is_one() {
+    let node = TestNode::plain().await;
+    for nonce in [json!("0x5a"), json!(7), json!("5a".repeat(32) + "zz")] {
+        let answer = post(node.addr, "/v1/inference", &prompt(json!({"user_nonce": nonce}))).await;
+        assert_eq!(refused(&answer), (400, "validation_error".into()), "{nonce}");
+    }
+    for nonce in ["01", "02"] {
+        let body = prompt(json!({"user_nonce": format!("0x{}", nonce.repeat(32))}));
+        assert_eq!(post(node.addr, "/v1/inference", &body).await.status, 200);
+    }
+    let own = prompt(json!({"user_nonce": format!("0x{}", "01".repeat(32)), "seed": 7}));
+    assert_eq!(post(node.addr, "/v1/inference", &own).await.status, 200);
+    let seeds: Vec<_> = node.engine.starts().iter().map(|spec| spec.sampling.seed).collect();
+    assert_ne!(seeds[0], seeds[1]);
+    assert_eq!(seeds[2], seed_from_client(7), "the client's own seed wins");
 }
 
 #[tokio::test]

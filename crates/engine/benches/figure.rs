@@ -3,20 +3,24 @@
 //!
 //! ```text
 //! figure MODEL THREADS WORK [ISA]     prints tokens a second
-//!   WORK: decode-DEPTH, prefill-TOKENS or batch-SEQUENCES
+//!   WORK: decode-DEPTH, prefill-TOKENS, batch-SEQUENCES or replay-TOKENS
 //!   ISA:  scalar, avx2, avx512 or amx (default: the best there is)
 //! ```
+//! Of `replay` it prints the seconds in which an answer of so many tokens is generated and in
+//! which it is derived again, each without its prompt, and their ratio: medians of five rounds.
 //! Under `cargo test` it has no arguments and does nothing.
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
 mod kit;
+#[path = "kit/replay.rs"]
+mod replay;
 
 use std::path::Path;
 
 use kit::{Ours, tokens};
-use tally_engine::Isa;
 use tally_engine::kv::BlockTable;
+use tally_engine::{EngineOptions, Isa};
 
 /// Tokens to a prefill chunk; the node's default is 64.
 const CHUNK: usize = 128;
@@ -33,9 +37,14 @@ fn main() {
         "amx" => Isa::Amx,
         other => panic!("no instruction set is called {other}"),
     });
-    let mut ours = Ours::load(Path::new(path), threads.parse().unwrap(), isa);
+    let threads = threads.parse().unwrap();
     let (work, size) = work.split_once('-').expect("WORK-SIZE");
     let size: usize = size.parse().unwrap();
+    if work == "replay" {
+        let options = EngineOptions { threads, isa, ..EngineOptions::default() };
+        return replay::compare(Path::new(path), options, size);
+    }
+    let mut ours = Ours::load(Path::new(path), threads, isa);
     let speed = match work {
         "decode" => {
             let table = ours.kv.allocate(size + STEPS).unwrap();

@@ -17,7 +17,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::{Activation, VarBuilder};
 use candle_transformers::models::{gemma3, quantized_phi, quantized_phi3};
 
-use crate::batch::{Batch, Logits};
+use crate::batch::Batch;
 use crate::config::{Family, Keys, ModelConfig, Pairing, RopeScaling};
 use crate::error::LoadError;
 use crate::files::ModelFiles;
@@ -180,11 +180,15 @@ impl Adapter {
             self.read.clear();
             self.feed(&again, false).map_err(|error| said(&error))?;
         }
-        let keeps_each = segment.logits == Logits::All;
-        self.feed(segment.tokens, keeps_each).map_err(|error| said(&error))?;
-        if segment.logits == Logits::None {
+        let wanted = segment.logits.rows(segment.tokens.len());
+        // The last token's alone come with those before it.
+        let apart = if wanted > 1 { segment.tokens.len() - wanted } else { segment.tokens.len() };
+        let (read, kept) = segment.tokens.split_at(apart);
+        self.feed(read, false).map_err(|error| said(&error))?;
+        if wanted != 1 {
             self.logits.clear();
         }
+        self.feed(kept, true).map_err(|error| said(&error))?;
         Ok(&mut self.logits)
     }
 

@@ -14,8 +14,23 @@ pub enum Logits {
     None,
     /// The last row: what the next token is sampled from.
     Last,
+    /// So many of the last rows, at least one: what the next token and the ones that are expected
+    /// after it are sampled from.
+    Tail(usize),
     /// Every row, for tests and measurements.
     All,
+}
+
+impl Logits {
+    /// How many of a segment's `tokens` rows are wanted: the last ones.
+    pub(crate) fn rows(self, tokens: usize) -> usize {
+        match self {
+            Logits::None => 0,
+            Logits::Last => tokens.min(1),
+            Logits::Tail(rows) => rows.min(tokens),
+            Logits::All => tokens,
+        }
+    }
 }
 
 /// Consecutive tokens of one sequence.
@@ -76,13 +91,8 @@ impl<'a> Batch<'a> {
         let (mut first, mut kept) = (0, 0);
         for segment in &self.segments {
             let end = first + segment.tokens.len();
-            let wanted = match segment.logits {
-                Logits::None => end..end,
-                Logits::Last => end - 1..end,
-                Logits::All => first..end,
-            };
-            let count = wanted.len();
-            x.copy_within(wanted.start * width..wanted.end * width, kept * width);
+            let count = segment.logits.rows(segment.tokens.len());
+            x.copy_within((end - count) * width..end * width, kept * width);
             (first, kept) = (end, kept + count);
         }
         x.truncate(kept * width);

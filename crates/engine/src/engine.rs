@@ -9,15 +9,15 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use crate::error::{EncodeError, LoadError, StartError};
-use crate::files::{ModelFiles, ModelKind};
+use crate::files::ModelFiles;
 use crate::kernels::threads::Crew;
 use crate::kernels::{Cpu, Isa};
 use crate::kv::{BLOCK_TOKENS, KvCache, KvPool, KvType, Scope};
-use crate::model::Model;
+use crate::loaded::{Loaded, ModelInfo};
 use crate::runner::{EngineLoad, Runner, Shared};
 use crate::scheduler::Scheduler;
 use crate::sequence::{EventSink, Lease, Sequence, SequenceRequest};
-use crate::template::{ChatFormat, ChatTemplate, ChatTurn};
+use crate::template::{ChatTemplate, ChatTurn};
 use crate::tokenizer::{Place, Tokenizer};
 use crate::turns::Turns;
 
@@ -113,39 +113,9 @@ impl EngineOptions {
         places.map_err(|reason| LoadError::Options { option: "pin_threads", reason })
     }
 
-    fn crew(&self) -> Crew {
+    pub(crate) fn crew(&self) -> Crew {
         Crew { count: self.threads, is_pinned: self.pin_threads }
     }
-}
-
-/// What is known about the loaded model.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ModelInfo {
-    /// `general.name`, else the file's name.
-    pub name: String,
-    /// `general.architecture`.
-    pub architecture: String,
-    /// Quantisation of most weights, such as `Q4_1`.
-    pub quantisation: String,
-    /// Weights in the file.
-    pub parameter_count: u64,
-    /// Tokens of context.
-    pub context_length: u32,
-    /// Tokens of vocabulary.
-    pub vocab_size: u32,
-    /// Ids that end a text.
-    pub eos_ids: Vec<u32>,
-    /// Bytes of weights that one decoded token reads.
-    pub weights_bytes: u64,
-    /// Bytes of memory that all weights take.
-    pub memory_bytes: u64,
-    /// The architecture's configuration as one fixed text, to be hashed.
-    pub config_digest_input: String,
-    /// Version of the numeric rules that the model's text follows; 0 where another machine may
-    /// write another text: models that candle computes, one sequence at a time.
-    pub engine_spec: u32,
-    /// How conversations become text.
-    pub chat_format: ChatFormat,
 }
 
 /// A loaded model and its thread. Clones are handles to the same; the last one stops it.
@@ -196,27 +166,9 @@ impl Engine {
         turns: &Turns,
     ) -> Result<Engine, LoadError> {
         options.check()?;
-        let (texts, model) = std::thread::scope(|scope| {
-            // Building the tokenizer takes about as long as packing the weights of a small model.
-            let texts = scope.spawn(|| texts(files));
-            let model = Model::from_files(files, options.crew(), options.isa);
-            (texts.join(), model)
-        });
-        let (model, (tokenizer, template)) = match (model, texts) {
-            (Err(error), _) | (Ok(_), Ok(Err(error))) => return Err(error),
-            (Ok(model), Ok(Ok(texts))) => (model, texts),
-            (Ok(_), Err(_)) => return Err(LoadError::Tokenizer("it panicked".into())),
-        };
-        let options = of_model(options, &model);
+        let Loaded { model, tokenizer, template, kv, info, options } = Loaded::new(files, options)?;
         let tokenizer = Arc::new(tokenizer);
         let cpu = model.cpu();
-        let kv = KvPool::of_type(model.config(), options.kv_type, options.kv_memory_bytes);
-        if kv.total_blocks() == 0 {
-            let least = KvPool::block_bytes(model.config(), options.kv_type);
-            let reason = format!("{} bytes, one block takes {least}", options.kv_memory_bytes);
-            return Err(LoadError::Options { option: "kv_memory_bytes", reason });
-        }
-        let info = model_info(files, (&model, options.kv_type), (&tokenizer, &template));
         let shared = Arc::new(Shared::default());
         let total = kv.total_blocks();
         shared.lock().load =
@@ -364,31 +316,7 @@ impl Engine {
 
     /// The tokens that the request may come to, prompt included.
     fn check_request(&self, request: &SequenceRequest) -> Result<usize, StartError> {
-        let info = &self.inner.info;
-        let context = info.context_length as usize;
-        let prompt = request.prompt_ids.len();
-        if prompt == 0 {
-            return Err(StartError::EmptyPrompt);
-        }
-        if prompt >= context {
-            let prompt_tokens = u32::try_from(prompt).unwrap_or(u32::MAX);
-            let context_length = info.context_length;
-            return Err(StartError::ContextTooLong { prompt_tokens, context_length });
-        }
-        request.sampling.check(info.vocab_size)?;
-        let invalid = |setting, reason: &str| {
-            Err(StartError::InvalidSetting { setting, reason: reason.into() })
-        };
-        if request.max_tokens == 0 {
-            return invalid("max_tokens", "must be at least 1");
-        }
-        if request.stop.iter().any(String::is_empty) {
-            return invalid("stop", "has an empty string");
-        }
-        if request.prompt_ids.iter().any(|id| *id >= info.vocab_size) {
-            return invalid("prompt", "has an id that is not in the vocabulary");
-        }
-        let tokens_max = prompt.saturating_add(request.max_tokens as usize).min(context);
+        let tokens_max = self.inner.info.check(request)?;
         let (blocks_needed, blocks_total) =
             (KvPool::blocks_for(tokens_max), self.inner.kv_blocks_total);
         if blocks_needed > blocks_total {
@@ -424,66 +352,5 @@ impl Drop for SequenceHandle {
     fn drop(&mut self) {
         self.lease.abandon();
         self.shared.wake();
-    }
-}
-
-/// The options that a model can be served with: candle's networks hold one sequence, share
-/// nothing, and step back only by reading all of it again.
-fn of_model(options: EngineOptions, model: &Model) -> EngineOptions {
-    match model.config().family.is_adapted() {
-        true => {
-            EngineOptions {
-                running_max: 1,
-                share_prefixes: SharePrefixes::Nobody,
-                // Theirs are in f32 whatever is asked for; the pool only counts.
-                kv_type: KvType::default(),
-                speculation: false,
-                ..options
-            }
-        }
-        false => options,
-    }
-}
-
-/// What turns text to ids and back.
-fn texts(files: &ModelFiles) -> Result<(Tokenizer, ChatTemplate), LoadError> {
-    match files.kind() {
-        ModelKind::Gguf(gguf) => {
-            let tokenizer = Tokenizer::from_gguf(gguf)?;
-            let template = ChatTemplate::from_gguf(gguf, &tokenizer)?;
-            Ok((tokenizer, template))
-        }
-        ModelKind::Folder(folder) => {
-            let tokenizer = Tokenizer::from_hf(folder.dir())?;
-            let template = ChatTemplate::from_hf(folder.dir(), &tokenizer)?;
-            Ok((tokenizer, template))
-        }
-    }
-}
-
-fn model_info(
-    files: &ModelFiles,
-    (model, kv_type): (&Model, KvType),
-    (tokenizer, template): (&Tokenizer, &ChatTemplate),
-) -> ModelInfo {
-    let config = model.config();
-    // Half precision says nothing, as it did when there was nothing else.
-    let kv = match kv_type {
-        KvType::F16 => "",
-        KvType::F32 => " kv=f32",
-    };
-    ModelInfo {
-        name: files.name(),
-        architecture: files.architecture(),
-        quantisation: files.quantisation(),
-        parameter_count: files.parameter_count(),
-        context_length: config.context_length,
-        vocab_size: config.vocab_size as u32,
-        eos_ids: tokenizer.eos().to_vec(),
-        weights_bytes: model.weights_bytes(),
-        memory_bytes: model.memory_bytes(),
-        config_digest_input: config.canonical_text() + kv,
-        engine_spec: model.engine_spec(),
-        chat_format: template.format(),
     }
 }

@@ -18,7 +18,8 @@
 //!
 //! Where to read on: [`model`] is the forward pass on one page, [`kv`] the paged cache and its
 //! prefixes, `kernels` the hot loops, `scheduler` who does what, `sequence` what a request goes
-//! through, `speculation` how several tokens may come of one step.
+//! through, `speculation` how several tokens may come of one step, `replay` how a text that is
+//! claimed to be a model's is derived again.
 
 mod adapter;
 mod batch;
@@ -30,11 +31,13 @@ mod files;
 mod gpt2;
 mod kernels;
 pub mod kv;
+mod loaded;
 mod math;
 pub mod model;
 mod ops;
 mod philox;
 mod probe;
+mod replay;
 mod rope;
 mod runner;
 mod sampler;
@@ -51,11 +54,13 @@ mod weights;
 
 use files::gguf;
 
-pub use engine::{Engine, EngineOptions, ModelInfo, SequenceHandle, SharePrefixes};
+pub use engine::{Engine, EngineOptions, SequenceHandle, SharePrefixes};
 pub use error::{EncodeError, LoadError, StartError};
 pub use files::{LoadProgress, ModelFiles, WeightFile};
 pub use kernels::Isa;
 pub use kv::KvType;
+pub use loaded::ModelInfo;
+pub use replay::{ClaimedEnd, ClaimedTurn, Fault, Found, Replay, ReplayError, Replayed};
 pub use runner::EngineLoad;
 pub use sampler::{LOGPROBS_MAX, Sampling};
 pub use sequence::{Event, EventSink, FinishReason, Logprob, SequenceRequest, TokenLogprobs};

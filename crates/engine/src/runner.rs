@@ -12,7 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
 use crate::kv::{BlockTable, CacheCounts, KvCache, KvPool};
-use crate::model::{Batch, ForwardError, Logits, Model, Outputs, Segment};
+use crate::model::{Batch, ForwardError, Model, Outputs, Segment};
 use crate::scheduler::{HEADROOM_TOKENS, Running, Scheduler, SequenceId, State, Step, Waiting};
 use crate::sequence::Sequence;
 use crate::speculation::DRAFT_MAX;
@@ -335,12 +335,7 @@ impl Runner {
             let Some(table) = &sequence.table else { continue };
             let (tokens, logits) = sequence.fed();
             batch.segments.push(Segment { tokens, start: sequence.cached, table, logits });
-            let rows = match logits {
-                Logits::None => 0,
-                Logits::Last => 1,
-                Logits::All => tokens.len(),
-            };
-            rows_of.push((index, rows));
+            rows_of.push((index, logits.rows(tokens.len())));
         }
         if batch.segments.is_empty() {
             return Ok(());

@@ -239,6 +239,26 @@ impl Sequence {
         self.outbox.is_empty() && self.sink.is_ready()
     }
 
+    /// The ids after the prompt, those included that are held back for stop strings.
+    pub(crate) fn completion(&self) -> &[u32] {
+        &self.ids[self.prompt_tokens..]
+    }
+
+    /// Prompt tokens that it found in the cache when it was first admitted.
+    pub(crate) fn found_tokens(&self) -> usize {
+        self.found_tokens.unwrap_or(0)
+    }
+
+    /// Takes what would be told next: for whoever reads without a sink.
+    pub(crate) fn take_events(&mut self) -> impl Iterator<Item = Event> {
+        self.outbox.drain(..)
+    }
+
+    /// Why and with which tail of text it ended.
+    pub(crate) fn end(&self) -> Option<&(FinishReason, String)> {
+        self.end.as_ref()
+    }
+
     /// Whether it generates no more.
     pub(crate) fn has_ended(&self) -> bool {
         self.end.is_some()
@@ -294,13 +314,20 @@ impl Sequence {
         self.guessed as u64
     }
 
+    /// Adds ids to what is fed that somebody else says come next: they are checked as a draft
+    /// is. Only where all that isn't cached is fed.
+    pub(crate) fn expect(&mut self, ids: &[u32]) {
+        self.fed.extend_from_slice(ids);
+        self.guessed = ids.len();
+    }
+
     /// What the next step feeds, and for which of it logits are wanted.
     pub(crate) fn fed(&self) -> (&[u32], Logits) {
         let ends_here = self.cached + self.fed.len() - self.guessed == self.ids.len();
         let logits = match (ends_here, self.guessed) {
             (false, _) => Logits::None,
             (true, 0) => Logits::Last,
-            (true, _) => Logits::All,
+            (true, guessed) => Logits::Tail(guessed + 1),
         };
         (&self.fed, logits)
     }
@@ -407,7 +434,7 @@ struct Told {
 }
 
 /// Keccak-256 of a hidden state's bits, little-endian.
-fn digest(state: &[f32]) -> [u8; 32] {
+pub(crate) fn digest(state: &[f32]) -> [u8; 32] {
     let mut hash = Keccak256::new();
     state.iter().for_each(|x| hash.update(x.to_bits().to_le_bytes()));
     hash.finalize().into()

@@ -13,7 +13,7 @@ use axum::http::StatusCode;
 
 pub(super) use inference::inference;
 pub(super) use node::{auth_challenge, health, metrics, models, version};
-pub(super) use session::{session_challenge, session_report, session_token};
+pub(super) use session::{session_challenge, session_proof, session_report, session_token};
 
 use super::AppState;
 use super::body::read_body;

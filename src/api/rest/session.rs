@@ -5,6 +5,8 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::HeaderMap;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
@@ -13,7 +15,7 @@ use super::{AppState, Fault, HttpError, RequestId, read_body};
 use crate::api::edge::bearer;
 use crate::api::error::object;
 use crate::session::{ClaimReport, Credential, Phase, Refusal, SessionReport, TxState};
-use crate::units::{JobId, Signature};
+use crate::units::{ClaimSeq, JobId, Signature};
 
 /// `GET /v1/sessions/{job}`.
 pub(in crate::api) async fn session_report(
@@ -22,11 +24,27 @@ pub(in crate::api) async fn session_report(
     Path(job): Path<String>,
     headers: HeaderMap,
 ) -> Result<Json<Value>, HttpError> {
-    let credential = bearer(&headers)
-        .map_or(Credential::JobNumber, |token| Credential::Token(token.to_owned().into()));
+    let credential = credential(&headers);
     let answer = async { app.sessions.report(job_of(&job)?, &credential).await };
     let report = answer.await.map_err(|refusal| HttpError::new(refusal, &id))?;
     Ok(Json(report_json(&report, app.sessions.chain_id())))
+}
+
+/// `GET /v1/sessions/{job}/proofs/{seq}`.
+pub(in crate::api) async fn session_proof(
+    State(app): State<Arc<AppState>>,
+    Extension(RequestId(id)): Extension<RequestId>,
+    Path((job, seq)): Path<(String, String)>,
+    headers: HeaderMap,
+) -> Result<Response, HttpError> {
+    let credential = credential(&headers);
+    let answer = async {
+        let wrong = |_| Refusal::invalid("seq", "seq must be the number of a claim");
+        let seq = ClaimSeq::new(seq.parse().map_err(wrong)?);
+        app.sessions.proof(job_of(&job)?, seq, &credential).await
+    };
+    let blob = answer.await.map_err(|refusal| HttpError::new(refusal, &id))?;
+    Ok(([(CONTENT_TYPE, "application/octet-stream")], blob).into_response())
 }
 
 /// `POST /v1/sessions/{job}/challenge`.
@@ -63,6 +81,11 @@ pub(in crate::api) async fn session_token(
         Ok(Json(json!({ "token": token, "expires_at": issued.expires_at.get() })))
     };
     answer.await.map_err(|fault: Fault| HttpError::new(fault, &id))
+}
+
+fn credential(headers: &HeaderMap) -> Credential {
+    bearer(headers)
+        .map_or(Credential::JobNumber, |token| Credential::Token(token.to_owned().into()))
 }
 
 fn job_of(text: &str) -> Result<JobId, Refusal> {

@@ -35,7 +35,7 @@ pub use pool::EndpointReport;
 pub use version::ContractVersion;
 pub use wallet::{
     ChallengeSignature, EvmWallet, KeyError, keystore_change_password, keystore_import,
-    keystore_new,
+    keystore_new, recover_digest,
 };
 
 /// Where the marketplace is and who we are there.

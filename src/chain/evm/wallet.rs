@@ -140,6 +140,17 @@ impl Wallet for EvmWallet {
     }
 }
 
+/// The signer of a ready digest; `None` for a malformed signature.
+#[must_use]
+pub fn recover_digest(digest: Hash32, signature: &Signature) -> Option<Address> {
+    if !matches!(signature.bytes().last(), Some(27 | 28)) {
+        return None;
+    }
+    let signature = EvmSignature::from_raw_array(signature.bytes()).ok()?;
+    let signer = signature.recover_address_from_prehash(&B256::new(*digest.bytes())).ok()?;
+    Some(address_of(signer))
+}
+
 /// Makes a new key and stores it as `dir/<address>.json`, readable by the owner only. Blocks for
 /// the key derivation.
 ///

@@ -8,7 +8,7 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
 use candle_transformers::models::{quantized_phi, quantized_phi3};
 use tally_engine::model::Model;
-use tally_engine::{Engine, EngineOptions, SharePrefixes};
+use tally_engine::{Engine, EngineOptions, Replay, ReplayError, SharePrefixes};
 
 use crate::families::cases;
 use crate::kit::{Tap, answer, collect, model_path, options, request};
@@ -293,6 +293,9 @@ fn an_adapted_model_serves_several_requests_in_turn() {
         Engine::load(&path, EngineOptions { share_prefixes: everyone, ..options() }).unwrap();
     assert_eq!(engine.info().engine_spec, 0);
     assert_eq!(engine.info().architecture, "phi3");
+    // What another machine may write otherwise can't be held against anybody.
+    let refusal = Replay::load(&path, options()).map(|_| ()).unwrap_err();
+    assert!(matches!(&refusal, ReplayError::NotCanonical { architecture } if architecture == "phi3"));
     let prompts: Vec<Vec<u32>> = ["one two three", "one two four five", "one two three"]
         .map(|text| engine.encode_raw(&text.repeat(8)).unwrap())
         .into();

@@ -14,6 +14,7 @@ mod lifecycle;
 mod models;
 mod perplexity;
 mod reference;
+mod replay;
 mod sameness;
 mod speculation;
 mod stream;
