@@ -303,7 +303,8 @@ impl Story {
         let flags = flags.iter().filter(|(is_set, _)| *is_set).fold(0, |all, (_, flag)| all | flag);
         let salt = u16::try_from(self.dice.below(1 << 16))?;
         let bytes = proof::ProofBytes { flags, tokens_cumulative, seq, salt, root, signature };
-        let blob = proof::Blob::of_claim(domain, self.job, seq, &self.entries).context("no blob")?;
+        let blob =
+            proof::Blob::of_claim(domain, self.job, seq, &self.entries).context("no blob")?;
         // A stray seed may stand in a turn that this claim does not reach.
         let honest = self.honest || blob.turns.iter().all(|turn| is_honest(&turn.header));
         Ok(json!({
@@ -319,9 +320,9 @@ impl Story {
 }
 
 fn is_honest(header: &TurnHeader) -> bool {
-    let (host, user) = header.nonces.map_or((Hash32::ZERO, Some(Hash32::ZERO)), |nonces| {
-        (nonces.host, nonces.user)
-    });
+    let (host, user) = header
+        .nonces
+        .map_or((Hash32::ZERO, Some(Hash32::ZERO)), |nonces| (nonces.host, nonces.user));
     let user = user.unwrap_or_else(|| proof::derived_user_nonce(&header.prompt_ids));
     header.seed_origin == SeedOrigin::Client || header.seed == proof::seed(host, user, header.turn)
 }

@@ -175,6 +175,9 @@ export function encodeBlob(blob: Blob): Uint8Array {
   if (!chunks.some((chunk) => chunk.turn === turns.length - 1)) {
     throw new ClaimError("bad_blob", "the last turn is the last of which a token is covered");
   }
+  if (new Set(turns.map((turn) => turn.turnNo)).size < turns.length) {
+    throw new ClaimError("bad_blob", "a turn stands twice");
+  }
   const isNarrow =
     turns.every((turn) => areNarrow(turn.promptIds)) && chunks.every((c) => areNarrow(c.ids));
   const specs = new Table();
