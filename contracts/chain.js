@@ -119,8 +119,9 @@ async function mined(rpc, hash, deadlineMs = 60_000) {
 function revertReason(data) {
   if (!data || data === "0x") return "";
   const words = new ethers.Interface(["error Error(string)", "error Panic(uint256)"]);
-  // v7 has every custom error of the others.
-  const known = words.parseError(data) ?? artifact("JobMarketplaceV7").abi.parseError(data);
+  // v7 has every custom error of the others but the vouchers'.
+  const known = words.parseError(data) ?? artifact("JobMarketplaceV7").abi.parseError(data)
+    ?? artifact("JobMarketplaceVouchers").abi.parseError(data);
   if (known === null) return data;
   return known.name === "Error" ? known.args[0] : `${known.name}(${known.args.join(", ")})`;
 }

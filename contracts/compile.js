@@ -16,6 +16,7 @@ const SOURCES = path.join(__dirname, "src");
 const CONTRACTS = [
   "JobMarketplace",
   "JobMarketplaceV3a",
+  "JobMarketplaceVouchers",
   "JobMarketplaceV4",
   "JobMarketplaceV4Late",
   "JobMarketplaceV5",
@@ -30,6 +31,7 @@ const CONTRACTS = [
   "ProofSystem",
   "ProofSystemV7",
   "TestToken",
+  "testing/ContractWallet",
   "testing/FreezableToken",
   "testing/RefusingDepositor",
   "testing/RepriceableNodeRegistry",

@@ -23,6 +23,7 @@ const SESSION = {
   "proof-interval": "100",
   "max-duration": "86400",
   "payment-token": "native",
+  session: "plain",
   "proof-timeout-window": undefined,
 };
 const OPEN = {
@@ -85,11 +86,17 @@ function parse(args, known) {
   if (!["native", "erc20"].includes(options["payment-token"])) {
     throw new Error(`--payment-token is native or erc20, found ${options["payment-token"]}`);
   }
+  if (!["plain", "voucher"].includes(options.session)) {
+    throw new Error(`--session is plain or voucher, found ${options.session}`);
+  }
   return options;
 }
 
 /** Refuses options that the version has no use for. */
-function onlyModelBound(options, traits, names) {
+function onlyFitting(options, traits, names) {
+  if (options.session === "voucher" && !traits.vouchers) {
+    throw new Error("--session voucher is for the contract version vouchers");
+  }
   for (const name of names.filter((n) => options[n] !== undefined && !traits.modelBound)) {
     throw new Error(`--${name} is for contract versions whose sessions are bound to a model: v7`);
   }
@@ -179,12 +186,13 @@ function terms(options, traits) {
     token: options.token,
     fund: options["payment-token"] === "erc20",
     model: options["model-id"],
+    vouchers: options.session === "voucher",
   };
 }
 
 async function deploy(options) {
   const traits = VERSIONS[options.contract];
-  onlyModelBound(options, traits, ["rate-limit", "proof-timeout-window"]);
+  onlyFitting(options, traits, ["rate-limit", "proof-timeout-window"]);
   const rpc = chain.connect(options.rpc);
   const accounts = chain.devAccounts();
   const registered = await model(options);
@@ -251,6 +259,7 @@ async function openDuring(rpc, key, opening) {
     proof_interval: Number(opening.proofInterval),
     max_duration: Number(opening.maxDuration),
     ...(opening.token && { payment_token: opening.token }),
+    ...(opening.vouchers && { vouchers: true }),
     ...(bound && { model_id: opening.model, proof_timeout_window: Number(opening.window) }),
   };
 }
@@ -274,7 +283,7 @@ async function openSession(options) {
   const { marketplace } = options;
   const contract = await sessions.versionAt(rpc, marketplace, options.contract);
   const traits = VERSIONS[contract];
-  onlyModelBound(options, traits, ["model-id", "proof-timeout-window"]);
+  onlyFitting(options, traits, ["model-id", "proof-timeout-window"]);
   const found = { ...options, contract };
   if (options["payment-token"] === "erc20") {
     found.token ??= await sessions.acceptedToken(rpc, marketplace);

@@ -8,6 +8,9 @@ const { VERSIONS } = require("./versions.js");
 
 const { ethers } = chain;
 
+/** What tells our voucher contract from v3a, which it is otherwise. */
+const VOUCHER_SESSION = ethers.id("isVoucherSession(uint256)").slice(0, 10);
+
 /** Versions that the code at an address can be, told by selectors: v3a and v3 look alike. */
 async function versionsAt(rpc, address) {
   const code = await rpc("eth_getCode", address, "latest");
@@ -17,7 +20,8 @@ async function versionsAt(rpc, address) {
   const fits = ([, traits]) => {
     const claim = chain.artifact(traits.job_marketplace).abi.getFunction("submitProofOfWork");
     const thousandths = has(ethers.id("PRICE_PRECISION()").slice(0, 10));
-    return has(claim.selector) && thousandths === (traits.pricePrecision !== 1n);
+    return has(claim.selector) && has(VOUCHER_SESSION) === traits.vouchers
+      && thousandths === (traits.pricePrecision !== 1n);
   };
   return Object.entries(VERSIONS).filter(fits).map(([name]) => name);
 }
@@ -61,7 +65,8 @@ async function firstTopic(rpc, address, event, decode) {
 /**
  * Queues a session and resolves with the hash to wait for. `terms`: { marketplace, version, host,
  * deposit, price, maxDuration, proofInterval } as bigint, and where they apply `token`, `fund`
- * (mint and approve the deposit first: a test token), `model`, `window`.
+ * (mint and approve the deposit first: a test token), `model`, `window`, `vouchers` (a session
+ * that pays by vouchers alone).
  */
 async function queueSession(rpc, key, terms) {
   const traits = VERSIONS[terms.version];
@@ -69,7 +74,8 @@ async function queueSession(rpc, key, terms) {
   const signer = new chain.Signer(rpc, key);
   if (terms.fund) await fund(rpc, signer, terms);
   const native = terms.token === undefined;
-  const opening = traits.modelBound ? "createSessionJobForModel" : "createSessionJob";
+  const plain = traits.modelBound ? "createSessionJobForModel" : "createSessionJob";
+  const opening = terms.vouchers ? "createVoucherSession" : plain;
   const method = native ? opening : `${opening}WithToken`;
   const data = abi.encodeFunctionData(method, [
     terms.host,

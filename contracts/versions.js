@@ -14,6 +14,8 @@ const EARLY = {
   pricedHosts: false,
   /** Whether each session is bound to a model. */
   modelBound: false,
+  /** Whether a session may pay by vouchers alone. */
+  vouchers: false,
 };
 const LATER = {
   ...EARLY,
@@ -25,6 +27,13 @@ const LATER = {
 /** By version: the contracts' names in contracts/abi, and the above. */
 const VERSIONS = {
   v3a: { ...EARLY, job_marketplace: "JobMarketplaceV3a", disputeWindow: 3600n },
+  // Ours: v3a, and voucher sessions beside its own.
+  vouchers: {
+    ...EARLY,
+    job_marketplace: "JobMarketplaceVouchers",
+    disputeWindow: 3600n,
+    vouchers: true,
+  },
   v3: { ...EARLY, job_marketplace: "JobMarketplace" },
   v4: { ...EARLY, job_marketplace: "JobMarketplaceV4" },
   "v4-late": { ...EARLY, job_marketplace: "JobMarketplaceV4Late", pricePrecision: 1000n },

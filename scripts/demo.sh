@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The main job on real parts: a real model answers over REST and WebSocket, the tokens of one paid
-# session are counted, claimed on a real EVM and paid. Ends by itself and leaves nothing running.
+# session are counted, claimed on a real EVM and paid, and every claimed token is derived again.
+# Ends by itself and leaves nothing running.
 #
 #   scripts/demo.sh [--contract VERSION] [--payment-token KIND] [--keep]
 #
@@ -66,7 +67,7 @@ stack_start "$STATE" "$MODEL" --contract "$CONTRACT" --payment-token "$PAYMENT_T
 
 "$PYTHON" "$TALLY_ROOT/scripts/demo/paid_session.py" --url "$STACK_URL" \
     --node-pid "$STACK_NODE_PID" --node-log "$STACK_LOG" --chain "$STACK_CHAIN" \
-    --started "$STARTED"
+    --started "$STARTED" --program "$STACK_BINARY" --data-dir "$STATE/data" --weights "$MODEL"
 
 if [ "$KEEP" = yes ]; then
     disown "$STACK_NODE_PID"

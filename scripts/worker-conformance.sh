@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Holds the worker protocol (docs/spec/worker-protocol.md) against a worker, from outside.
 #
-#   scripts/worker-conformance.sh URL [--slots N] [--queue N]   any worker; TALLY_WORKER_TOKEN is
-#                                                               sent where it is set
-#   scripts/worker-conformance.sh --own                         a `tally worker` of its own on the
-#                                                               pinned model
+#   scripts/worker-conformance.sh URL [--slots N] [--queue N] [--context N] [--times]
+#       any worker; TALLY_WORKER_TOKEN is sent where it is set. --context is its model's: prompts
+#       beyond it must be refused. --times holds what the page says of /health and /cancel too.
+#   scripts/worker-conformance.sh --own
+#       a `tally worker` of its own on the pinned model, with a token
 #
 # The last line of standard output is {"ok", "passed", "failed"}.
 set -euo pipefail
@@ -28,6 +29,7 @@ own() {
 s = socket.socket()
 s.bind(("", 0))
 print(s.getsockname()[1])')
+    export TALLY_WORKER_TOKEN=conformance
     log=$(mktemp "${TMPDIR:-/tmp}/tally-worker.XXXXXX")
     "$binary" worker --worker-id conformance --model "$model" --port "$port" \
         --callback-url http://localhost:9999 >"$log" &
@@ -37,7 +39,7 @@ print(s.getsockname()[1])')
         kill -0 "$worker" 2>/dev/null || die "the worker ended: $(cat "$log")"
         sleep 0.1
     done
-    suite "http://127.0.0.1:$port"
+    suite "http://127.0.0.1:$port" --context 8192
     kill -TERM "$worker"
     wait "$worker" || die "the worker did not end in order: $(tail -n 3 "$log")"
 }

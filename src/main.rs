@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 use tally::node::cli::{Cli, Task};
-use tally::node::commands;
 use tally::node::worker::cli as worker;
+use tally::node::{commands, logging};
 
 /// Threads for what would hold the runtime up: ledger reads, long prompts. They take turns with the
 /// model's own threads, so a crowd of them would only be slower; what comes on top waits.
@@ -23,7 +23,9 @@ fn main() -> ExitCode {
         }
         Err(error) => error.exit(),
     };
-    match start(cli) {
+    let ended = start(cli);
+    logging::flush();
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("tally: {error:#}");

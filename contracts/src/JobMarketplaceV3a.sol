@@ -43,10 +43,10 @@ contract JobMarketplaceV3a is ByteProofs {
         paymentToken = session.paymentToken;
         deposit = session.deposit;
         pricePerToken = session.pricePerToken;
-        tokensUsed = session.tokensUsed;
+        tokensUsed = _proven(session);
         maxDuration = session.maxDuration;
         startTime = session.startTime;
-        lastProofTime = session.lastProofTime;
+        lastProofTime = _lastProof(session);
         proofInterval = session.proofInterval;
         status = JobMarketplace.SessionStatus(uint8(session.status));
         withdrawnByHost = session.withdrawnByHost;

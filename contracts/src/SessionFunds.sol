@@ -120,7 +120,10 @@ abstract contract SessionFunds is Owned {
         else accumulatedTreasuryTokens[token] += fee;
     }
 
-    function _push(address token, address to, uint256 amount, string memory failure) internal {
+    function _push(address token, address to, uint256 amount, string memory failure)
+        internal
+        virtual
+    {
         if (token == address(0)) {
             (bool ok,) = to.call{value: amount}("");
             require(ok, failure);

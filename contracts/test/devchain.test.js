@@ -214,3 +214,42 @@ test("a_foreground_chain_ends_with_its_script", () =>
     assert.equal(await answers(dir), false);
     assert.deepEqual(fs.readdirSync(dir), ["anvil.log"]);
   }));
+
+test("a_voucher_session_opens_where_the_contract_has_them_and_nowhere_else", () =>
+  withState(async (dir) => {
+    const wrong = run("devchain.sh", "--state-dir", dir, "--open-session", "--session", "voucher");
+    assert.notEqual(wrong.status, 0, wrong.stdout);
+    assert.match(wrong.stderr, /--session voucher is for the contract version vouchers/);
+    const started = run("devchain.sh", "--state-dir", dir, "--contract", "vouchers",
+      "--open-session", "--session", "voucher");
+    assert.equal(started.status, 0, started.stderr);
+    const result = JSON.parse(started.stdout);
+    assert.deepEqual([result.contract_version, result.job.vouchers], ["vouchers", true]);
+    const { job_marketplace: marketplace } = result.addresses;
+    const open = (...args) => run("open-session.sh", "--rpc", result.rpc_url,
+      "--marketplace", marketplace, "--host", result.accounts.host.address, ...args);
+    for (const [args, job] of [
+      [[], { job_id: 2 }],
+      [["--session", "voucher"], { job_id: 3 }],
+      [["--session", "voucher", "--payment-token", "erc20"],
+        { job_id: 4, token: result.addresses.token }],
+    ]) {
+      const opened = open(...args);
+      assert.equal(opened.status, 0, opened.stderr);
+      assert.deepEqual(JSON.parse(opened.stdout), job);
+    }
+    const kinds = [];
+    for (const id of [1, 2, 3, 4]) {
+      const read = reader(chain.connect(result.rpc_url));
+      kinds.push(...(await read("JobMarketplaceVouchers", marketplace, "isVoucherSession", id)));
+    }
+    assert.deepEqual(kinds, [true, false, true, true]);
+    for (const [args, words] of [
+      [["--contract", "v3a"], "--marketplace is vouchers"],
+      [["--session", "both"], "--session is plain or voucher"],
+    ]) {
+      const refused = open(...args);
+      assert.notEqual(refused.status, 0, refused.stdout);
+      assert.match(refused.stderr, new RegExp(words));
+    }
+  }));

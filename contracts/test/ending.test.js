@@ -13,6 +13,7 @@ const EARLY_END = "Session not timed out";
 /** Whom a version lets complete beside the depositor, after the window from the start. */
 const COMPLETERS = {
   v3a: { stranger: "Only host or requester" },
+  vouchers: { stranger: "Only host or requester" },
   v3: { stranger: undefined },
   v4: { stranger: undefined },
   "v4-late": { stranger: undefined },

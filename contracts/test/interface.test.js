@@ -3,6 +3,8 @@
 "use strict";
 
 const assert = require("node:assert/strict");
+const fs = require("node:fs");
+const path = require("node:path");
 const test = require("node:test");
 const { artifact, ethers } = require("../chain.js");
 const { VERSIONS } = require("../versions.js");
@@ -16,6 +18,7 @@ const selector = (signature) => ethers.id(signature).slice(0, 10);
 /** submitProofOfWork by version (section 1). */
 const SUBMIT = {
   v3a: ["submitProofOfWork(uint256,uint256,bytes)", "0xc8c664ee"],
+  vouchers: ["submitProofOfWork(uint256,uint256,bytes)", "0xc8c664ee"],
   v3: ["submitProofOfWork(uint256,uint256,bytes)", "0xc8c664ee"],
   v4: ["submitProofOfWork(uint256,uint256,bytes32,string)", "0xace083b3"],
   "v4-late": ["submitProofOfWork(uint256,uint256,bytes32,string)", "0xace083b3"],
@@ -50,19 +53,38 @@ const MODEL_BOUND = [
   "sessionModel(uint256)",
   "minTokensFee()",
 ];
+const DELEGATION = "(uint256,address,address,bytes32,uint256,uint64,uint64)";
+const VOUCHER = "(uint256,uint64,uint32,bytes32,bytes32,bytes32,uint8)";
 const UPPER = ["DISPUTE_WINDOW()", "FEE_BASIS_POINTS()"];
 const LOWER = ["disputeWindow()", "feeBasisPoints()"];
 const PRECISION = ["PRICE_PRECISION()"];
+const VOUCHERS = [
+  "createVoucherSession(address,uint256,uint256,uint256)",
+  "createVoucherSessionWithToken(address,address,uint256,uint256,uint256,uint256)",
+  "createVoucherSessionFromDeposit(address,address,uint256,uint256,uint256,uint256)",
+  `registerDelegation(${DELEGATION},bytes)`,
+  "submitVoucher(uint256,uint64,uint32,bytes32,bytes)",
+  `submitFirstVoucher(${DELEGATION},bytes,${VOUCHER})`,
+  `submitVouchers(${VOUCHER}[])`,
+  "voucherState(uint256)",
+  "voucherFunds(address)",
+  "isVoucherSession(uint256)",
+  "domainSeparator()",
+  `delegationDigest(${DELEGATION})`,
+  "voucherDigest(uint256,uint64,uint32,bytes32,bytes32)",
+  "CLAIM_GRACE()",
+];
 const PAUSE = ["pause()", "unpause()", "paused()"];
 
 /** What some versions have and the others lack, so that a node can tell them apart. */
 const ONLY_SOME = [
-  [PLAIN, ["v3a", "v3", "v4", "v4-late", "v5", "v6"]],
+  [PLAIN, ["v3a", "vouchers", "v3", "v4", "v4-late", "v5", "v6"]],
   [MODEL_BOUND, ["v7"]],
-  [UPPER, ["v3a", "v3", "v4", "v4-late"]],
+  [UPPER, ["v3a", "vouchers", "v3", "v4", "v4-late"]],
   [LOWER, ["v5", "v6", "v7"]],
   [PRECISION, ["v4-late", "v5", "v6", "v7"]],
   [PAUSE, ["v5", "v6", "v7"]],
+  [VOUCHERS, ["vouchers"]],
 ];
 
 /** The contracts around the marketplace. */
@@ -112,8 +134,14 @@ const EVENTS = [
   [
     "ProofSubmitted(uint256,address,uint256,bytes32)",
     "0xb4c5c92500782d044d3f3d15b5bdc795913a997874aa9ba898f5b24754d4b7f8",
-    [true, true, false, false], ["v3a", "v3"],
+    [true, true, false, false], ["v3a", "vouchers", "v3"],
   ],
+  ["VoucherSessionCreated(uint256)", "0x", [true], ["vouchers"]],
+  [
+    "DelegationRegistered(uint256,address,bytes32,uint64,uint64)", "0x",
+    [true, true, false, false, false], ["vouchers"],
+  ],
+  ["VoucherSkipped(uint256,uint8)", "0x", [true, false], ["vouchers"]],
   [
     "ProofSubmitted(uint256,address,uint256,bytes32,string)", "0x0b81f467",
     [true, true, false, false, false], ["v4", "v4-late", "v5"],
@@ -136,6 +164,7 @@ const [ID, DEPOSITOR, REQUESTER] = ["uint256 id", "address depositor", "address 
 const LAST = ["bytes32 lastProofHash", "string lastProofCID"];
 const SESSIONS = {
   v3a: [15, [ID, REQUESTER, ...START, ...END]],
+  vouchers: [15, [ID, REQUESTER, ...START, ...END]],
   v3: [16, [ID, DEPOSITOR, REQUESTER, ...START, ...END]],
   v4: [18, [ID, DEPOSITOR, REQUESTER, ...START, ...END, ...LAST]],
   "v4-late": [18, [ID, DEPOSITOR, REQUESTER, ...START, ...END, ...LAST]],
@@ -233,6 +262,10 @@ test("pausable_versions_name_the_error_and_v7_adds_errors_of_its_own", () => {
   for (const version of versions("v3a", "v3", "v4", "v4-late")) {
     assert.deepEqual(errors(version), [guard], version.name);
   }
+  const [vouchers] = versions("vouchers");
+  assert.deepEqual(errors(vouchers), [
+    "DelegationRefused", guard, "VoucherFundsTouched", "VoucherRefused", "VouchersOnly",
+  ], "no pause: nobody can hold up a voucher");
   const pausable = ["EnforcedPause", "ExpectedPause", guard];
   for (const version of versions("v5", "v6")) {
     assert.deepEqual(errors(version), pausable, version.name);
@@ -249,6 +282,14 @@ test("the_proof_system_taken_for_the_marketplace_lacks_its_selectors", () => {
       assert.ok(!bytecode.includes(wanted.slice(2)), `${contract}: ${wanted}`);
     }
   }
+});
+
+test("the_voucher_calls_have_the_selectors_of_the_page", () => {
+  const { abi } = artifact("JobMarketplaceVouchers");
+  const page = fs.readFileSync(path.resolve(__dirname, "../../docs/spec/contract.md"), "utf8");
+  const said = [...page.matchAll(/^(0x[0-9a-f]{8})  (\w+)\(/gm)].map(([, hex, name]) => [name, hex]);
+  assert.equal(said.length, 8);
+  for (const [name, hex] of said) assert.equal(abi.getFunction(name).selector, hex, name);
 });
 
 test("a_marketplace_fits_into_the_size_that_chains_accept", () => {

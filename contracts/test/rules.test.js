@@ -196,7 +196,7 @@ versionTests(test, VERSION_NAMES, (rule, name) => {
 
 /** Bytes that `sessionJobs` of an unknown job returns. */
 const UNKNOWN_BYTES = {
-  v3a: 512, v3: 544, v4: 640, "v4-late": 640, v5: 608, v6: 608, v7: 640,
+  v3a: 512, vouchers: 512, v3: 544, v4: 640, "v4-late": 640, v5: 608, v6: 608, v7: 640,
 };
 
 /** What refuses proofBytes(1) a second time; v4 accepts it. */

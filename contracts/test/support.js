@@ -202,7 +202,7 @@ class World {
 
   /**
    * The call that opens a session: { method, args, value }. `way` is native, token or deposit;
-   * `tokens` sets the deposit to what so many cost. Defaults: 10,000 tokens at 1e14 units.
+   * `vouchers` makes it one that pays by vouchers alone; `tokens` sets the deposit to what so many cost. Defaults: 10,000 tokens at 1e14 units.
    */
   opening(terms = {}) {
     const t = { way: "native", ...OPEN_DEFAULTS, price: this.price, host: this.host, ...terms };
@@ -214,8 +214,9 @@ class World {
     }[t.way];
     const model = this.v.modelBound ? [t.model ?? MODEL] : [];
     const window = this.v.modelBound ? [t.window ?? 0n] : [];
+    const plain = this.v.modelBound ? "model" : "plain";
     return {
-      method: OPENINGS[this.v.modelBound ? "model" : "plain"][t.way],
+      method: OPENINGS[t.vouchers ? "vouchers" : plain][t.way],
       args: [t.host, ...model, ...payment, t.price, t.maxDuration, t.proofInterval, ...window],
       value: t.way === "native" ? deposit : 0n,
       deposit,
@@ -278,6 +279,11 @@ const OPENINGS = {
     token: "createSessionJobForModelWithToken",
     deposit: "createSessionFromDepositForModel",
   },
+  vouchers: {
+    native: "createVoucherSession",
+    token: "createVoucherSessionWithToken",
+    deposit: "createVoucherSessionFromDeposit",
+  },
 };
 
 /**
@@ -287,6 +293,7 @@ const OPENINGS = {
 const HOST_ONLY = "Only host can submit proof";
 const TRAITS = {
   v3a: { claim: "bytes", rate: 20n, notHost: HOST_ONLY, early: true },
+  vouchers: { claim: "bytes", rate: 20n, notHost: HOST_ONLY, early: true },
   v3: { claim: "bytes", rate: 20n, notHost: HOST_ONLY, early: true },
   v4: { claim: "hash", rate: 20n, notHost: HOST_ONLY, early: true },
   "v4-late": { claim: "hash", rate: 2000n, notHost: HOST_ONLY, early: true },

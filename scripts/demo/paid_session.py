@@ -8,10 +8,12 @@ import argparse
 import asyncio
 import json
 import os
+import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import websockets
 
@@ -212,7 +214,13 @@ def run(args):
         "unclaimable_tail": tail, f"earned_{unit}": str(payment), "model": model,
         "seconds": int(time.time()) - args.started,
     }
+    verdict = verified(args, chain, job)
+    print(f"verified: {verdict['tokens_derived']} of {verdict['tokens']} claimed tokens came out "
+          "again, with the states, seeds and the signature that were claimed")
+    result["verified"] = {key: verdict[key] for key in ("ok", "complete", "tokens_derived")}
     problems = []
+    if not verdict["ok"] or not verdict["complete"] or verdict["tokens_derived"] != on_chain:
+        problems.append(f"the claims could not be verified: {verdict}")
     if tokens != report["tokens_recorded"]:
         problems.append("client and ledger differ")
     if on_chain + tail != tokens:
@@ -234,6 +242,25 @@ def run(args):
     return 0 if not problems else 1
 
 
+def verified(args, chain, job):
+    """What `tally verify` says to all that was claimed: the last claim's root covers it.
+
+    The blob comes from the node's ledger, the proof bytes from the chain.
+    """
+    command = [args.program, "verify", "--job", str(job), "--weights", args.weights, "--json",
+               "--data-dir", args.data_dir, "--on-chain", "--chain-rpc-urls", chain["rpc_url"],
+               "--chain-id", str(chain["chain_id"]),
+               "--chain-marketplace", chain["addresses"]["job_marketplace"]]
+    # In the node's folder, so that no settings of the user's are read.
+    folder = str(Path(args.data_dir).parent)
+    environment = {"PATH": os.environ["PATH"], "HOME": folder}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment,
+                          check=False)
+    if not done.stdout.strip():
+        raise Failure(f"tally verify failed: {done.stderr.strip()}")
+    return json.loads(done.stdout)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--url", required=True)
@@ -241,6 +268,9 @@ def main():
     parser.add_argument("--node-log", required=True)
     parser.add_argument("--chain", required=True, help="what scripts/devchain.sh printed")
     parser.add_argument("--started", required=True, type=int, help="Unix time of the start")
+    parser.add_argument("--program", required=True, help="the node's program, to verify claims")
+    parser.add_argument("--data-dir", required=True, help="the node's data folder")
+    parser.add_argument("--weights", required=True, help="the model's file")
     args = parser.parse_args()
     try:
         return run(args)

@@ -6,9 +6,9 @@ STACK_NODE_PID=
 
 # stack_start STATE_DIR MODEL_FILE [DEVCHAIN_OPTION …]: builds the node, starts a chain with the
 # contracts and the node on a free port. Sets STACK_CHAIN (what devchain.sh printed), STACK_URL,
-# STACK_LOG, STACK_NODE_PID.
+# STACK_LOG, STACK_NODE_PID, STACK_BINARY (the program).
 stack_start() {
-    local state model port key binary
+    local state model port key
     # Absolute, because the node starts in another folder.
     state=$(realpath "$1")
     model=$(realpath "$2")
@@ -17,7 +17,7 @@ stack_start() {
     STACK_LOG="$state/node.log"
     say "building the node (the first build takes some minutes)"
     (cd "$TALLY_ROOT" && cargo build --quiet --bin tally >&2)
-    binary=$(cd "$TALLY_ROOT" && realpath "${CARGO_TARGET_DIR:-target}")/debug/tally
+    STACK_BINARY=$(cd "$TALLY_ROOT" && realpath "${CARGO_TARGET_DIR:-target}")/debug/tally
     say "starting a chain with the contracts"
     port=$(free_port)
     STACK_URL="http://127.0.0.1:$port"
@@ -47,7 +47,7 @@ stack_start() {
     # with exec, so that $! is the node itself.
     (
         cd "$state" || exit
-        HOME=$PWD TALLY_HOST_PRIVATE_KEY=$key exec "$binary" serve "${arguments[@]}"
+        HOME=$PWD TALLY_HOST_PRIVATE_KEY=$key exec "$STACK_BINARY" serve "${arguments[@]}"
     ) >"$state/node.out" 2>"$STACK_LOG" &
     STACK_NODE_PID=$!
 }

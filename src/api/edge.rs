@@ -1,15 +1,21 @@
 //! What surrounds every HTTP request: its place in the metered connection, its id, its count in
-//! the metrics, and the net under a panic.
+//! the metrics, the net under a panic, and the word that its connection ends with it.
 //!
 //! Never looks into a body.
 
 use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
 
+use axum::body::{Body, Bytes};
 use axum::extract::{ConnectInfo, MatchedPath, Request};
 use axum::http::{HeaderMap, HeaderValue, Method, Version, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use futures_util::FutureExt;
+use http_body::{Body as _, Frame, SizeHint};
 use metrics::counter;
 use rand::RngExt;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
@@ -30,8 +36,11 @@ impl RequestId {
     }
 }
 
-/// Runs a request.
-pub(super) async fn enter(mut request: Request, next: Next) -> Response {
+/// A fault in a protocol's own words, for the request of this id.
+pub(super) type Words = fn(Fault, &str) -> Response;
+
+/// Runs a request; what goes wrong around its handler is told in `words`.
+pub(super) async fn enter(words: Words, request: Request, next: Next) -> Response {
     let outbox = request.extensions().get::<ConnectInfo<ConnectionOutbox>>();
     let is_bodiless = request.method() == Method::HEAD;
     let slot = outbox.map_or_else(Slot::unwatched, |outbox| outbox.0.0.open(is_bodiless));
@@ -39,19 +48,56 @@ pub(super) async fn enter(mut request: Request, next: Next) -> Response {
     let path = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
     let route = path.unwrap_or_else(|| "unmatched".to_owned());
     // Written bytes are followed as HTTP/1.1; what cannot be metered is not served.
-    let response = if request.version() > Version::HTTP_11 {
-        Fault::invalid_request("this node speaks HTTP/1.1").into_http(&id.0)
+    let read = Arc::new(AtomicBool::new(request.body().is_end_stream()));
+    let watched = |body| Body::new(Watched { body, is_read: Arc::clone(&read) });
+    let mut request = request.map(watched);
+    let mut response = if request.version() > Version::HTTP_11 {
+        words(Fault::invalid_request("this node speaks HTTP/1.1"), &id.0)
     } else {
         request.extensions_mut().insert(slot);
         request.extensions_mut().insert(id.clone());
         AssertUnwindSafe(next.run(request)).catch_unwind().await.unwrap_or_else(|_| {
             tracing::error!(route, request_id = id.0, "handler panicked");
-            Fault::internal().into_http(&id.0)
+            words(Fault::internal(), &id.0)
         })
     };
+    // hyper closes the connection then; a client that is not told would send its next request.
+    if !read.load(Ordering::Relaxed) {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     let status = response.status().as_u16().to_string();
     counter!("http_responses_total", "route" => route, "status" => status).increment(1);
     response
+}
+
+/// A request's body that notes when it was read to its end.
+struct Watched {
+    body: Body,
+    is_read: Arc<AtomicBool>,
+}
+
+impl http_body::Body for Watched {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        if frame.is_none() || self.body.is_end_stream() {
+            self.is_read.store(true, Ordering::Relaxed);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 /// Web pages that may call the node: those of the listed origins, or all for `*`.

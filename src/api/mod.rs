@@ -160,7 +160,9 @@ pub fn router(app: Arc<AppState>) -> Router {
         .fallback(rest::not_found)
         .method_not_allowed_fallback(rest::method_not_allowed)
         .layer(cors)
-        .layer(axum::middleware::from_fn(edge::enter))
+        .layer(axum::middleware::from_fn(|request, next| {
+            edge::enter(error::Fault::into_http, request, next)
+        }))
         .with_state(app)
 }
 

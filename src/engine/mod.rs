@@ -9,6 +9,7 @@ pub mod scripted;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
 use tokio::sync::mpsc;
 
@@ -21,9 +22,11 @@ pub struct ModelCard {
     pub name: String,
     /// Longest prompt plus answer, in tokens.
     pub context_length: u32,
-    /// SHA-256 of the weights: of their file, or of the list of several.
+    /// SHA-256 of the weights: of their file, or of the list of several; zero under
+    /// `tally worker`, where nobody asks for hashes.
     pub weights_sha256: Hash32,
-    /// SHA-256 of the file that describes the tokenizer; often that of the weights too.
+    /// SHA-256 of the file that describes the tokenizer; often that of the weights too. Zero as
+    /// that is.
     pub tokenizer_sha256: Hash32,
     /// Quantisation of the weight file, as its format names it (`Q4_1`).
     pub quantisation: String,
@@ -191,9 +194,14 @@ impl Generation {
 
     /// The next event; `None` when the engine vanished without a `Finished`. Cancel-safe.
     pub async fn next(&mut self) -> Option<EngineEvent> {
-        let event = self.events.recv().await;
+        std::future::poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    /// As [`Self::next`], for those who share it under a lock.
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<EngineEvent>> {
+        let event = ready!(self.events.poll_recv(cx));
         (self.resume)();
-        event
+        Poll::Ready(event)
     }
 
     /// An event that is already there, without waiting.

@@ -3,6 +3,7 @@
 //! Never thinks: no weights, no threads. What it keeps of a real engine are the rules that others
 //! rely on: bounded events, cancel by drop, stop strings and their tails, `max_tokens`.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::mpsc;
@@ -68,6 +69,10 @@ struct Shared {
     /// Tokens said over all generations.
     said: u64,
     is_down: bool,
+    /// Why the next starts fail, in this order.
+    refusals: VecDeque<StartError>,
+    /// Why no prompt can be rendered.
+    unreadable: Option<StartError>,
 }
 
 struct Run {
@@ -89,6 +94,8 @@ impl ScriptedEngine {
             cancelled: 0,
             said: 0,
             is_down: false,
+            refusals: VecDeque::new(),
+            unreadable: None,
         };
         let card = ModelCard {
             name: "scripted".to_owned(),
@@ -124,6 +131,22 @@ impl ScriptedEngine {
     /// What the next generations say.
     pub fn set_script(&self, script: Script) {
         self.lock().script = script;
+    }
+
+    /// Refuses the next starts, one for each error; those after them succeed.
+    pub fn refuse_starts(&self, errors: impl IntoIterator<Item = StartError>) {
+        self.lock().refusals.extend(errors);
+    }
+
+    /// Refusals that nobody has met yet.
+    #[must_use]
+    pub fn refusals_left(&self) -> usize {
+        self.lock().refusals.len()
+    }
+
+    /// Makes no ids of any prompt from now on.
+    pub fn refuse_prompts(&self, error: StartError) {
+        self.lock().unreadable = Some(error);
     }
 
     /// Every generation that was started.
@@ -198,6 +221,9 @@ impl Engine for ScriptedEngine {
         if model != self.card.name {
             return Err(StartError::UnknownModel);
         }
+        if let Some(error) = self.lock().unreadable.clone() {
+            return Err(error);
+        }
         let turn =
             |turn: &Turn| -> Vec<u32> { std::iter::once(1).chain(words(&turn.content)).collect() };
         Ok(match prompt {
@@ -214,6 +240,9 @@ impl Engine for ScriptedEngine {
         let mut shared = self.lock();
         if shared.is_down {
             return Err(StartError::Unavailable);
+        }
+        if let Some(error) = shared.refusals.pop_front() {
+            return Err(error);
         }
         let (events, receiver) = mpsc::channel(EVENTS_MAX);
         let mut left = said(&shared.script, &spec, cached_tokens(&shared.starts, &spec));

@@ -1,19 +1,16 @@
 //! One job: it waits for a slot, then tells what the engine makes, then how it ended.
 //!
 //! Never tells anything after its end, and never keeps a slot beyond it: slot, name and generation
-//! are given back before the last event is handed out.
+//! are given back before the last event is handed out. Relies on `hold.rs` for ends that come while
+//! nobody reads.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio_util::sync::CancellationToken;
-
-use super::{JobRequest, JobSampling, Place};
-use crate::clock::{Clock, Sleep};
-use crate::engine::{
-    Engine, EngineEvent, EngineFinish, Generation, GenerationSpec, Sampling, StartError,
-};
+use super::hold::{Grip, Step};
+use super::{JobRequest, JobSampling};
+use crate::clock::Clock;
+use crate::engine::{Engine, EngineEvent, EngineFinish, GenerationSpec, Sampling, StartError};
 use crate::proof::seed_from_client;
 use crate::units::{Hash32, Millis};
 
@@ -22,6 +19,9 @@ const PENALTY_MIN: f64 = 0.01;
 
 /// Symbols of a job's name that the log repeats; names have no bound of their own.
 const LOGGED_MAX: usize = 64;
+
+/// Pause before an engine that is full is asked again: about a step of a small model.
+const BUSY_PAUSE: Duration = Duration::from_millis(10);
 
 /// What a job tells: `Started`, tokens, one of `Ended` and `Failed`. A job that ends while it waits
 /// tells `Failed` alone.
@@ -88,74 +88,42 @@ pub enum JobFault {
 
 /// A job that was taken. Dropping it gives everything back.
 pub struct Job {
-    request: JobRequest,
-    model: String,
+    grip: Grip,
     engine: Arc<dyn Engine>,
     clock: Arc<dyn Clock>,
-    slots: Arc<Semaphore>,
-    cancel: CancellationToken,
-    cut: CancellationToken,
-    /// The deadline had passed before the job came. A timer of no length may end after a slot is
-    /// found.
-    is_late: bool,
-    alarm: Option<Sleep>,
-    stage: Stage,
-    place: Option<Place>,
+    model: String,
+    /// Its prompt was taken out.
+    request: JobRequest,
+    /// Until the engine has them.
+    prompt_ids: Vec<u32>,
+    /// Known, and yet to be told.
+    next: Option<Step>,
+    is_over: bool,
     tokens: u32,
     decode_began: Option<Millis>,
 }
 
 /// What a job is made of.
 pub(super) struct Parts {
-    pub place: Place,
+    pub grip: Grip,
     pub engine: Arc<dyn Engine>,
     pub clock: Arc<dyn Clock>,
-    pub slots: Arc<Semaphore>,
-    pub cut: CancellationToken,
     pub model: String,
-    pub prompt_ids: Vec<u32>,
     pub request: JobRequest,
-}
-
-enum Stage {
-    /// In the queue, with its prompt.
-    Waiting(Vec<u32>),
-    Running {
-        generation: Generation,
-        _slot: OwnedSemaphorePermit,
-    },
-    /// All was told but this end.
-    Ending(EngineFinish),
-    Over,
-}
-
-/// What happens next, whatever comes first.
-enum Step {
-    Slot(OwnedSemaphorePermit),
-    Engine(Option<EngineEvent>),
-    Finish(EngineFinish),
+    pub prompt_ids: Vec<u32>,
 }
 
 impl Job {
     pub(super) fn new(parts: Parts) -> Self {
-        let now = parts.clock.unix();
-        let deadline = parts.request.deadline;
-        let alarm = deadline.map(|deadline| {
-            let left = deadline.saturating_sub(now);
-            parts.clock.sleep(Duration::from_millis(left.get()))
-        });
         Self {
-            request: parts.request,
-            model: parts.model,
+            grip: parts.grip,
             engine: parts.engine,
             clock: parts.clock,
-            slots: parts.slots,
-            cancel: parts.place.cancel.clone(),
-            cut: parts.cut,
-            is_late: deadline.is_some_and(|deadline| deadline <= now),
-            alarm,
-            stage: Stage::Waiting(parts.prompt_ids),
-            place: Some(parts.place),
+            model: parts.model,
+            request: parts.request,
+            prompt_ids: parts.prompt_ids,
+            next: None,
+            is_over: false,
             tokens: 0,
             decode_began: None,
         }
@@ -171,52 +139,55 @@ impl Job {
     ///
     /// A cancel, a deadline and the worker's stop come before further tokens, however many wait.
     pub async fn next(&mut self) -> Option<JobEvent> {
-        loop {
-            if matches!(self.stage, Stage::Over) {
-                return None;
-            }
-            if self.is_late {
-                return Some(self.fail(JobFault::Deadline));
-            }
-            let step = tokio::select! {
-                biased;
-                () = self.cancel.cancelled() => Err(JobFault::Cancelled),
-                () = self.cut.cancelled() => Err(JobFault::Cut),
-                () = ring(&mut self.alarm) => Err(JobFault::Deadline),
-                step = step(&mut self.stage, &self.slots) => Ok(step),
+        while !self.is_over {
+            let step = match self.next.take() {
+                Some(step) => step,
+                None => self.grip.0.next().await,
             };
             let told = match step {
-                Err(fault) => Some(self.fail(fault)),
-                Ok(Step::Slot(permit)) => Some(self.start(permit)),
-                Ok(Step::Engine(event)) => self.hear(event),
-                Ok(Step::Finish(finish)) => Some(self.finish(finish)),
+                Step::Turn => self.start(),
+                Step::Engine(event) => self.hear(event),
+                Step::Finish(finish) => Some(self.finish(finish)),
+                Step::Ended(fault) => Some(self.fail(fault)),
             };
             if told.is_some() {
                 return told;
             }
         }
+        None
     }
 
-    fn start(&mut self, permit: OwnedSemaphorePermit) -> JobEvent {
-        let Stage::Waiting(prompt_ids) = std::mem::replace(&mut self.stage, Stage::Over) else {
-            return self.fail(JobFault::Failed);
-        };
-        let spec = GenerationSpec {
+    /// Asks the engine; `None` where it is to be asked again.
+    fn start(&mut self) -> Option<JobEvent> {
+        let at = self.clock.unix();
+        if self.request.deadline.is_some_and(|deadline| deadline <= at) {
+            return Some(self.fail(JobFault::Deadline));
+        }
+        match self.engine.start(self.spec()) {
+            Ok(generation) => {
+                self.grip.0.run(generation);
+                self.prompt_ids = Vec::new();
+                tracing::info!(job_id = self.shown(), "Job started");
+            }
+            // It still holds jobs that were cancelled, and lets go of them in its next step.
+            Err(StartError::Busy) => {
+                self.grip.0.wait(self.clock.sleep(BUSY_PAUSE));
+                return None;
+            }
+            Err(error) => self.next = Some(Step::Ended(fault(error))),
+        }
+        Some(JobEvent::Started { at })
+    }
+
+    fn spec(&self) -> GenerationSpec {
+        GenerationSpec {
             model: self.model.clone(),
-            prompt_ids,
+            prompt_ids: self.prompt_ids.clone(),
             max_tokens: self.request.max_tokens,
             sampling: sampling(&self.request.sampling),
             stop: self.request.stop.clone(),
             ignore_eos: false,
             owner: Hash32::ZERO,
-        };
-        match self.engine.start(spec) {
-            Ok(generation) => {
-                self.stage = Stage::Running { generation, _slot: permit };
-                tracing::info!(job_id = self.shown(), "Job started");
-                JobEvent::Started { at: self.clock.unix() }
-            }
-            Err(error) => self.fail(fault(error)),
         }
     }
 
@@ -233,7 +204,7 @@ impl Job {
             }
             Some(EngineEvent::Finished { reason, tail_text }) => {
                 // The beginning of the token in which the stop string begins.
-                self.stage = Stage::Ending(reason);
+                self.next = Some(Step::Finish(reason));
                 Some(self.token(tail_text))
             }
             None => {
@@ -260,7 +231,10 @@ impl Job {
                 return self.fail(JobFault::Failed);
             }
         };
-        self.give_back();
+        // Who was cancelled before the end was read is told so.
+        if let Some(fault) = self.give_back() {
+            return self.fail(fault);
+        }
         let now = self.clock.now();
         let decode_time = now.saturating_sub(self.decode_began.unwrap_or(now));
         tracing::info!(job_id = self.shown(), tokens_out = self.tokens, "Job ended");
@@ -268,16 +242,17 @@ impl Job {
     }
 
     fn fail(&mut self, fault: JobFault) -> JobEvent {
-        self.give_back();
+        let fault = self.give_back().unwrap_or(fault);
         let (job_id, tokens_out) = (self.shown(), self.tokens);
         tracing::info!(job_id, tokens_out, why = %fault, "Job ended without an answer");
         JobEvent::Failed(fault)
     }
 
     /// The next job may have the slot, and one of the same name may come, once this end is read.
-    fn give_back(&mut self) {
-        self.stage = Stage::Over;
-        self.place = None;
+    /// Why it was ended from outside, if it was.
+    fn give_back(&mut self) -> Option<JobFault> {
+        self.is_over = true;
+        self.grip.0.release()
     }
 
     fn shown(&self) -> String {
@@ -287,30 +262,9 @@ impl Job {
 
 impl Drop for Job {
     fn drop(&mut self) {
-        if !matches!(self.stage, Stage::Over) {
+        if !self.is_over {
             tracing::info!(job_id = self.shown(), tokens_out = self.tokens, "Job's client is gone");
         }
-    }
-}
-
-/// Completes when there is a deadline and it has come.
-async fn ring(alarm: &mut Option<Sleep>) {
-    match alarm {
-        Some(alarm) => alarm.await,
-        None => std::future::pending().await,
-    }
-}
-
-/// What a stage waits for. Cancel-safe but for a job's turn in the queue, which it then loses.
-async fn step(stage: &mut Stage, slots: &Arc<Semaphore>) -> Step {
-    let closed = || Step::Finish(EngineFinish::Failed("no slots any more".to_owned()));
-    match stage {
-        Stage::Waiting(_) => {
-            Arc::clone(slots).acquire_owned().await.map_or_else(|_| closed(), Step::Slot)
-        }
-        Stage::Running { generation, .. } => Step::Engine(generation.next().await),
-        Stage::Ending(finish) => Step::Finish(finish.clone()),
-        Stage::Over => std::future::pending().await,
     }
 }
 

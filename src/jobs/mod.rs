@@ -2,26 +2,27 @@
 //!
 //! Never knows HTTP, sessions or money: an orchestrator that owns the worker sends jobs, and
 //! nobody is charged. A job is a [`Job`] that its front-end holds: dropping it, whatever the
-//! reason, gives back its slot, its name and the engine's work. Relies on the engine's rule that
-//! dropping a generation cancels it, and on the front-end to ask a job for its next event as long
-//! as somebody listens.
+//! reason, gives back its slot, its name and the engine's work; cancels, deadlines and the worker's
+//! stop do so even where nobody asks the job for its next event. Relies on the front-end to run
+//! [`Jobs::keep_deadlines`].
 
+mod hold;
 mod job;
+mod registry;
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::Semaphore;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
-use tokio_util::task::task_tracker::TaskTrackerToken;
 
 pub use job::{Job, JobEvent, JobFault, JobStop};
 
 use crate::clock::Clock;
-use crate::engine::{Engine, Prompt, StartError};
+use crate::engine::{Engine, EngineLoad, Prompt, StartError};
 use crate::units::Millis;
+use hold::{Grip, Turn};
 use job::Parts;
+use registry::Registry;
 
 /// Bytes of text from which a prompt is rendered beside the runtime's one thread, which answers
 /// `/health` meanwhile: about a millisecond of work.
@@ -118,29 +119,6 @@ pub struct Jobs {
     limits: JobLimits,
     slots: Arc<Semaphore>,
     registry: Arc<Registry>,
-    cut: CancellationToken,
-}
-
-/// Jobs that run or wait, by name.
-#[derive(Default)]
-struct Registry {
-    inner: Mutex<Inner>,
-    /// Knows when the last one is gone.
-    present: TaskTracker,
-}
-
-#[derive(Default)]
-struct Inner {
-    cancels: BTreeMap<String, CancellationToken>,
-    is_closed: bool,
-}
-
-/// A job's entry in the registry; dropping it takes the job out.
-struct Place {
-    id: String,
-    registry: Arc<Registry>,
-    cancel: CancellationToken,
-    _present: TaskTrackerToken,
 }
 
 impl Jobs {
@@ -161,7 +139,6 @@ impl Jobs {
             limits,
             slots: Arc::new(Semaphore::new(slots.min(Semaphore::MAX_PERMITS))),
             registry: Arc::default(),
-            cut: CancellationToken::new(),
         }))
     }
 
@@ -175,44 +152,57 @@ impl Jobs {
     ///
     /// # Errors
     /// Every [`JobRefusal`].
-    pub async fn admit(&self, request: JobRequest) -> Result<Job, JobRefusal> {
-        let place = self.take_place(&request.id)?;
-        let prompt_ids = self.render(request.prompt.clone()).await?;
+    pub async fn admit(&self, mut request: JobRequest) -> Result<Job, JobRefusal> {
+        let grip = self.take_place(&request)?;
+        let prompt_ids = self.render(std::mem::take(&mut request.prompt)).await?;
         let context = usize::try_from(self.context_length).unwrap_or(usize::MAX);
         if prompt_ids.len() >= context {
             let (prompt_tokens, context_length) = (prompt_ids.len(), self.context_length);
             return Err(JobRefusal::ContextLength { prompt_tokens, context_length });
         }
-        Ok(Job::new(Parts {
-            place,
-            engine: Arc::clone(&self.engine),
-            clock: Arc::clone(&self.clock),
-            slots: Arc::clone(&self.slots),
-            cut: self.cut.clone(),
-            model: self.model.clone(),
-            prompt_ids,
-            request,
-        }))
+        let (engine, clock) = (Arc::clone(&self.engine), Arc::clone(&self.clock));
+        let model = self.model.clone();
+        Ok(Job::new(Parts { grip, engine, clock, model, request, prompt_ids }))
     }
 
     /// Ends the job of this name as cancelled; none of that name is fine.
     pub fn cancel(&self, id: &str) {
-        if let Some(cancel) = self.registry.lock().cancels.get(id) {
-            cancel.cancel();
+        if let Some(hold) = self.registry.get(id) {
+            hold.end(JobFault::Cancelled);
+        }
+    }
+
+    /// Ends jobs at their deadlines for as long as it is polled; never completes.
+    pub async fn keep_deadlines(&self) {
+        loop {
+            let now = self.clock.unix();
+            let is_late = |deadline| deadline <= now;
+            self.registry.end(&JobFault::Deadline, |hold| hold.deadline.is_some_and(is_late));
+            let alarm = self.registry.deadline().map(|deadline| {
+                let left = deadline.saturating_sub(now);
+                self.clock.sleep(Duration::from_millis(left.get()))
+            });
+            tokio::select! {
+                biased;
+                () = self.registry.changed.notified() => {}
+                () = async { match alarm {
+                    Some(alarm) => alarm.await,
+                    None => std::future::pending().await,
+                } } => {}
+            }
         }
     }
 
     /// How busy the worker is.
     #[must_use]
     pub fn load(&self) -> JobsLoad {
-        self.load_of(self.registry.lock().cancels.len())
+        self.load_of(self.registry.lock().holds.len())
     }
 
-    /// The engine's blocks of KV memory: those that no job holds, and all.
+    /// How busy the engine is.
     #[must_use]
-    pub fn kv_blocks(&self) -> (u32, u32) {
-        let load = self.engine.load();
-        (load.kv_block_count_free, load.kv_block_count)
+    pub fn engine_load(&self) -> EngineLoad {
+        self.engine.load()
     }
 
     /// Whether jobs can be computed at all.
@@ -240,10 +230,10 @@ impl Jobs {
 
     /// Ends all jobs now.
     pub fn cut(&self) {
-        self.cut.cancel();
+        self.registry.end(&JobFault::Cut, |_| true);
     }
 
-    fn take_place(&self, id: &str) -> Result<Place, JobRefusal> {
+    fn take_place(&self, request: &JobRequest) -> Result<Grip, JobRefusal> {
         if !self.engine.is_healthy() {
             return Err(JobRefusal::Unavailable);
         }
@@ -251,22 +241,17 @@ impl Jobs {
         if inner.is_closed {
             return Err(JobRefusal::Draining);
         }
-        if inner.cancels.contains_key(id) {
+        if inner.holds.contains_key(&request.id) {
             return Err(JobRefusal::Duplicate);
         }
         let JobLimits { slots, queue_max } = self.limits;
         let most = usize::try_from(slots.saturating_add(queue_max)).unwrap_or(usize::MAX);
-        if inner.cancels.len() >= most {
-            return Err(JobRefusal::Busy(self.load_of(inner.cancels.len())));
+        if inner.holds.len() >= most {
+            return Err(JobRefusal::Busy(self.load_of(inner.holds.len())));
         }
-        let cancel = CancellationToken::new();
-        inner.cancels.insert(id.to_owned(), cancel.clone());
-        Ok(Place {
-            id: id.to_owned(),
-            cancel,
-            _present: self.registry.present.token(),
-            registry: Arc::clone(&self.registry),
-        })
+        // Under the lock, so that jobs start in the order in which they were taken.
+        let waits = (Turn::take(&self.slots), request.deadline);
+        Ok(Grip(self.registry.enter(&mut inner, &request.id, waits)))
     }
 
     /// So many jobs, of which as many run as there are slots.
@@ -294,17 +279,5 @@ impl Jobs {
             }
             other => JobRefusal::Prompt(format!("cannot be read: {other}")),
         })
-    }
-}
-
-impl Registry {
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.registry.lock().cancels.remove(&self.id);
     }
 }

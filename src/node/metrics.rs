@@ -40,9 +40,29 @@ impl Metrics {
     /// # Errors
     /// [`MetricsError`] when something else collects them already.
     pub fn install() -> Result<Self, MetricsError> {
-        let metrics = Self::default();
-        metrics::set_global_recorder(metrics.clone()).map_err(|_| MetricsError)?;
-        Ok(metrics)
+        Self::default().installed()
+    }
+
+    /// As [`Self::install`] for a process that is no node: metrics appear when they are recorded,
+    /// so that those of chain and sessions never do.
+    ///
+    /// # Errors
+    /// As [`Self::install`].
+    pub fn install_bare() -> Result<Self, MetricsError> {
+        Self::bare().installed()
+    }
+
+    fn installed(self) -> Result<Self, MetricsError> {
+        metrics::set_global_recorder(self.clone()).map_err(|_| MetricsError)?;
+        Ok(self)
+    }
+
+    fn bare() -> Self {
+        let metrics = Self { registry: Arc::new(Registry::new(Cells)) };
+        metrics::with_local_recorder(&metrics, || {
+            gauge!(BUILD_INFO, "version" => version::VERSION, "commit" => version::COMMIT).set(1.0);
+        });
+        metrics
     }
 
     /// All declared metrics that have a value, in the order of their declaration.
@@ -90,7 +110,7 @@ impl Default for Metrics {
     /// The plain ones stand at 0, so that a dashboard sees 0 instead of nothing; labels are only
     /// known once they occur.
     fn default() -> Self {
-        let metrics = Self { registry: Arc::new(Registry::new(Cells)) };
+        let metrics = Self::bare();
         metrics::with_local_recorder(&metrics, || {
             for Metric { name, kind, .. } in METRICS.iter().filter(|one| one.labels.is_empty()) {
                 match kind {
@@ -99,7 +119,6 @@ impl Default for Metrics {
                     MetricKind::Histogram => {}
                 }
             }
-            gauge!(BUILD_INFO, "version" => version::VERSION, "commit" => version::COMMIT).set(1.0);
         });
         metrics
     }

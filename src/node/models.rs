@@ -11,7 +11,7 @@ use tally_engine::{ChatFormat, Engine, EngineOptions, LoadProgress, ModelFiles, 
 use super::file_hash::{sha256_model, sha256_tokenizer};
 use super::settings::{EngineSettings, ModelFile, Settings};
 use super::wiring::WiringError;
-use crate::engine::local::{LocalEngine, LocalModel};
+use crate::engine::local::{LocalEngine, LocalModel, ModelHashes};
 
 /// Models of this size and more, bytes, say in the log how far they are.
 const LARGE: u64 = 1 << 30;
@@ -39,16 +39,19 @@ pub fn load(settings: &Settings) -> Result<LocalEngine, WiringError> {
     Ok(LocalEngine::new(models))
 }
 
-/// Loads one model alone, for a worker; its name is the file's or folder's. Blocks for the time it
-/// takes to read the files.
+/// Loads one model alone, for a worker; its name is the file's or folder's, and its hashes are not
+/// taken. Blocks for the time it takes to read the files.
 ///
 /// # Errors
 /// [`WiringError::Model`] names the file that cannot be served.
-pub fn load_alone(path: &Path, options: EngineOptions) -> Result<LocalModel, WiringError> {
+pub fn load_alone(path: &Path, options: &EngineOptions) -> Result<LocalModel, WiringError> {
     let file = ModelFile { path: path.to_owned(), name: None, registered: None };
     let name = file.served_name();
-    let mut budget = Budget { all: None, used: 0 };
-    load_one(&file, name, (&options, &Turns::default()), &mut budget)
+    let files = open(&file)?;
+    say_progress(&files, name.clone());
+    let loaded = Engine::load_files(&files, options.clone(), &Turns::default());
+    let engine = loaded.map_err(|error| fault(&file, error))?;
+    Ok(LocalModel { name, hashes: None, engine })
 }
 
 fn load_one(
@@ -57,27 +60,37 @@ fn load_one(
     (options, turns): (&EngineOptions, &Turns),
     budget: &mut Budget,
 ) -> Result<LocalModel, WiringError> {
-    let fail = |why: String| WiringError::Model { path: file.path.display().to_string(), why };
-    let files = ModelFiles::open(&file.path).map_err(|error| fail(error.to_string()))?;
+    let files = open(file)?;
     // Refused before it fills the machine; what it really takes is known when it is loaded.
     budget.check(&name, files.weights_size())?;
     say_progress(&files, name.clone());
     let (loaded, hashes) = std::thread::scope(|scope| {
-        let hashes = scope.spawn(|| {
-            let weights = sha256_model(&files);
-            match &files.tokenizer_paths()[..] {
-                [] => Ok((weights, weights)),
-                apart => sha256_tokenizer(apart).map(|tokenizer| (weights, tokenizer)),
-            }
-        });
+        let hashes = scope.spawn(|| hashes(&files));
         (Engine::load_files(&files, options.clone(), turns), hashes.join())
     });
-    let engine = loaded.map_err(|error| fail(error.to_string()))?;
+    let engine = loaded.map_err(|error| fault(file, error))?;
     budget.take(&name, engine.info().memory_bytes)?;
     say_chat_format(&name, engine.info().chat_format);
-    let hashes = hashes.map_err(|_| fail("its hash could not be taken".into()))?;
-    let (weights_sha256, tokenizer_sha256) = hashes.map_err(|error| fail(error.to_string()))?;
-    Ok(LocalModel { name, weights_sha256, tokenizer_sha256, engine })
+    let hashes = hashes.map_err(|_| fault(file, "its hash could not be taken"))?;
+    let hashes = hashes.map_err(|error| fault(file, error))?;
+    Ok(LocalModel { name, hashes: Some(hashes), engine })
+}
+
+fn open(file: &ModelFile) -> Result<ModelFiles, WiringError> {
+    ModelFiles::open(&file.path).map_err(|error| fault(file, error))
+}
+
+fn fault(file: &ModelFile, why: impl std::fmt::Display) -> WiringError {
+    WiringError::Model { path: file.path.display().to_string(), why: why.to_string() }
+}
+
+fn hashes(files: &ModelFiles) -> std::io::Result<ModelHashes> {
+    let weights_sha256 = sha256_model(files);
+    let tokenizer_sha256 = match &files.tokenizer_paths()[..] {
+        [] => weights_sha256,
+        apart => sha256_tokenizer(apart)?,
+    };
+    Ok(ModelHashes { weights_sha256, tokenizer_sha256 })
 }
 
 fn options(engine: &EngineSettings, models: usize) -> EngineOptions {

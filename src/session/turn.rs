@@ -100,7 +100,7 @@ fn seconds_since(earlier: Millis, now: Millis) -> f64 {
 }
 
 /// Tokens of a frame.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Framed {
     pub ids: Vec<u32>,
     /// Digests of the states that produced them; none where the engine has none.

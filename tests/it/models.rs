@@ -16,13 +16,17 @@ pub fn model() -> String {
 
 /// Two models, both of them the test's file.
 pub fn settings(more: &[(&str, &str)]) -> Settings {
-    let (path, second) = (model(), format!("second={}", model()));
+    let second = format!("second={}", model());
+    let two = [("TALLY_MODEL_NAME", "first"), ("TALLY_MODEL_MORE", second.as_str())];
+    settings_of(&model(), &[&two, more].concat())
+}
+
+/// The model of this file or folder, and further settings.
+pub fn settings_of(path: &str, more: &[(&str, &str)]) -> Settings {
     let base = [
         ("HOME", "/nonexistent"),
         ("TALLY_FREE", "true"),
-        ("TALLY_MODEL_PATH", path.as_str()),
-        ("TALLY_MODEL_NAME", "first"),
-        ("TALLY_MODEL_MORE", second.as_str()),
+        ("TALLY_MODEL_PATH", path),
         ("TALLY_ENGINE_KV_MEMORY_BYTES", "64MiB"),
         ("TALLY_ENGINE_THREADS", "2"),
     ];

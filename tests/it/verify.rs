@@ -6,16 +6,16 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 use tally::billing::{Attempt, ClaimBody, Entry, Fact, Purpose};
-use tally::engine::local::LocalEngine;
+use tally::engine::Engine;
 use tally::ledger::Ledger;
-use tally::node::models::load_alone;
+use tally::node::models;
 use tally::node::verify::{Claim, Model, Outcome, Verdict, lines, load_models, verify};
 use tally::proof::{Blob, VoucherDomain};
 use tally::units::{
     Address, Amount, ClaimSeq, Hash32, Millis, TokenCount, TurnNo, TxHash, WalletNonce,
 };
-use tally_engine::EngineOptions;
 
+use crate::models::settings_of;
 use crate::support::http::post;
 use crate::support::ledger::Tallied;
 use crate::support::node::{Setup, TestNode, eventually, job, prompt};
@@ -23,13 +23,10 @@ use crate::support::tiny::{Family, folder};
 
 /// The blob of a claim over everything that a node on this model served for these requests.
 async fn served(model: &Path, requests: &[Value]) -> Blob {
-    let options =
-        EngineOptions { kv_memory_bytes: 16 << 20, threads: 2, ..EngineOptions::default() };
-    let path = model.to_owned();
-    let loaded = tokio::task::spawn_blocking(move || load_alone(&path, options)).await;
-    let model = loaded.unwrap().unwrap();
-    let name = model.name.clone();
-    let engine = Arc::new(LocalEngine::new(vec![model]));
+    let settings = settings_of(&model.display().to_string(), &[]);
+    let engine = tokio::task::spawn_blocking(move || models::load(&settings)).await;
+    let engine = Arc::new(engine.unwrap().unwrap());
+    let name = engine.catalog()[0].name.clone();
     let node = TestNode::start_real(Setup::default(), engine).await;
     for (number, request) in requests.iter().enumerate() {
         let mut body = prompt(json!({ "model": name }));

@@ -22,6 +22,7 @@ abstract contract ByteProofs is EarlyMarketplace {
         nonReentrant
     {
         Session storage session = _hostedSession(jobId, "Only host can submit proof");
+        _checkPlain(session);
         _checkMinimum(tokensClaimed);
         _checkAllowance(session, tokensClaimed);
         // Rule 7. (Rule 4 belongs to v5 and v6.)
@@ -35,4 +36,7 @@ abstract contract ByteProofs is EarlyMarketplace {
         _record(session, tokensClaimed);
         emit ProofSubmitted(jobId, msg.sender, tokensClaimed, proofHash);
     }
+
+    /// @dev Reverts where a host cannot claim from the session by its word alone.
+    function _checkPlain(Session storage session) internal view virtual {}
 }

@@ -43,7 +43,7 @@ abstract contract EarlyMarketplace is PlainOpening {
 
     /// @dev Takes the inline deposit of a session that ends out of its depositor's balance, so
     /// that it is not paid twice; where the depositor withdrew it, takes what is there.
-    function _closeInline(Session storage session) internal override {
+    function _closeInline(Session storage session) internal virtual override {
         if (!_openInline[session.id]) return;
         _openInline[session.id] = false;
         (address token, uint256 amount) = (session.paymentToken, session.deposit);

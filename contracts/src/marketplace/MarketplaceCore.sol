@@ -96,7 +96,7 @@ abstract contract MarketplaceCore is SessionFunds {
         session.conversationCID = conversationCID;
         uint256 payment = _paymentOnCompletion(session);
         Division memory parts = _settle(session, SessionStatus.Completed, payment);
-        emit SessionCompleted(jobId, session.tokensUsed, parts.earned, parts.refund);
+        emit SessionCompleted(jobId, _proven(session), parts.earned, parts.refund);
         _announceCompletion(session, parts);
     }
 
@@ -105,10 +105,10 @@ abstract contract MarketplaceCore is SessionFunds {
     function triggerSessionTimeout(uint256 jobId) external nonReentrant {
         Session storage session = _activeSession(jobId);
         bool expired = block.timestamp > session.startTime + session.maxDuration;
-        bool silent = block.timestamp > session.lastProofTime + _silence(session);
+        bool silent = block.timestamp > _lastProof(session) + _silence(session);
         require(expired || silent, "Session not timed out");
         Division memory parts =
-            _settle(session, SessionStatus.TimedOut, _cost(session, session.tokensUsed));
+            _settle(session, SessionStatus.TimedOut, _cost(session, _proven(session)));
         emit SessionTimedOut(jobId, parts.earned, parts.refund);
     }
 
@@ -133,6 +133,16 @@ abstract contract MarketplaceCore is SessionFunds {
         return 3 * session.proofInterval;
     }
 
+    /// @dev Tokens of a session that were proven.
+    function _proven(Session storage session) internal view virtual returns (uint256) {
+        return session.tokensUsed;
+    }
+
+    /// @dev Time of a session's newest proof, of its start where there is none.
+    function _lastProof(Session storage session) internal view virtual returns (uint256) {
+        return session.lastProofTime;
+    }
+
     /// @dev Further demands of a version on a new session.
     function _checkTerms(Terms memory terms) internal view virtual;
 
@@ -146,7 +156,7 @@ abstract contract MarketplaceCore is SessionFunds {
         virtual
         returns (uint256)
     {
-        return _cost(session, session.tokensUsed);
+        return _cost(session, _proven(session));
     }
 
     /// @dev What a version books when a deposit came with the session, before it is pulled.

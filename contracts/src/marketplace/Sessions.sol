@@ -10,7 +10,8 @@ enum SessionStatus {
 }
 
 /// @dev A session with the fields of all versions. Each version's `sessionJobs` shows those that it
-/// has, in its order; a field that a version lacks is never written and costs no gas.
+/// has, in its order; a field that a version lacks is never written and costs no gas. `vouchers`
+/// stands beside the status, in its slot, so that a plain claim reads nothing more for it.
 struct Session {
     uint256 id;
     address depositor;
@@ -25,6 +26,7 @@ struct Session {
     uint256 proofInterval;
     uint256 proofTimeoutWindow;
     SessionStatus status;
+    bool vouchers;
     uint256 withdrawnByHost;
     uint256 refundedToUser;
     string conversationCID;

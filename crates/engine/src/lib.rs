@@ -25,6 +25,7 @@ mod adapter;
 mod batch;
 pub mod config;
 mod detokenizer;
+mod drawing;
 mod engine;
 mod error;
 mod files;

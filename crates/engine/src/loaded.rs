@@ -41,6 +41,9 @@ pub struct ModelInfo {
     pub engine_spec: u32,
     /// How conversations become text.
     pub chat_format: ChatFormat,
+    /// Sequences that run at once, at most: as many as the options allow, or 1 for models that
+    /// candle computes.
+    pub running_max: usize,
 }
 
 impl ModelInfo {
@@ -102,14 +105,10 @@ impl Loaded {
             (Ok(model), Ok(Ok(texts))) => (model, texts),
             (Ok(_), Err(_)) => return Err(LoadError::Tokenizer("it panicked".into())),
         };
+        tokenizer.check_ids(model.config().vocab_size)?;
         let options = of_model(options, &model);
-        let kv = KvPool::of_type(model.config(), options.kv_type, options.kv_memory_bytes);
-        if kv.total_blocks() == 0 {
-            let least = KvPool::block_bytes(model.config(), options.kv_type);
-            let reason = format!("{} bytes, one block takes {least}", options.kv_memory_bytes);
-            return Err(LoadError::Options { option: "kv_memory_bytes", reason });
-        }
-        let info = model_info(files, (&model, options.kv_type), (&tokenizer, &template));
+        let kv = KvPool::try_of_type(model.config(), options.kv_type, options.kv_memory_bytes)?;
+        let info = model_info(files, (&model, &options), (&tokenizer, &template));
         Ok(Loaded { model, tokenizer, template, kv, info, options })
     }
 }
@@ -150,12 +149,12 @@ fn texts(files: &ModelFiles) -> Result<(Tokenizer, ChatTemplate), LoadError> {
 
 fn model_info(
     files: &ModelFiles,
-    (model, kv_type): (&Model, KvType),
+    (model, options): (&Model, &EngineOptions),
     (tokenizer, template): (&Tokenizer, &ChatTemplate),
 ) -> ModelInfo {
     let config = model.config();
     // Half precision says nothing, as it did when there was nothing else.
-    let kv = match kv_type {
+    let kv = match options.kv_type {
         KvType::F16 => "",
         KvType::F32 => " kv=f32",
     };
@@ -172,5 +171,6 @@ fn model_info(
         config_digest_input: config.canonical_text() + kv,
         engine_spec: model.engine_spec(),
         chat_format: template.format(),
+        running_max: options.running_max,
     }
 }

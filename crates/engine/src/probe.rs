@@ -1,6 +1,6 @@
 //! A look into the forward pass while it computes.
 //!
-//! For: tests that hold each stage against another implementation's (`checkpoints`). What a probe
+//! For: tests that hold each stage against another implementation's (`src/tests`). What a probe
 //! is shown it may change, so that a stage can be given the other's input, or a wrong one.
 //! Must never: cost anything where nobody looks: [`Nobody`] compiles to nothing.
 //! Relies on: the networks calling it after each stage, in order.

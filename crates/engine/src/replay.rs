@@ -7,20 +7,23 @@
 //! not derived again was not derived the first time.
 //!
 //! ```text
-//! claimed ids ─▶ Sequence::expect ─▶ Model::forward ─▶ Sequence::take ─▶ judge ─▶ fault, or on
+//! claimed ids ─▶ Sequence::foretell ─▶ Model::forward ─▶ Sequence::take ─▶ judge ─▶ fault, or on
 //!  (a step's worth, after what came true so far)     (drawn, stopped, told)
 //! ```
 
 use std::fmt;
 use std::path::Path;
+use std::slice::{ChunksExact, ChunksExactMut};
 use std::sync::Arc;
 
+use crate::drawing::{Drawer, Row};
 use crate::engine::EngineOptions;
 use crate::error::{LoadError, StartError};
 use crate::files::ModelFiles;
 use crate::kv::{KvCache, KvPool, Scope};
 use crate::loaded::{Loaded, ModelInfo};
 use crate::model::{Batch, Model, Outputs, Segment};
+use crate::sampler::{Drawn, NotFinite};
 use crate::sequence::{Event, EventSink, FinishReason, Sequence, SequenceRequest, digest};
 use crate::tokenizer::Tokenizer;
 
@@ -139,7 +142,11 @@ pub struct Replay {
     kv: KvCache,
     /// Rows of a step.
     rows_max: usize,
+    threads: usize,
 }
+
+/// Rows that are drawn from before another thread is worth its start.
+const ROWS_ALONE: usize = 8;
 
 /// What was heard of a sequence.
 #[derive(Default)]
@@ -187,8 +194,8 @@ impl Replay {
         if info.engine_spec == 0 {
             return Err(ReplayError::NotCanonical { architecture: info.architecture });
         }
-        let rows_max = options.prefill_chunk;
-        Ok(Replay { info, model, tokenizer, kv: KvCache::new(kv), rows_max })
+        let EngineOptions { prefill_chunk: rows_max, threads, .. } = options;
+        Ok(Replay { info, model, tokenizer, kv: KvCache::new(kv), rows_max, threads })
     }
 
     /// What is known about the model.
@@ -271,7 +278,7 @@ impl Replay {
         // An id that doesn't exist is never drawn: what comes in its place is seen before it.
         let known = next.iter().take_while(|id| **id < self.info.vocab_size).count();
         if left <= self.rows_max {
-            sequence.expect(&next[..known.min(room)]);
+            sequence.foretell(&next[..known.min(room)]);
         }
         let end = sequence.cached + sequence.fed().0.len();
         if !sequence.table.as_mut().is_some_and(|table| self.kv.grow(table, end)) {
@@ -294,13 +301,25 @@ impl Replay {
         let computed = self.model.forward(&batch, &mut self.kv.pool);
         let Outputs { logits, states } =
             computed.map_err(|error| ReplayError::Failed(error.to_string()))?;
+        let rows = logits.len() / vocab;
+        let each = rows.div_ceil(self.threads).max(ROWS_ALONE);
+        let parts = logits.chunks_mut(each * vocab).zip(states.chunks(each * width)).enumerate();
+        let parts = parts.map(|(part, (logits, states))| {
+            let drawer = sequence.ahead(part * each, &self.tokenizer);
+            Part {
+                drawer,
+                logits: logits.chunks_exact_mut(vocab),
+                states: states.chunks_exact(width),
+            }
+        });
+        let found = read(parts.collect())?;
         let before = sequence.completion().len();
-        let rows = logits.chunks_exact_mut(vocab);
-        // Digests are made here, of the end's row too, which no event tells of.
-        sequence.take(rows.map(|row| (row, None)), &self.tokenizer);
-        let drawn = sequence.completion().len() - before + usize::from(sequence.has_ended());
-        let states = states.chunks_exact(width).take(drawn.min(wanted));
-        digests.extend(states.map(digest));
+        let (drawn, states): (Vec<_>, Vec<_>) = found.into_iter().unzip();
+        // The digests are kept here: no event tells of the row that an end is drawn from.
+        let drawn = drawn.into_iter().map(|drawn| (Row::Drawn(drawn), None));
+        sequence.take(drawn, &self.tokenizer);
+        let taken = sequence.completion().len() - before + usize::from(sequence.has_ended());
+        digests.extend(states.into_iter().take(taken.min(wanted)));
         if let Some(table) = &mut sequence.table {
             self.kv.keep(table, &sequence.ids[..sequence.cached]);
         }
@@ -312,6 +331,40 @@ impl Replay {
             (KvPool::blocks_for(tokens), self.kv.pool.total_blocks());
         ReplayError::Refused(StartError::KvBudget { blocks_needed, blocks_total })
     }
+}
+
+/// Consecutive rows of a step.
+struct Part<'a> {
+    drawer: Drawer<'a>,
+    logits: ChunksExactMut<'a, f32>,
+    states: ChunksExact<'a, f32>,
+}
+
+/// What each row gives: a token, and the digest of the hidden state that it is drawn from.
+type RowFound = (Result<Drawn, NotFinite>, [u8; 32]);
+
+impl Part<'_> {
+    fn read(mut self) -> Vec<RowFound> {
+        let rows = self.logits.zip(self.states);
+        rows.map(|(logits, state)| (self.drawer.draw(logits), digest(state))).collect()
+    }
+}
+
+/// Reads the parts, each on a thread of its own.
+fn read(mut parts: Vec<Part<'_>>) -> Result<Vec<RowFound>, ReplayError> {
+    let Some(own) = parts.pop() else { return Ok(Vec::new()) };
+    std::thread::scope(|scope| {
+        let others: Vec<_> =
+            parts.into_iter().map(|part| scope.spawn(move || part.read())).collect();
+        let own = own.read();
+        let mut found = Vec::new();
+        for other in others {
+            let panicked = |_| ReplayError::Failed("a thread that draws panicked".into());
+            found.extend(other.join().map_err(panicked)?);
+        }
+        found.extend(own);
+        Ok(found)
+    })
 }
 
 impl Heard {
@@ -352,7 +405,9 @@ fn judge(turn: &ClaimedTurn, sequence: &Sequence, told: usize) -> Option<Result<
         _ if told >= count && is_cut => Some(Ok(())),
         // What was told behind the claim was drawn there.
         _ if told > count => fault(count, Found::Token(*drawn.get(count)?)),
-        Some(reason) if !is_as_claimed(turn.end, reason) => fault(count, Found::End(reason.clone())),
+        Some(reason) if !is_as_claimed(turn.end, reason) => {
+            fault(count, Found::End(reason.clone()))
+        }
         Some(_) => Some(Ok(())),
         None => None,
     }

@@ -11,6 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
+use crate::drawing::Row;
 use crate::kv::{BlockTable, CacheCounts, KvCache, KvPool};
 use crate::model::{Batch, ForwardError, Model, Outputs, Segment};
 use crate::scheduler::{HEADROOM_TOKENS, Running, Scheduler, SequenceId, State, Step, Waiting};
@@ -347,7 +348,8 @@ impl Runner {
         let mut outputs = logits.chunks_exact_mut(vocab_size).zip(states);
         for (index, rows) in rows_of {
             // All its rows, drawn from or not, before the next one's.
-            let rows: Vec<_> = outputs.by_ref().take(rows).collect();
+            let rows = outputs.by_ref().take(rows).map(|(row, state)| (Row::Logits(row), state));
+            let rows: Vec<_> = rows.collect();
             let sequence = &mut self.running[index];
             self.guessed_right += sequence.take(rows.into_iter(), &self.tokenizer);
             if let Some(table) = &mut sequence.table {

@@ -35,6 +35,7 @@ const GREEDY_BELOW: f32 = 1e-6;
 const NOISE_MAX: f64 = 22.2;
 
 /// Draws one sequence's tokens.
+#[derive(Clone)]
 pub(crate) struct Sampler {
     sampling: Sampling,
     key: [u32; 2],
@@ -101,15 +102,21 @@ impl Sampler {
         };
         self.edit(logits);
         let id = self.choose(logits, position)?;
-        self.see(id);
-        if self.sampling.penalises_completion() {
-            *self.generated.entry(id).or_default() += 1;
-        }
+        self.note(id);
         let logprobs = ranking.map(|ranking| {
             let logits = unchanged.as_deref().unwrap_or(logits);
             ranking.logprobs(logits[id as usize])
         });
         Ok(Drawn { id, logprobs })
+    }
+
+    /// Notes that `id` is the next token of the completion: for a sampler that goes on where
+    /// another is expected to come to.
+    pub(crate) fn note(&mut self, id: u32) {
+        self.see(id);
+        if self.sampling.penalises_completion() {
+            *self.generated.entry(id).or_default() += 1;
+        }
     }
 
     fn see(&mut self, id: u32) {
@@ -169,7 +176,7 @@ impl Sampler {
     fn rank(&mut self, logits: &[f32], top: usize) -> Result<Ranking, NotFinite> {
         let row = Row::new(logits, &mut self.maxima, self.cpu)?;
         let best = row.best().logit;
-        let mass = row.mass(Scale { best, inverse: 1.0 });
+        let mass = row.mass(Scale::at(best, 1.0));
         self.room.clear();
         if top > 0 {
             row.first(top.min(logits.len()), &mut self.room);

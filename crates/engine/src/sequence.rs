@@ -13,6 +13,7 @@ use sha3::{Digest, Keccak256};
 
 use crate::batch::Logits;
 use crate::detokenizer::Detokenizer;
+use crate::drawing::{Drawer, Row, draw};
 use crate::kernels::Cpu;
 use crate::kv::{BlockTable, Scope};
 use crate::sampler::{Drawn, Logprobs, NotFinite, Sampler, Sampling};
@@ -39,10 +40,6 @@ pub struct SequenceRequest {
     /// is known.
     pub owner: Option<[u8; 32]>,
 }
-
-/// The logit that an id gets which may not be drawn: finite, so that penalties leave it finite,
-/// and so low that no noise lifts it (docs/spec/numerics.md, rule 6).
-const NEVER: f32 = -1e30;
 
 /// Where a sequence's events go. The engine calls it from the model's thread.
 pub trait EventSink: Send {
@@ -316,7 +313,7 @@ impl Sequence {
 
     /// Adds ids to what is fed that somebody else says come next: they are checked as a draft
     /// is. Only where all that isn't cached is fed.
-    pub(crate) fn expect(&mut self, ids: &[u32]) {
+    pub(crate) fn foretell(&mut self, ids: &[u32]) {
         self.fed.extend_from_slice(ids);
         self.guessed = ids.len();
     }
@@ -339,7 +336,7 @@ impl Sequence {
     /// how many came true.
     pub(crate) fn take<'a>(
         &mut self,
-        rows: impl Iterator<Item = (&'a mut [f32], Option<&'a [f32]>)>,
+        rows: impl Iterator<Item = (Row<'a>, Option<&'a [f32]>)>,
         tokenizer: &Tokenizer,
     ) -> u64 {
         let certain = self.fed.len() - self.guessed;
@@ -356,14 +353,27 @@ impl Sequence {
         came_true
     }
 
-    /// Draws the next token from the logits of its last cached one.
-    fn generate(&mut self, (logits, state): (&mut [f32], Option<&[f32]>), tokenizer: &Tokenizer) {
-        if self.ignores_eos {
-            for id in tokenizer.eos() {
-                logits.get_mut(*id as usize).into_iter().for_each(|logit| *logit = NEVER);
+    /// What draws from the step's rows from the wanted one `rows` on, as if all that is expected
+    /// before it came true.
+    pub(crate) fn ahead<'t>(&self, rows: usize, tokenizer: &'t Tokenizer) -> Drawer<'t> {
+        let expected = &self.fed[self.fed.len() - self.guessed..];
+        let mut sampler = self.sampler.clone();
+        expected.iter().take(rows).for_each(|id| sampler.note(*id));
+        let never = if self.ignores_eos { tokenizer.eos() } else { &[] };
+        Drawer::new(sampler, never, (self.ids.len() + rows) as u32)
+    }
+
+    /// Adds the token that was drawn from the logits of its last cached one, or draws it.
+    fn generate(&mut self, (row, state): (Row<'_>, Option<&[f32]>), tokenizer: &Tokenizer) {
+        let drawn = match row {
+            // By a sampler of its own.
+            Row::Drawn(drawn) => drawn.inspect(|drawn| self.sampler.note(drawn.id)),
+            Row::Logits(logits) => {
+                let never = if self.ignores_eos { tokenizer.eos() } else { &[] };
+                draw(&mut self.sampler, (logits, never), self.ids.len() as u32)
             }
-        }
-        let Drawn { id, logprobs } = match self.sampler.sample(logits, self.ids.len() as u32) {
+        };
+        let Drawn { id, logprobs } = match drawn {
             Ok(drawn) => drawn,
             Err(NotFinite) => return self.fail("the model gave logits that are not finite"),
         };

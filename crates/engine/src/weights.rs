@@ -14,7 +14,7 @@ use std::thread::ScopedJoinHandle;
 
 use crate::config::{Family, ModelConfig};
 use crate::error::LoadError;
-use crate::files::Safetensors;
+use crate::files::{Order, Safetensors};
 use crate::gguf::Gguf;
 use crate::kernels::pack::PackedMatrix;
 
@@ -35,11 +35,13 @@ pub(crate) trait Source: Sync {
     fn names(&self) -> Vec<String>;
     /// Whether the tensor is there.
     fn has(&self, name: &str) -> bool;
-    /// A matrix of `rows` rows of `cols` weights, packed.
-    fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<PackedMatrix, LoadError>;
-    /// A matrix that the source holds as `cols` rows of `rows` weights: turned, then packed as
-    /// `rows` rows of `cols`.
-    fn transposed(&self, name: &str, rows: usize, cols: usize) -> Result<PackedMatrix, LoadError>;
+    /// A matrix of `rows` rows of `cols` weights, packed; `order` is the source's.
+    fn matrix(
+        &self,
+        name: &str,
+        shape: (usize, usize),
+        order: Order,
+    ) -> Result<PackedMatrix, LoadError>;
     /// A vector of `len` values as f32.
     fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, LoadError>;
 }
@@ -54,12 +56,13 @@ impl Source for Gguf {
     fn has(&self, name: &str) -> bool {
         self.has_tensor(name)
     }
-    fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<PackedMatrix, LoadError> {
-        Gguf::matrix(self, name, rows, cols)
-    }
-    fn transposed(&self, name: &str, _: usize, _: usize) -> Result<PackedMatrix, LoadError> {
-        let reason = "matrices of GGUF files are never turned".into();
-        Err(LoadError::Tensor { tensor: name.into(), reason })
+    fn matrix(
+        &self,
+        name: &str,
+        shape: (usize, usize),
+        order: Order,
+    ) -> Result<PackedMatrix, LoadError> {
+        Gguf::matrix(self, name, shape, order)
     }
     fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {
         Gguf::vector(self, name, len)
@@ -76,11 +79,13 @@ impl Source for Safetensors {
     fn has(&self, name: &str) -> bool {
         self.has_tensor(name)
     }
-    fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<PackedMatrix, LoadError> {
-        Safetensors::matrix(self, name, rows, cols)
-    }
-    fn transposed(&self, name: &str, rows: usize, cols: usize) -> Result<PackedMatrix, LoadError> {
-        Safetensors::transposed(self, name, rows, cols)
+    fn matrix(
+        &self,
+        name: &str,
+        shape: (usize, usize),
+        order: Order,
+    ) -> Result<PackedMatrix, LoadError> {
+        Safetensors::matrix(self, name, shape, order)
     }
     fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {
         Safetensors::vector(self, name, len)
@@ -282,18 +287,19 @@ impl<S: Source> Parts<'_, S> {
         self.used.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    fn matrix(&self, name: &str, (rows, cols): (usize, usize)) -> Result<PackedMatrix, LoadError> {
-        self.used().insert(name.into());
-        self.source.matrix(name, rows, cols)
+    /// A matrix that is stored row by row.
+    fn matrix(&self, name: &str, shape: (usize, usize)) -> Result<PackedMatrix, LoadError> {
+        self.ordered(name, shape, Order::RowsFirst)
     }
 
-    fn transposed(
+    fn ordered(
         &self,
         name: &str,
-        (rows, cols): (usize, usize),
+        shape: (usize, usize),
+        order: Order,
     ) -> Result<PackedMatrix, LoadError> {
         self.used().insert(name.into());
-        self.source.transposed(name, rows, cols)
+        self.source.matrix(name, shape, order)
     }
 
     fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {

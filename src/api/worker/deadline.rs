@@ -1,31 +1,35 @@
 //! `X-Request-Deadline`: the moment after which nobody wants an answer any more.
 //!
 //! Never guesses: an RFC 3339 moment (`2026-11-22T14:00:05.250Z`, offsets allowed) or Unix
-//! milliseconds in digits, and anything else is refused by its name. Pure.
+//! milliseconds in digits, and anything else is refused by its name; so are digits that can only be
+//! meant as seconds, since the job would be late already. Pure.
 
 use axum::http::HeaderMap;
 
-use super::error::WorkerError;
+use super::error::WireError;
 use crate::units::Millis;
 
 const HEADER: &str = "x-request-deadline";
 
+/// Unix milliseconds of 1973. As seconds they are the year 5138: no number is meant as either.
+const MILLIS_MIN: u64 = 100_000_000_000;
+
 /// The deadline of a request, Unix milliseconds; `None` where it has none.
 ///
 /// # Errors
-/// [`WorkerError::Header`] for a value in no known form.
-pub(super) fn of(headers: &HeaderMap) -> Result<Option<Millis>, WorkerError> {
+/// [`WireError::Header`] for a value in no known form.
+pub(super) fn of(headers: &HeaderMap) -> Result<Option<Millis>, WireError> {
     let Some(value) = headers.get(HEADER) else { return Ok(None) };
     let text = value.to_str().unwrap_or_default().trim();
     parse(text).map(|millis| Some(Millis::new(millis))).ok_or_else(|| {
-        let wanted = "an RFC 3339 moment or Unix milliseconds";
-        WorkerError::Header(format!("X-Request-Deadline must be {wanted}"))
+        let wanted = "an RFC 3339 moment or Unix time in milliseconds, not seconds";
+        WireError::Header(format!("X-Request-Deadline must be {wanted}"))
     })
 }
 
 fn parse(text: &str) -> Option<u64> {
     if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
-        return text.parse().ok();
+        return text.parse().ok().filter(|millis| *millis >= MILLIS_MIN);
     }
     rfc3339(text)
 }
@@ -117,7 +121,10 @@ mod tests {
         // Expected values: `date -u -d … +%s%3N`.
         let table = [
             ("1790000000123", Some(1_790_000_000_123)),
-            ("0", Some(0)),
+            ("100000000000", Some(100_000_000_000)),
+            ("99999999999", None),
+            ("1790000000", None),
+            ("0", None),
             ("1970-01-01T00:00:00Z", Some(0)),
             ("2025-10-01T17:30:00Z", Some(1_759_339_800_000)),
             ("2024-02-29t23:59:59.25z", Some(1_709_251_199_250)),

@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use crate::api::error::Fault;
-use crate::jobs::{JobRefusal, JobsLoad};
+use crate::jobs::JobRefusal;
 
 /// Seconds after which an orchestrator that found all places taken may ask again: about what a
 /// short answer takes.
@@ -28,7 +28,7 @@ pub(super) struct FieldError {
 
 /// Why a request gets no stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum WorkerError {
+pub(super) enum WireError {
     /// Rules of fields, all that are broken, in the protocol's order.
     Fields(Vec<FieldError>),
     /// Bytes that are no JSON, or a body that cannot be read.
@@ -43,10 +43,12 @@ pub(super) enum WorkerError {
     Unauthorized,
     NotFound,
     MethodNotAllowed,
-    Duplicate,
-    Busy(JobsLoad),
-    Draining,
-    Unavailable,
+    /// The worker does not take the job, for a reason that is not in its fields.
+    Refused(JobRefusal),
+    /// Another HTTP than 1.1.
+    HttpVersion,
+    /// A bug; the log says which.
+    Internal,
 }
 
 #[derive(Serialize)]
@@ -69,7 +71,7 @@ struct Body {
     slots_busy: Option<u32>,
 }
 
-impl WorkerError {
+impl WireError {
     /// Status and stable code; a refusal by fields has its own shape and no code.
     fn kind(&self) -> (u16, &'static str) {
         match self {
@@ -80,13 +82,21 @@ impl WorkerError {
             Self::NotFound => (404, "NOT_FOUND"),
             Self::MethodNotAllowed => (405, "METHOD_NOT_ALLOWED"),
             Self::TooSlow => (408, "BODY_TIMEOUT"),
-            Self::Duplicate => (409, "DUPLICATE_JOB_ID"),
             Self::TooLarge(_) => (413, "PAYLOAD_TOO_LARGE"),
             Self::NotJson => (415, "UNSUPPORTED_MEDIA_TYPE"),
             Self::Mistyped(_) => (422, "INVALID_BODY"),
-            Self::Busy(_) => (503, "ALL_SLOTS_BUSY"),
-            Self::Draining => (503, "SHUTTING_DOWN"),
-            Self::Unavailable => (503, "ENGINE_UNAVAILABLE"),
+            Self::Internal => (500, "INTERNAL_ERROR"),
+            Self::HttpVersion => (505, "HTTP_VERSION"),
+            Self::Refused(refusal) => match refusal {
+                JobRefusal::Duplicate => (409, "DUPLICATE_JOB_ID"),
+                JobRefusal::Busy(_) => (503, "ALL_SLOTS_BUSY"),
+                JobRefusal::Draining => (503, "SHUTTING_DOWN"),
+                JobRefusal::Unavailable => (503, "ENGINE_UNAVAILABLE"),
+                // Told as the field's fault.
+                JobRefusal::ContextLength { .. } | JobRefusal::Prompt(_) => {
+                    (400, "VALIDATION_ERROR")
+                }
+            },
         }
     }
 
@@ -107,22 +117,21 @@ impl WorkerError {
             Self::Unauthorized => "a bearer token is wanted in Authorization",
             Self::NotFound => "no such path",
             Self::MethodNotAllowed => "method not allowed",
-            Self::Duplicate => "a job with this job_id is running or waiting",
-            Self::Busy(_) => "all slots are busy and the queue is full; try again later",
-            Self::Draining => "the worker is shutting down",
-            Self::Unavailable => "the engine does not take work",
+            Self::Internal => "internal error",
+            Self::HttpVersion => "the worker speaks HTTP/1.1",
+            Self::Refused(refusal) => return refusal.to_string(),
         };
         words.to_owned()
     }
 }
 
-impl IntoResponse for WorkerError {
+impl IntoResponse for WireError {
     fn into_response(self) -> Response {
         let (status, code) = self.kind();
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let message = self.message();
         let load = match &self {
-            Self::Busy(load) => Some(*load),
+            Self::Refused(JobRefusal::Busy(load)) => Some(*load),
             _ => None,
         };
         let mut response = match self {
@@ -145,25 +154,22 @@ impl IntoResponse for WorkerError {
     }
 }
 
-impl From<JobRefusal> for WorkerError {
+impl From<JobRefusal> for WireError {
     fn from(refusal: JobRefusal) -> Self {
         let of_prompt = |constraint, message| {
             Self::Fields(vec![FieldError { field: "prompt", constraint, message, value: None }])
         };
         match refusal {
-            JobRefusal::Busy(load) => Self::Busy(load),
-            JobRefusal::Duplicate => Self::Duplicate,
-            JobRefusal::Draining => Self::Draining,
-            JobRefusal::Unavailable => Self::Unavailable,
             refusal @ JobRefusal::ContextLength { .. } => {
                 of_prompt("context_length", refusal.to_string())
             }
             refusal @ JobRefusal::Prompt(_) => of_prompt("encodable", refusal.to_string()),
+            refusal => Self::Refused(refusal),
         }
     }
 }
 
-impl From<Fault> for WorkerError {
+impl From<Fault> for WireError {
     /// Of a body that could not be read.
     fn from(fault: Fault) -> Self {
         match fault.status {

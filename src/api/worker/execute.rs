@@ -14,14 +14,13 @@ use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 use serde::Serialize;
 
-use super::error::WorkerError;
+use super::error::WireError;
 use super::frames::{fault_code, frame};
 use super::request::{Cancel, Execute, check_job_id, read};
 use super::{WorkerApp, deadline};
 use crate::api::body::read_bounded;
 use crate::api::outcome::Pace;
-use crate::jobs::{Job, JobEvent, JobRequest, JobStop};
-use crate::units::Millis;
+use crate::jobs::{Job, JobEvent, JobStop};
 
 /// Bytes of a body that are parsed beside the runtime's one thread, which answers `/health`
 /// meanwhile: a body of two mebibytes may take tens of milliseconds.
@@ -37,8 +36,9 @@ pub(super) async fn execute(
     let admitted = async {
         let bytes = read_json(&app, &headers, body).await?;
         let deadline = deadline::of(&headers)?;
-        let request = parse(bytes, deadline).await?;
-        Ok::<_, WorkerError>(app.jobs.admit(request).await?)
+        let read = move |body: &[u8]| read::<Execute>(body)?.into_job(deadline);
+        let request = parse(bytes, read).await?;
+        Ok::<_, WireError>(app.jobs.admit(request).await?)
     };
     match admitted.await {
         Ok(job) => respond(Telling { job, pace, model: app.jobs.model().to_owned() }),
@@ -59,31 +59,32 @@ pub(super) async fn cancel(
     State(app): State<Arc<WorkerApp>>,
     headers: HeaderMap,
     body: Body,
-) -> Result<Response, WorkerError> {
+) -> Result<Response, WireError> {
     let bytes = read_json(&app, &headers, body).await?;
-    let Cancel { job_id } = read(&bytes)?;
+    let Cancel { job_id } = parse(bytes, read).await?;
     if let Some(error) = check_job_id(&job_id) {
-        return Err(WorkerError::Fields(vec![error]));
+        return Err(WireError::Fields(vec![error]));
     }
     app.jobs.cancel(&job_id);
     Ok((StatusCode::ACCEPTED, Json(Cancelled { job_id })).into_response())
 }
 
-/// The job that a body asks for.
-async fn parse(bytes: Bytes, deadline: Option<Millis>) -> Result<JobRequest, WorkerError> {
-    let is_long = bytes.len() > LONG_BYTES;
-    let parse = move || read::<Execute>(&bytes)?.into_job(deadline);
-    if !is_long {
-        return parse();
+/// What `read` makes of a body.
+async fn parse<T: Send + 'static>(
+    bytes: Bytes,
+    read: impl FnOnce(&[u8]) -> Result<T, WireError> + Send + 'static,
+) -> Result<T, WireError> {
+    if bytes.len() <= LONG_BYTES {
+        return read(&bytes);
     }
-    let beside = tokio::task::spawn_blocking(parse).await;
-    beside.unwrap_or(Err(WorkerError::Unavailable))
+    let beside = tokio::task::spawn_blocking(move || read(&bytes)).await;
+    beside.unwrap_or(Err(WireError::Internal))
 }
 
 /// A body that says it is JSON.
-async fn read_json(app: &WorkerApp, headers: &HeaderMap, body: Body) -> Result<Bytes, WorkerError> {
+async fn read_json(app: &WorkerApp, headers: &HeaderMap, body: Body) -> Result<Bytes, WireError> {
     if !is_json(headers) {
-        return Err(WorkerError::NotJson);
+        return Err(WireError::NotJson);
     }
     Ok(read_bounded(&app.settings, &*app.clock, headers, body).await?)
 }

@@ -27,10 +27,11 @@ use tokio_util::sync::CancellationToken;
 pub use token::WorkerToken;
 
 use super::delivery::{ConnectionOutbox, MeteredListener};
+use super::error::Fault;
 use super::{ApiSettings, edge};
 use crate::clock::Clock;
 use crate::jobs::Jobs;
-use error::WorkerError;
+use error::WireError;
 
 /// Everything the worker's front-end stands on.
 pub struct WorkerApp {
@@ -59,19 +60,35 @@ pub fn router(app: Arc<WorkerApp>) -> Router {
         .route("/metrics", get(metrics))
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
-        .layer(axum::middleware::from_fn(edge::enter))
+        .layer(axum::middleware::from_fn(|request, next| edge::enter(words, request, next)))
         .with_state(app)
 }
 
-/// Serves `listener` until `app.drain` is cancelled and every answer has ended.
+/// Serves `listener` until `app.drain` is cancelled and every answer has ended; keeps the jobs'
+/// deadlines meanwhile.
 ///
 /// # Errors
 /// None in practice: failed accepts are retried.
 pub async fn serve(listener: TcpListener, app: Arc<WorkerApp>) -> io::Result<()> {
     let metered = MeteredListener::new(listener, Arc::clone(&app.clock), app.settings.stream);
     let drain = app.drain.clone().cancelled_owned();
+    let jobs = Arc::clone(&app.jobs);
     let service = router(app).into_make_service_with_connect_info::<ConnectionOutbox>();
-    axum::serve(metered, service).with_graceful_shutdown(drain).await
+    let serving = axum::serve(metered, service).with_graceful_shutdown(drain);
+    tokio::select! {
+        biased;
+        served = serving.into_future() => served,
+        () = jobs.keep_deadlines() => Ok(()),
+    }
+}
+
+/// What goes wrong around a handler.
+fn words(fault: Fault, _request_id: &str) -> Response {
+    let error = match fault.status {
+        StatusCode::INTERNAL_SERVER_ERROR => WireError::Internal,
+        _ => WireError::HttpVersion,
+    };
+    error.into_response()
 }
 
 /// Lets in who knows the token, where there is one.
@@ -79,7 +96,7 @@ async fn guard(State(app): State<Arc<WorkerApp>>, request: Request, next: Next) 
     let is_known = app.token.as_ref().is_none_or(|token| {
         edge::bearer(request.headers()).is_some_and(|given| token.is_same(given))
     });
-    if is_known { next.run(request).await } else { WorkerError::Unauthorized.into_response() }
+    if is_known { next.run(request).await } else { WireError::Unauthorized.into_response() }
 }
 
 #[derive(Serialize)]
@@ -108,10 +125,10 @@ async fn metrics(State(app): State<Arc<WorkerApp>>) -> Response {
     (kind, (app.metrics)()).into_response()
 }
 
-async fn not_found() -> WorkerError {
-    WorkerError::NotFound
+async fn not_found() -> WireError {
+    WireError::NotFound
 }
 
-async fn method_not_allowed() -> WorkerError {
-    WorkerError::MethodNotAllowed
+async fn method_not_allowed() -> WireError {
+    WireError::MethodNotAllowed
 }

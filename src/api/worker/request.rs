@@ -6,10 +6,10 @@
 use std::ops::RangeInclusive;
 
 use serde::Deserialize;
-use serde::de::IgnoredAny;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::error::Category;
 
-use super::error::{FieldError, WorkerError};
+use super::error::{FieldError, WireError};
 use crate::jobs::{JobRequest, JobSampling};
 use crate::units::Millis;
 
@@ -59,37 +59,46 @@ const fn seed() -> u64 {
 /// A body by its types.
 ///
 /// # Errors
-/// [`WorkerError::Malformed`] where it is no JSON, [`WorkerError::Mistyped`] where a field is
-/// missing or of another type.
-pub(super) fn read<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, WorkerError> {
+/// [`WireError::Malformed`] where it is no JSON, [`WireError::Mistyped`] where a field is missing
+/// or of another type.
+pub(super) fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, WireError> {
+    let text = std::str::from_utf8(bytes).map_err(|error| {
+        WireError::Malformed(format!("no UTF-8 from byte {}", error.valid_up_to()))
+    })?;
     // The whole of it, before any type is looked at: what is no JSON is told as such.
-    serde_json::from_slice::<IgnoredAny>(bytes).map_err(|error| malformed(&error))?;
-    if bytes.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {
+    serde_json::from_str::<IgnoredAny>(text).map_err(|error| {
+        let (line, column) = (error.line(), error.column());
+        WireError::Malformed(format!("malformed JSON at line {line}, column {column}"))
+    })?;
+    if !text.trim_ascii_start().starts_with('{') {
         // serde would take a list for an object's values in order.
-        return Err(WorkerError::Mistyped("a JSON object is wanted".to_owned()));
+        return Err(WireError::Mistyped("a JSON object is wanted".to_owned()));
     }
-    serde_json::from_slice(bytes).map_err(|error| match error.classify() {
-        Category::Data => WorkerError::Mistyped(data_words(&error)),
-        Category::Syntax | Category::Eof | Category::Io => malformed(&error),
+    let mut fields = serde_json::Deserializer::from_str(text);
+    serde_path_to_error::deserialize(&mut fields).map_err(|error| {
+        // Of fields that a type has, so never a client's own word; `.` and `?` name none.
+        let path = error.path().to_string();
+        let field = (!matches!(path.as_str(), "." | "?")).then_some(path);
+        WireError::Mistyped(data_words(field, error.inner()))
     })
-}
-
-fn malformed(error: &serde_json::Error) -> WorkerError {
-    let (line, column) = (error.line(), error.column());
-    WorkerError::Malformed(format!("malformed JSON at line {line}, column {column}"))
 }
 
 /// What is wrong with a type. serde's words repeat a wrong string, which may be a prompt: only
 /// those without one are shown.
-fn data_words(error: &serde_json::Error) -> String {
+fn data_words(field: Option<String>, error: &serde_json::Error) -> String {
     let words = error.to_string();
     let (line, column) = (error.line(), error.column());
     if words.starts_with("missing field `") || words.starts_with("duplicate field `") {
         return words;
     }
+    let field = field.map(|field| format!("{field}: ")).unwrap_or_default();
+    if error.classify() != Category::Data {
+        // Half a surrogate pair, or a number beyond all that a field can hold.
+        return format!("{field}a value that no field can hold at line {line}, column {column}");
+    }
     let wanted = words.rsplit_once("expected ").map_or("", |(_, wanted)| wanted);
     let wanted = wanted.split(" at line").next().unwrap_or_default();
-    format!("a value of the wrong type at line {line}, column {column}: wanted {wanted}")
+    format!("{field}a value of the wrong type at line {line}, column {column}: wanted {wanted}")
 }
 
 impl Execute {
@@ -97,10 +106,10 @@ impl Execute {
     ///
     /// # Errors
     /// All broken rules, in the protocol's order.
-    pub fn into_job(self, deadline: Option<Millis>) -> Result<JobRequest, WorkerError> {
+    pub fn into_job(self, deadline: Option<Millis>) -> Result<JobRequest, WireError> {
         let errors = self.errors();
         if !errors.is_empty() {
-            return Err(WorkerError::Fields(errors));
+            return Err(WireError::Fields(errors));
         }
         Ok(JobRequest {
             id: self.job_id,

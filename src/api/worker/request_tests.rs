@@ -17,7 +17,7 @@ fn broken_rules(extra: Value) -> Vec<(String, String, String, Option<String>)> {
     let request: Execute = read(&fields(&extra)).unwrap();
     match request.into_job(None) {
         Ok(_) => Vec::new(),
-        Err(WorkerError::Fields(errors)) => errors
+        Err(WireError::Fields(errors)) => errors
             .into_iter()
             .map(|error| (error.field.into(), error.constraint.into(), error.message, error.value))
             .collect(),
@@ -199,6 +199,7 @@ fn what_is_missing_or_mistyped_is_told_apart_from_what_is_no_json() {
         json!({"job_id": "a", "prompt": "b", "max_tokens": -1}),
         json!({"job_id": "a", "prompt": "b", "max_tokens": 4_294_967_296_u64}),
         json!({"job_id": "a", "prompt": "b", "max_tokens": 1, "seed": -1}),
+        json!({"job_id": "a", "prompt": "b", "max_tokens": 1, "top_k": 4_294_967_296_u64}),
         json!({"job_id": "a", "prompt": "b", "max_tokens": 1, "temperature": null}),
         json!({"job_id": "a", "prompt": "b", "max_tokens": 1, "stop": "x"}),
         json!({"job_id": "a", "prompt": "b", "max_tokens": 1, "stop": [1]}),
@@ -208,11 +209,50 @@ fn what_is_missing_or_mistyped_is_told_apart_from_what_is_no_json() {
     ];
     for body in mistyped {
         let error = read::<Execute>(body.to_string().as_bytes()).unwrap_err();
-        assert!(matches!(error, WorkerError::Mistyped(_)), "{body}: {error:?}");
+        assert!(matches!(error, WireError::Mistyped(_)), "{body}: {error:?}");
     }
-    for body in [&b""[..], b"{", b"{\"job_id\": \xff}", b"nope", b"[1", b"{} x"] {
+    let not_utf8 = b"{\"job_id\": \"a\", \"prompt\": \"b\", \"max_tokens\": 1, \"x\": \"\xff\"}";
+    for body in
+        [&b""[..], b"{", b"{\"job_id\": \xff}", b"nope", b"[1", b"{} x", b"{\"a\": 1e}", not_utf8]
+    {
         let error = read::<Execute>(body).unwrap_err();
-        assert!(matches!(error, WorkerError::Malformed(_)), "{body:?}: {error:?}");
+        assert!(matches!(error, WireError::Malformed(_)), "{body:?}: {error:?}");
+    }
+}
+
+#[test]
+fn json_that_no_field_can_hold_is_not_told_as_malformed() {
+    for extra in [
+        "\"temperature\": 1e400",
+        "\"temperature\": -1e400",
+        "\"job_id\": \"\\ud800\"",
+        "\"stop\": [\"\\ud800x\"]",
+        "\"prompt\": [[[[1]]]]",
+    ] {
+        let body = format!("{{{extra}, \"job_id\": \"a\", \"prompt\": \"b\", \"max_tokens\": 1}}");
+        match read::<Execute>(body.as_bytes()).unwrap_err() {
+            WireError::Mistyped(told) => assert!(told.contains("line 1"), "{told}"),
+            other => panic!("{body}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_mistyped_field_is_named() {
+    let good = json!({"job_id": "a", "prompt": "b", "max_tokens": 1});
+    for (field, value, named) in [
+        ("max_tokens", json!(1.5), "max_tokens: "),
+        ("max_tokens", json!(1.0), "max_tokens: "),
+        ("seed", json!("7"), "seed: "),
+        ("stop", json!(["a", 1]), "stop[1]: "),
+        ("prompt", json!({"zanzibarberry": 1}), "prompt: "),
+    ] {
+        let mut body = good.clone();
+        body[field] = value;
+        match read::<Execute>(body.to_string().as_bytes()).unwrap_err() {
+            WireError::Mistyped(told) => assert!(told.starts_with(named), "{told}"),
+            other => panic!("{other:?}"),
+        }
     }
 }
 
@@ -223,9 +263,10 @@ fn no_message_repeats_what_a_client_wrote() {
         format!("{{\"job_id\": \"a\", \"prompt\": \"b\", \"max_tokens\": \"{secret}\"}}"),
         format!("{{\"job_id\": \"a\", \"prompt\": \"b\", \"seed\": \"expected {secret} at\"}}"),
         format!("{{\"prompt\": {secret}"),
+        format!("{{\"{secret}\": 1, \"stop\": [\"a\", {{\"{secret}\": 1}}]}}"),
     ] {
         let told = match read::<Execute>(body.as_bytes()).unwrap_err() {
-            WorkerError::Malformed(told) | WorkerError::Mistyped(told) => told,
+            WireError::Malformed(told) | WireError::Mistyped(told) => told,
             other => panic!("{other:?}"),
         };
         assert!(!told.contains(secret), "{told}");

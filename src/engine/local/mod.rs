@@ -33,12 +33,19 @@ struct Served {
 pub struct LocalModel {
     /// The name clients ask for; no other model has it.
     pub name: String,
-    /// SHA-256 of its weights.
-    pub weights_sha256: Hash32,
-    /// SHA-256 of the file that describes its tokenizer.
-    pub tokenizer_sha256: Hash32,
+    /// What its files are known by; `None` where nobody asks, which a card tells as zeros.
+    pub hashes: Option<ModelHashes>,
     /// The model.
     pub engine: native::Engine,
+}
+
+/// SHA-256 of a model's files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ModelHashes {
+    /// Of its weights.
+    pub weights_sha256: Hash32,
+    /// Of the file that describes its tokenizer.
+    pub tokenizer_sha256: Hash32,
 }
 
 impl LocalEngine {
@@ -57,11 +64,12 @@ impl LocalEngine {
 impl Served {
     fn new(model: LocalModel) -> Self {
         let info = model.engine.info();
+        let hash = |of: fn(ModelHashes) -> Hash32| model.hashes.map_or(Hash32::ZERO, of);
         let card = ModelCard {
             name: model.name,
             context_length: info.context_length,
-            weights_sha256: model.weights_sha256,
-            tokenizer_sha256: model.tokenizer_sha256,
+            weights_sha256: hash(|hashes| hashes.weights_sha256),
+            tokenizer_sha256: hash(|hashes| hashes.tokenizer_sha256),
             quantisation: info.quantisation.clone(),
             architecture: info.config_digest_input.clone(),
             engine_spec: info.engine_spec,

@@ -30,9 +30,9 @@ pub enum PasswordSource {
     Env(SecretString),
 }
 
-/// A password could not be read.
+/// A file's secret could not be read.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot read the password from {}: {why}", path.display())]
+#[error("cannot read the secret in {}: {why}", path.display())]
 pub struct KeyError {
     path: PathBuf,
     why: String,

@@ -8,7 +8,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use tally_engine::{KvType, SharePrefixes};
 
 use super::WorkerError;
@@ -47,7 +47,7 @@ pub struct WorkerTask {
     pub slots: u32,
     /// Jobs that may wait beyond those; one more is answered with 503.
     #[arg(long, value_name = "N", default_value_t = 8,
-        value_parser = clap::value_parser!(u32).range(0..=65_536))]
+        value_parser = clap::value_parser!(u32).range(0..=1024))]
     pub queue: u32,
     /// Threads of the forward pass [default: all cores].
     #[arg(long, value_name = "N", value_parser = threads)]
@@ -133,22 +133,45 @@ impl WorkerTask {
     /// Blocks on a small file.
     ///
     /// # Errors
-    /// [`WorkerError`] where both are set, the file cannot be read, or a variable looks like a
-    /// worker's and is none.
+    /// [`WorkerError`] where both are set, the file cannot be read, no request could carry the
+    /// token, or a variable looks like a worker's and is none.
     pub(super) fn token(&self) -> Result<Option<WorkerToken>, WorkerError> {
         refuse_unknown()?;
-        let read = |name: &str| std::env::var_os(name).filter(|text| !text.is_empty());
-        let why = |why: &str| WorkerError::Argument { name: TOKEN, why: why.to_owned() };
-        let secret = match (read(TOKEN), read(TOKEN_FILE)) {
+        let secret = match (std::env::var_os(TOKEN), std::env::var_os(TOKEN_FILE)) {
             (None, None) => return Ok(None),
-            (Some(_), Some(_)) => return Err(why("set together with TALLY_WORKER_TOKEN_FILE")),
-            (Some(text), None) => {
-                SecretString::from(text.into_string().map_err(|_| why("it is not UTF-8"))?)
+            (Some(_), Some(_)) => {
+                return Err(bad_token(TOKEN, "set together with TALLY_WORKER_TOKEN_FILE"));
             }
-            (None, Some(path)) => secret_line(Path::new(&path))?,
+            (Some(text), None) => {
+                let text = text.into_string().map_err(|_| bad_token(TOKEN, "it is not UTF-8"))?;
+                (TOKEN, SecretString::from(text))
+            }
+            (None, Some(path)) if path.is_empty() => {
+                return Err(bad_token(TOKEN_FILE, "set, but empty"));
+            }
+            (None, Some(path)) => (TOKEN_FILE, secret_line(Path::new(&path))?),
         };
-        Ok(Some(WorkerToken::new(secret)))
+        check_token(secret).map(Some)
     }
+}
+
+/// A token that a header can carry as it is. Another would lock everybody out, and an empty one let
+/// everybody in.
+fn check_token((name, secret): (&'static str, SecretString)) -> Result<WorkerToken, WorkerError> {
+    let text = secret.expose_secret();
+    let words = match text {
+        "" => "set, but empty",
+        _ if text.trim() != text => "it begins or ends with white space",
+        _ if !text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) => {
+            "it has characters beside printable ASCII"
+        }
+        _ => return Ok(WorkerToken::new(secret)),
+    };
+    Err(bad_token(name, words))
+}
+
+fn bad_token(name: &'static str, why: &str) -> WorkerError {
+    WorkerError::Argument { name, why: why.to_owned() }
 }
 
 /// A variable that is nearly the token's would leave the worker open to all.
@@ -239,11 +262,23 @@ mod tests {
     }
 
     #[test]
+    fn a_token_that_no_request_could_carry_is_refused_and_not_shown() {
+        let checked = |text: &str| check_token((TOKEN, text.to_owned().into()));
+        assert!(checked("correct horse").unwrap().is_same("correct horse"));
+        for text in ["", " ", "zanzibar ", " zanzibar", "zanzibar\n", "zanzib\u{e4}r", "zanzi\tbar"]
+        {
+            let told = checked(text).err().unwrap().to_string();
+            assert!(told.starts_with("TALLY_WORKER_TOKEN: "), "{told}");
+            assert!(!told.contains("zanzi"), "{told}");
+        }
+    }
+
+    #[test]
     fn arguments_out_of_range_are_refused_and_so_is_a_token() {
         for more in [
             ["--slots", "0"],
             ["--slots", "1025"],
-            ["--queue", "65537"],
+            ["--queue", "1025"],
             ["--engine-threads", "0"],
             ["--engine-kv-memory-bytes", "1MB"],
             ["--token", "x"],

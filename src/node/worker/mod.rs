@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::metrics::{Metrics, MetricsError};
 use super::settings::KeyError;
-use super::tasks::{Task, Tasks};
+use super::tasks::Tasks;
 use super::wiring::WiringError;
 use super::{logging, models, serve};
 use crate::api::ApiSettings;
@@ -30,7 +30,8 @@ use crate::clock::{Clock, SystemClock, within};
 use crate::engine::local::LocalEngine;
 use crate::jobs::{JobLimits, Jobs};
 use crate::telemetry::{
-    KV_BLOCK_COUNT, KV_BLOCK_COUNT_FREE, WORKER_JOBS_QUEUED, WORKER_SLOTS, WORKER_SLOTS_BUSY,
+    ENGINE_SEQUENCES_QUEUED, ENGINE_SEQUENCES_RUNNING, KV_BLOCK_COUNT, KV_BLOCK_COUNT_FREE,
+    WORKER_JOBS_QUEUED, WORKER_SLOTS, WORKER_SLOTS_BUSY,
 };
 use callback::{Callback, CallbackError, Ready};
 use cli::WorkerTask;
@@ -47,6 +48,13 @@ const WATCH_EVERY: Duration = Duration::from_secs(1);
 /// Sequences that the engine may hold beyond the slots: a slot is free one step before the engine
 /// has let go of its sequence.
 const ENGINE_SPARE: u32 = 8;
+
+/// Connections beyond one for each job that runs or waits: for health, metrics and cancels, and for
+/// those that clients keep open between two jobs.
+const CONNECTIONS_SPARE: usize = 256;
+
+/// Files that the process has open beside its connections: standard streams, sockets of its own.
+const FILES_SPARE: usize = 64;
 
 /// The worker could not start, or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -94,12 +102,13 @@ pub enum WorkerError {
 /// it was well.
 pub async fn run(task: WorkerTask) -> Result<(), WorkerError> {
     task.check()?;
+    let settings = settings(&task)?;
     let token = task.token()?;
     let callback = Callback::new(&task.callback_url, &task.worker_id)?;
     logging::install_worker()?;
     let model = task.model.display().to_string();
     tracing::info!(worker_id = task.worker_id, model, port = task.port, "CPU worker starting");
-    let metrics = Metrics::install()?;
+    let metrics = Metrics::install_bare()?;
     let tasks = Tasks::default();
     let mut stopped = std::pin::pin!(serve::wait_for_stop(&tasks));
     let engine = tokio::select! {
@@ -119,7 +128,7 @@ pub async fn run(task: WorkerTask) -> Result<(), WorkerError> {
     let app = WorkerApp {
         jobs: Arc::clone(&jobs),
         clock: Arc::clone(&clock),
-        settings: ApiSettings::default(),
+        settings,
         token,
         metrics: scrape(Arc::clone(&jobs), metrics),
         drain: drain.clone(),
@@ -130,7 +139,7 @@ pub async fn run(task: WorkerTask) -> Result<(), WorkerError> {
     let ready = Ready::new(&task.worker_id, memory_bytes, port);
     let announced = live(stopped, callback.announce(&ready, &*clock)).await;
     tasks.stop().cancel();
-    finish(Finish { jobs: &jobs, clock: &*clock, drain, serving }).await;
+    finish(&jobs, &*clock, drain, serving.join()).await;
     watching.join().await;
     announced?;
     tasks.failure().map_or(Ok(()), |why| Err(WorkerError::Task(why)))
@@ -154,9 +163,37 @@ async fn live(
 async fn load(task: &WorkerTask) -> Result<Arc<LocalEngine>, WorkerError> {
     let (path, options) = (task.model.clone(), options(task));
     tracing::info!(model = path.display().to_string(), "Loading model...");
-    let loading = tokio::task::spawn_blocking(move || models::load_alone(&path, options));
+    let loading = tokio::task::spawn_blocking(move || models::load_alone(&path, &options));
     let model = loading.await.map_err(|error| WorkerError::Task(error.to_string()))??;
+    check_slots(task.slots, model.engine.info().running_max)?;
     Ok(Arc::new(LocalEngine::new(vec![model])))
+}
+
+/// Jobs that the model would run one after the other are not said to run at once.
+fn check_slots(slots: u32, running_max: usize) -> Result<(), WorkerError> {
+    if usize::try_from(slots).is_ok_and(|slots| slots <= running_max) {
+        return Ok(());
+    }
+    let why = format!("{slots}, but this model runs {running_max} at once; wanted that or less");
+    Err(WorkerError::Argument { name: "--slots", why })
+}
+
+/// The front-end's bounds: every job that is taken has a connection, and others are left.
+fn settings(task: &WorkerTask) -> Result<ApiSettings, WorkerError> {
+    let jobs = usize::try_from(task.slots.saturating_add(task.queue)).unwrap_or(usize::MAX);
+    let connections_max = jobs.saturating_add(CONNECTIONS_SPARE);
+    let files = connections_max.saturating_add(FILES_SPARE);
+    match resident::files_max() {
+        Some(max) if max < files => {
+            let why = format!("open files: with --queue {files} are needed, {max} are allowed");
+            Err(WorkerError::Argument { name: "--slots", why: format!("{why} (ulimit -n)") })
+        }
+        _ => {
+            let mut settings = ApiSettings::default();
+            settings.stream.connections_max = connections_max;
+            Ok(settings)
+        }
+    }
 }
 
 fn options(task: &WorkerTask) -> EngineOptions {
@@ -189,12 +226,14 @@ async fn listen(task: &WorkerTask) -> Result<(TcpListener, u16), WorkerError> {
 fn scrape(jobs: Arc<Jobs>, metrics: Metrics) -> Arc<dyn Fn() -> String + Send + Sync> {
     Arc::new(move || {
         let load = jobs.load();
-        let (blocks_free, blocks) = jobs.kv_blocks();
+        let engine = jobs.engine_load();
         gauge!(WORKER_SLOTS).set(f64::from(load.slots_total));
         gauge!(WORKER_SLOTS_BUSY).set(f64::from(load.slots_busy));
         gauge!(WORKER_JOBS_QUEUED).set(f64::from(load.queued));
-        gauge!(KV_BLOCK_COUNT_FREE).set(f64::from(blocks_free));
-        gauge!(KV_BLOCK_COUNT).set(f64::from(blocks));
+        gauge!(ENGINE_SEQUENCES_RUNNING).set(f64::from(engine.running));
+        gauge!(ENGINE_SEQUENCES_QUEUED).set(f64::from(engine.queued));
+        gauge!(KV_BLOCK_COUNT_FREE).set(f64::from(engine.kv_block_count_free));
+        gauge!(KV_BLOCK_COUNT).set(f64::from(engine.kv_block_count));
         metrics.render()
     })
 }
@@ -217,25 +256,36 @@ async fn watch(
     }
 }
 
-/// What ends the front-end.
-struct Finish<'a> {
-    jobs: &'a Jobs,
-    clock: &'a dyn Clock,
+/// Ends the jobs and what serves them, within the protocol's 30 s. New jobs are refused by an
+/// answer, so the port stays open until the last one has ended.
+pub async fn finish(
+    jobs: &Jobs,
+    clock: &dyn Clock,
     drain: CancellationToken,
-    serving: Task,
-}
-
-/// New jobs are refused by an answer, so the port stays open until the last one ended.
-async fn finish(end: Finish<'_>) {
-    let Finish { jobs, clock, drain, serving } = end;
+    serving: impl Future<Output = ()>,
+) {
     jobs.close();
     if within(clock, DRAIN_MAX, jobs.finished()).await.is_none() {
         tracing::warn!(seconds = DRAIN_MAX.as_secs(), "Cutting jobs that did not end in time");
         jobs.cut();
     }
     drain.cancel();
-    if within(clock, CLOSE_MAX, serving.join()).await.is_none() {
+    if within(clock, CLOSE_MAX, serving).await.is_none() {
         tracing::warn!("Connections closed by force");
     }
     tracing::info!("Worker stopped");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_that_a_model_does_not_run_at_once_are_refused() {
+        for (slots, running_max) in [(1, 1), (4, 4), (1, 4)] {
+            assert!(check_slots(slots, running_max).is_ok());
+        }
+        let told = check_slots(2, 1).unwrap_err().to_string();
+        assert_eq!(told, "--slots: 2, but this model runs 1 at once; wanted that or less");
+    }
 }

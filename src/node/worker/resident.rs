@@ -1,6 +1,6 @@
-//! What the process takes of the machine's memory, as the machine counts it.
+//! What the process takes of the machine, and what it may take, as the machine counts it.
 //!
-//! Never estimates: pool managers place workers by this number. Relies on Linux's `/proc`.
+//! Never estimates: pool managers place workers by these numbers. Relies on Linux's `/proc`.
 
 /// Bytes of memory that are this process's now; `None` where the system does not say.
 ///
@@ -16,6 +16,19 @@ fn parse(status: &str) -> Option<u64> {
     kibibytes.checked_mul(1024)
 }
 
+/// Files that the process may have open at once; `None` where the system does not say, or sets no
+/// bound.
+pub(super) fn files_max() -> Option<usize> {
+    let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
+    parse_files(&limits)
+}
+
+/// The bound that holds now stands before the one up to which it may be raised.
+fn parse_files(limits: &str) -> Option<usize> {
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -26,5 +39,14 @@ mod tests {
         assert_eq!(parse(status), Some(209_715_200));
         assert_eq!(parse("VmRSS: many\n"), None);
         assert!(bytes().unwrap() > 1 << 20);
+    }
+
+    #[test]
+    fn the_bound_on_open_files_is_the_one_that_holds_now() {
+        let limits = "Limit   Soft Limit  Hard Limit  Units\n\
+                      Max open files            1024                 524288               files\n";
+        assert_eq!(parse_files(limits), Some(1024));
+        assert_eq!(parse_files("Max open files            unlimited  unlimited  files\n"), None);
+        assert!(files_max().is_none_or(|max| max > 2));
     }
 }

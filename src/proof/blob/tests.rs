@@ -225,7 +225,10 @@ proptest! {
     }
 
     #[test]
-    fn what_is_cut_short_or_goes_on_is_refused(turns in turns(), at in any::<prop::sample::Index>()) {
+    fn what_is_cut_short_or_goes_on_is_refused(
+        turns in turns(),
+        at in any::<prop::sample::Index>(),
+    ) {
         let chat = chat(&turns, 49_152);
         let mut bytes = chat.blob(chat.claims).encode();
         let short = Blob::decode(&bytes[..at.index(bytes.len())]);

@@ -9,6 +9,7 @@ use tally::api::worker::{WorkerApp, WorkerToken, serve};
 use tally::clock::{Clock, SystemClock};
 use tally::engine::scripted::{Script, ScriptedEngine};
 use tally::jobs::{JobLimits, Jobs};
+use tokio::net::TcpSocket;
 use tokio_util::sync::CancellationToken;
 
 use super::http::{Answer, Client, call, text};
@@ -20,6 +21,10 @@ pub struct WorkerSetup {
     pub limits: JobLimits,
     pub token: Option<&'static str>,
     pub clock: Arc<dyn Clock>,
+    pub settings: ApiSettings,
+    pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
+    /// Size of the kernel's send buffer, where a test must fill it.
+    pub send_buffer: Option<u32>,
 }
 
 impl Default for WorkerSetup {
@@ -29,6 +34,9 @@ impl Default for WorkerSetup {
             limits: JobLimits { slots: 1, queue_max: 8 },
             token: None,
             clock: SystemClock::shared(),
+            settings: ApiSettings::default(),
+            metrics: Arc::new(|| "worker_slots 1\n".to_owned()),
+            send_buffer: None,
         }
     }
 }
@@ -50,12 +58,17 @@ impl TestWorker {
         let app = WorkerApp {
             jobs: jobs.clone(),
             clock: setup.clock,
-            settings: ApiSettings::default(),
+            settings: setup.settings,
             token: setup.token.map(|token| WorkerToken::new(token.to_owned().into())),
-            metrics: Arc::new(|| "worker_slots 1\n".to_owned()),
+            metrics: setup.metrics,
             drain: drain.clone(),
         };
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let socket = TcpSocket::new_v4().unwrap();
+        if let Some(size) = setup.send_buffer {
+            socket.set_send_buffer_size(size).unwrap();
+        }
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = socket.listen(64).unwrap();
         let addr = listener.local_addr().unwrap();
         let served = tokio::spawn(serve(listener, Arc::new(app)));
         Self { addr, engine, jobs, drain, served }

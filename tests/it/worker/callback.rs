@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::process::{Worker, command, refused, whole};
 use crate::models::model;
 use crate::support::http::get;
+use crate::support::node::eventually;
 
 /// What the pool manager saw of one call.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,16 +24,25 @@ struct Call {
     health: u16,
 }
 
-/// A pool manager that answers its first calls with 503.
+/// A pool manager that answers its first calls with 503, or nothing ever.
 #[derive(Clone)]
 struct Manager {
     calls: Arc<Mutex<Vec<Call>>>,
     refuses: usize,
+    is_silent: bool,
 }
 
 impl Manager {
     async fn start(refuses: usize) -> (Self, String) {
-        let manager = Self { calls: Arc::default(), refuses };
+        Self { calls: Arc::default(), refuses, is_silent: false }.serve().await
+    }
+
+    async fn silent() -> (Self, String) {
+        Self { calls: Arc::default(), refuses: 0, is_silent: true }.serve().await
+    }
+
+    async fn serve(self) -> (Self, String) {
+        let manager = self;
         let router = Router::new().fallback(hear).with_state(manager.clone());
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -51,9 +61,15 @@ async fn hear(State(manager): State<Manager>, request: Request) -> StatusCode {
     let body: Value = serde_json::from_slice(&body).unwrap();
     let port = body["uri"].as_str().unwrap().rsplit_once(':').unwrap().1.parse().unwrap();
     let health = get(SocketAddr::from(([127, 0, 0, 1], port)), "/health").await.status;
-    let mut calls = manager.calls.lock().unwrap();
-    calls.push(Call { path, body, health });
-    if calls.len() <= manager.refuses { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK }
+    let count = {
+        let mut calls = manager.calls.lock().unwrap();
+        calls.push(Call { path, body, health });
+        calls.len()
+    };
+    if manager.is_silent {
+        std::future::pending::<()>().await;
+    }
+    if count <= manager.refuses { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK }
 }
 
 /// Reads the log on a thread of its own: the manager runs on this one.
@@ -116,6 +132,41 @@ async fn a_pool_manager_that_never_hears_ends_the_worker_after_a_few_tries() {
     assert!(end.err.contains("not reached after 5 tries"), "{}", end.err);
     let ready = |line: &&Value| line["message"] == "Worker ready, starting HTTP server";
     assert_eq!(end.log.iter().filter(ready).count(), 0);
+}
+
+#[tokio::test]
+async fn a_worker_that_cannot_start_calls_nobody() {
+    let (manager, url) = Manager::start(0).await;
+    let (dir, good) = (tempfile::tempdir().unwrap(), model());
+    let bad = dir.path().join("bad.gguf").display().to_string();
+    std::fs::write(&bad, b"GGUF but not really").unwrap();
+    let taken = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    for (model, port, told) in [(&bad, "0", &bad), (&good, &*port, &port)] {
+        let mut arguments = whole(model, &url);
+        arguments[5] = port;
+        let command = command(&arguments);
+        let end = tokio::task::spawn_blocking(move || refused(command)).await.unwrap();
+        assert_eq!((end.code, end.err.lines().count()), (Some(1), 1), "{}", end.err);
+        assert!(end.err.contains(told), "{}", end.err);
+    }
+    assert_eq!(manager.calls(), []);
+}
+
+#[tokio::test]
+async fn a_signal_before_the_pool_manager_has_heard_ends_the_worker_in_order() {
+    let (manager, url) = Manager::silent().await;
+    let model = model();
+    let spawning =
+        tokio::task::spawn_blocking(move || Worker::spawn(command(&whole(&model, &url))));
+    let (worker, _) = spawning.await.unwrap();
+    eventually(|| manager.calls().len() == 1).await;
+    worker.signal("-TERM");
+    let end = tokio::task::spawn_blocking(move || worker.wait()).await.unwrap();
+    assert_eq!((end.code, end.err.as_str()), (Some(0), ""));
+    let messages: Vec<_> = end.log.iter().map(|line| line["message"].as_str().unwrap()).collect();
+    assert_eq!(messages, ["SIGTERM: stopping", "Worker stopped"]);
+    assert_eq!(manager.calls().len(), 1, "who is about to end calls nobody again");
 }
 
 #[test]

@@ -1,10 +1,11 @@
 //! The wire, byte by byte: a change here is a change of the protocol.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Value, json};
-use tally::engine::EngineFinish;
 use tally::engine::scripted::Script;
+use tally::engine::{EngineFinish, StartError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -90,6 +91,70 @@ async fn each_end_is_these_bytes() {
     hold_stream(script, json!({}), &[STARTED, one, failed]).await;
 }
 
+#[tokio::test]
+async fn a_job_that_the_engine_refuses_is_started_and_ended_in_these_bytes() {
+    let table = [
+        (
+            StartError::Memory("too much".to_owned()),
+            "event: error\ndata: {\"type\":\"error\",\"code\":\"OUT_OF_MEMORY\",\
+             \"message\":\"too much\",\"retriable\":false}\n\n",
+        ),
+        (
+            StartError::Invalid("no such thing".to_owned()),
+            "event: error\ndata: {\"type\":\"error\",\"code\":\"INVALID_REQUEST\",\
+             \"message\":\"no such thing\",\"retriable\":false}\n\n",
+        ),
+        (
+            StartError::Setting { setting: "top_k", reason: "is too much".to_owned() },
+            "event: error\ndata: {\"type\":\"error\",\"code\":\"INVALID_REQUEST\",\
+             \"message\":\"top_k is too much\",\"retriable\":false}\n\n",
+        ),
+        (
+            StartError::UnknownModel,
+            "event: error\ndata: {\"type\":\"error\",\"code\":\"INFERENCE_FAILED\",\
+             \"message\":\"the inference failed\",\"retriable\":true}\n\n",
+        ),
+    ];
+    for (error, frame) in table {
+        let worker = worker(Script::words("never said")).await;
+        worker.engine.refuse_starts([error]);
+        let found = sent(&worker, "POST /execute", &job(json!({})).to_string()).await;
+        assert_eq!(found, streamed(&[STARTED, frame]));
+        assert_eq!(worker.jobs.load().slots_busy, 0);
+    }
+}
+
+#[tokio::test]
+async fn decode_time_counts_from_the_prompts_last_token() {
+    let clock = Arc::new(ManualClock::default());
+    let setup = WorkerSetup { clock: clock.clone(), ..WorkerSetup::default() };
+    let worker = TestWorker::start(setup).await;
+    worker.engine.hold();
+    clock.advance(Duration::from_secs(7));
+    let mut client = worker.begin(json!({})).await;
+    worker.engine.release(1);
+    client.read_events(2).await;
+    clock.advance(Duration::from_millis(1234));
+    worker.engine.release_all();
+    let last = client.answer().await.events().pop().unwrap();
+    let expected = "{\"type\":\"end\",\"tokens_out\":5,\"decode_time_ms\":1234,\
+                    \"stop_reason\":\"EOS\",\"stop_sequence_matched\":null}";
+    assert_eq!(last, expected);
+}
+
+#[tokio::test]
+async fn a_bug_in_a_handler_is_told_in_the_protocols_shape() {
+    let setup = WorkerSetup { metrics: Arc::new(|| panic!("secret")), ..WorkerSetup::default() };
+    let worker = TestWorker::start(setup).await;
+    let expected = json_answer(
+        "500 Internal Server Error",
+        "",
+        "{\"error\":{\"code\":\"INTERNAL_ERROR\",\"message\":\"internal error\"}}",
+    );
+    assert_eq!(sent(&worker, "GET /metrics", "").await, expected);
+    assert_eq!(sent(&worker, "GET /metrics", "").await, expected, "the worker lives");
+}
+
 /// An answer with a JSON body.
 fn json_answer(status: &str, headers: &str, body: &str) -> String {
     let length = body.len();
@@ -150,7 +215,8 @@ async fn health_and_refusals_are_these_bytes() {
     ];
     for (head, body, expected) in table {
         let worker = worker(Script::words("never said")).await;
-        assert_eq!(sent(&worker, head, &body.to_string()).await, expected, "{head} {body}");
+        let sent_body = if body.is_null() { String::new() } else { body.to_string() };
+        assert_eq!(sent(&worker, head, &sent_body).await, expected, "{head} {body}");
         assert_eq!(worker.engine.starts().len(), 0);
     }
 }

@@ -11,6 +11,9 @@ use crate::support::http::get;
 use crate::support::node::{ManualClock, eventually};
 use crate::support::worker::{TestWorker, WorkerSetup, frames, said};
 
+/// Before it, digits are no deadline.
+const START: Duration = Duration::from_millis(100_000_000_000);
+
 #[tokio::test]
 async fn a_frame_leaves_before_the_next_token_is_made_and_health_answers_in_between() {
     let worker = TestWorker::start(WorkerSetup {
@@ -97,8 +100,10 @@ async fn a_deadline_ends_a_job_that_runs_and_one_that_waits() {
     let clock = Arc::new(ManualClock::default());
     let setup = WorkerSetup { clock: clock.clone(), ..WorkerSetup::default() };
     let worker = TestWorker::start(setup).await;
+    clock.advance(START);
     // One moment in both forms.
-    let moments = ["1970-01-01T00:00:05Z", "5000"].map(|moment| [("x-request-deadline", moment)]);
+    let moments = ["1973-03-03T09:46:45Z", "100000005000"];
+    let moments = moments.map(|moment| [("x-request-deadline", moment)]);
     let [mut running, mut waiting] =
         worker.one_runs_one_waits(moments.each_ref().map(|m| &m[..])).await;
     clock.advance(Duration::from_millis(4999));
@@ -116,10 +121,10 @@ async fn a_deadline_ends_a_job_that_runs_and_one_that_waits() {
 #[tokio::test]
 async fn a_deadline_that_has_passed_costs_nothing() {
     let clock = Arc::new(ManualClock::default());
-    clock.advance(Duration::from_secs(60));
+    clock.advance(START + Duration::from_secs(60));
     let setup = WorkerSetup { clock: clock.clone(), ..WorkerSetup::default() };
     let worker = TestWorker::start(setup).await;
-    for moment in ["60000", "59999", "0", "1970-01-01T00:01:00Z"] {
+    for moment in ["100000060000", "100000059999", "100000000000", "1970-01-01T00:01:00Z"] {
         let mut late = worker.begin_with(&[("x-request-deadline", moment)], json!({})).await;
         let told = frames(&late.answer().await.events());
         assert_eq!((told.len(), told[0]["code"].clone()), (1, "TIMEOUT".into()), "{moment}");

@@ -1,6 +1,7 @@
 //! Worker mode: its wire, its jobs, and the program as a pool manager spawns it.
 
 mod callback;
+mod ends;
 mod families;
 mod fuzz;
 mod golden;

@@ -102,6 +102,11 @@ impl Worker {
         assert!(Command::new("kill").args([name, &id]).status().unwrap().success());
     }
 
+    /// Waits for the process to end by itself, and reads nothing of its log.
+    pub fn end_unread(mut self) -> Option<i32> {
+        self.child.wait().unwrap().code()
+    }
+
     /// Waits for the process to end by itself.
     pub fn wait(mut self) -> End {
         let log = self.log.by_ref().map(|line| serde_json::from_str(&line.unwrap()).unwrap());
@@ -148,6 +153,10 @@ async fn a_worker_logs_the_seeds_lines_serves_and_ends_at_a_signal() {
         let measured = lines[2]["memory_bytes"].as_u64().unwrap();
         assert!((file / 2..file * 10).contains(&measured), "{measured} of {file}");
         assert_eq!(get(worker.addr, "/health").await.status, 200);
+        let metrics = get(worker.addr, "/metrics").await;
+        let metrics = String::from_utf8(metrics.body).unwrap();
+        assert!(metrics.contains("\nengine_sequences_running 0\n"), "{metrics}");
+        assert!(!metrics.contains("chain_") && !metrics.contains("sessions_"), "{metrics}");
         worker.signal(signal);
         let end = worker.wait();
         assert_eq!((end.code, end.err.as_str()), (Some(0), ""));
@@ -277,6 +286,17 @@ fn a_worker_that_cannot_start_says_why_in_one_line() {
         command.env(name, &value);
         hold_refusal(&refused(command), &value);
     }
+    for (name, value) in [
+        ("TALLY_WORKER_TOKEN", ""),
+        ("TALLY_WORKER_TOKEN", "zanzibarberry "),
+        ("TALLY_WORKER_TOKEN_FILE", ""),
+    ] {
+        let mut command = command(&whole(&good, NOBODY));
+        command.env(name, value);
+        let end = refused(command);
+        hold_refusal(&end, name);
+        assert!(!end.err.contains("zanzibarberry"));
+    }
     let mut misspelt = command(&whole(&good, NOBODY));
     misspelt.env("TALLY_WORKER_TOKENS", "zanzibarberry");
     let end = refused(misspelt);
@@ -287,6 +307,50 @@ fn a_worker_that_cannot_start_says_why_in_one_line() {
     let mut arguments = whole(&good, NOBODY);
     arguments[5] = &port;
     hold_refusal(&refused(command(&arguments)), &port);
+}
+
+#[test]
+fn a_kv_cache_that_the_system_does_not_give_is_refused_in_one_line() {
+    let model = model();
+    let more = ["--engine-kv-memory-bytes", "64GiB", "--engine-threads", "1"];
+    let mut command = Command::new("sh");
+    let program = env!("CARGO_BIN_EXE_tally");
+    command.args(["-c", "ulimit -v 16000000; exec \"$0\" \"$@\"", program, "worker"]);
+    let end = refused({
+        command.args([&whole(&model, NOBODY)[..], &more].concat());
+        command
+    });
+    hold_refusal(&end, "kv_memory_bytes: 68719476736 bytes, more than the system gives");
+    assert_eq!(end.code, Some(1));
+}
+
+#[tokio::test]
+async fn a_log_that_nobody_reads_holds_nothing_up() {
+    let folder = tiny::folder(tiny::Family::Gpt2);
+    let model = folder.path().display().to_string();
+    let (worker, _) = Worker::spawn(command(&whole(&model, NOBODY)));
+    for number in 0..300 {
+        // Two lines with some 400 bytes of name each: more than any pipe holds.
+        let id = format!("{number}{}", "\u{1}".repeat(64));
+        let body = job(json!({"job_id": id, "max_tokens": 1})).to_string();
+        let answer = call(worker.addr, ("POST", "/execute"), &[JSON], &body).await;
+        assert_eq!(answer.status, 200);
+    }
+    assert_eq!(get(worker.addr, "/health").await.status, 200);
+    worker.signal("-TERM");
+    assert_eq!(worker.end_unread(), Some(0));
+}
+
+#[test]
+fn jobs_for_which_there_are_no_files_to_open_are_refused_before_anything_is_read() {
+    let arguments = [&whole("missing.gguf", NOBODY)[..], &["--slots", "700"]].concat();
+    let mut command = Command::new("sh");
+    let program = env!("CARGO_BIN_EXE_tally");
+    command.args(["-c", "ulimit -n 1000; exec \"$0\" \"$@\"", program, "worker"]).args(arguments);
+    let end = refused(command);
+    // 700 slots, 8 in the queue, 256 and 64 to spare.
+    hold_refusal(&end, "1028 are needed, 1000 are allowed");
+    assert!(end.err.contains("--slots"), "{}", end.err);
 }
 
 #[tokio::test]

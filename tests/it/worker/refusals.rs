@@ -1,10 +1,14 @@
 //! What is refused over HTTP: by status and code, always as JSON, and never at the engine's cost.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use serde_json::{Value, json};
+use tally::engine::StartError;
 use tally::jobs::JobLimits;
 
-use crate::support::http::{Client, call, get, text};
-use crate::support::node::eventually;
+use crate::support::http::{Client, call, call_bytes, get, text};
+use crate::support::node::{ManualClock, eventually};
 use crate::support::worker::{JSON, TestWorker, WorkerSetup, frames, job};
 
 /// Method, path, headers, body; status and code.
@@ -17,15 +21,25 @@ async fn every_refusal_has_its_status_its_code_and_a_json_body() {
     let too_long = "x".repeat(2 * 1024 * 1024 + 1);
     let text_plain = ("content-type", "text/plain");
     let deadline = ("x-request-deadline", "soon");
-    let table: [Case<'_>; 14] = [
+    let huge = job(json!({"temperature": "huge"})).to_string().replace("\"huge\"", "1e400");
+    let surrogate = job(json!({"x": "half"})).to_string().replace("job-1", "\\ud800");
+    let top_k = job(json!({"top_k": 1_u64 << 32})).to_string();
+    let long_cancel = format!("{{\"job_id\": {}}}", " ".repeat(100_000));
+    let seconds = ("x-request-deadline", "1790000000");
+    let table: [Case<'_>; 19] = [
         ("POST", "/execute", &[], &good, 415, "UNSUPPORTED_MEDIA_TYPE"),
         ("POST", "/execute", &[text_plain], &good, 415, "UNSUPPORTED_MEDIA_TYPE"),
         ("POST", "/execute", &[JSON], "{\"job_id\":", 400, "MALFORMED_JSON"),
         ("POST", "/execute", &[JSON], "", 400, "MALFORMED_JSON"),
         ("POST", "/execute", &[JSON], "{}", 422, "INVALID_BODY"),
         ("POST", "/execute", &[JSON], "[]", 422, "INVALID_BODY"),
+        ("POST", "/execute", &[JSON], &huge, 422, "INVALID_BODY"),
+        ("POST", "/execute", &[JSON], &surrogate, 422, "INVALID_BODY"),
+        ("POST", "/execute", &[JSON], &top_k, 422, "INVALID_BODY"),
+        ("POST", "/cancel", &[JSON], &long_cancel, 400, "MALFORMED_JSON"),
         ("POST", "/execute", &[JSON], &too_long, 413, "PAYLOAD_TOO_LARGE"),
         ("POST", "/execute", &[JSON, deadline], &good, 400, "INVALID_HEADER"),
+        ("POST", "/execute", &[JSON, seconds], &good, 400, "INVALID_HEADER"),
         ("GET", "/execute", &[], "", 405, "METHOD_NOT_ALLOWED"),
         ("DELETE", "/cancel", &[], "", 405, "METHOD_NOT_ALLOWED"),
         ("POST", "/health", &[], "", 405, "METHOD_NOT_ALLOWED"),
@@ -43,6 +57,64 @@ async fn every_refusal_has_its_status_its_code_and_a_json_body() {
     let empty = worker.post("/cancel", &[], "{\"job_id\":\"\"}").await;
     assert_eq!((empty.status, empty.json()["errors"][0]["field"].clone()), (400, "job_id".into()));
     assert_eq!(worker.engine.starts().len(), 0);
+}
+
+#[tokio::test]
+async fn who_sent_a_body_that_is_not_read_is_told_that_the_connection_ends() {
+    let worker = TestWorker::plain().await;
+    let good = job(json!({})).to_string();
+    let too_long = "x".repeat(2 * 1024 * 1024 + 1);
+    for (path, headers, body, status, told) in [
+        ("/execute", &[JSON][..], &*too_long, 413, Some("close")),
+        ("/execute", &[], &good, 415, Some("close")),
+        ("/nowhere", &[JSON], &good, 404, Some("close")),
+        ("/nowhere", &[JSON], "", 404, None),
+        ("/execute", &[JSON], "{}", 422, None),
+        ("/execute", &[JSON], &good, 200, None),
+    ] {
+        let answer = call(worker.addr, ("POST", path), headers, body).await;
+        assert_eq!((answer.status, answer.header("connection")), (status, told), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_is_no_utf_8_is_no_json_wherever_the_bytes_are() {
+    let worker = TestWorker::plain().await;
+    let body = job(json!({"unknown": "?"})).to_string().into_bytes();
+    let body: Vec<u8> = body.iter().map(|byte| if *byte == b'?' { 0xff } else { *byte }).collect();
+    let answer = call_bytes(worker.addr, "/execute", &body).await;
+    let code = answer.json()["error"]["code"].clone();
+    assert_eq!((answer.status, code), (400, "MALFORMED_JSON".into()));
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_come_in_time_is_told_so() {
+    let clock = Arc::new(ManualClock::default());
+    let setup = WorkerSetup { clock: clock.clone(), ..WorkerSetup::default() };
+    let worker = TestWorker::start(setup).await;
+    let body = job(json!({})).to_string();
+    let request = text("POST", "/execute", &[JSON], &body);
+    let mut client = Client::connect(worker.addr).await;
+    client.send(&request[..request.len() - 1]).await;
+    let patience = Duration::from_secs(30);
+    eventually(|| clock.is_awaited(patience)).await;
+    clock.advance(patience);
+    let answer = client.answer().await;
+    let code = answer.json()["error"]["code"].clone();
+    assert_eq!((answer.status, code), (408, "BODY_TIMEOUT".into()));
+    assert!(worker.engine.starts().is_empty());
+}
+
+#[tokio::test]
+async fn a_prompt_that_cannot_be_made_into_tokens_is_a_field_error() {
+    let worker = TestWorker::plain().await;
+    worker.engine.refuse_prompts(StartError::Invalid("a lone byte".to_owned()));
+    for _ in 0..2 {
+        let refused = worker.execute(json!({})).await;
+        let expected = json!({"errors": [{"field": "prompt", "constraint": "encodable",
+            "message": "prompt cannot be read: a lone byte"}]});
+        assert_eq!((refused.status, refused.json()), (400, expected));
+    }
 }
 
 #[tokio::test]

@@ -35,8 +35,7 @@ impl EventSink for Timed {
 /// seconds of both, prompts left out, and their ratio.
 pub fn compare(path: &Path, options: EngineOptions, size: usize) {
     let engine = Engine::load(path, options.clone()).unwrap();
-    let mut replay =
-        Replay::load(path, EngineOptions { prefill_chunk: ROWS, ..options }).unwrap();
+    let mut replay = Replay::load(path, EngineOptions { prefill_chunk: ROWS, ..options }).unwrap();
     let (mut generated, mut derived) = (Vec::new(), Vec::new());
     for round in 0..ROUNDS {
         let sampling =

@@ -58,14 +58,14 @@ impl ModelConfig {
             head_dim,
             context_length,
             vocab_size,
-            norm_eps: keys.number(config, "rms_norm_eps")? as f32,
+            norm_eps: keys.single("rms_norm_eps", None)?,
             rope_base: rope.0,
             pairing: Pairing::Halves,
             rope_scaling: rope.1,
             window: if is_mistral { keys.mistral_window()? } else { None },
             has_qkv_bias: family == Family::Qwen2,
             has_qk_norm: family == Family::Qwen3,
-            is_tied: config["tie_word_embeddings"].as_bool().unwrap_or(false),
+            is_tied: keys.flag("tie_word_embeddings", false)?,
         };
         config.check(vocab_size)?;
         Ok(config)
@@ -105,6 +105,29 @@ impl Keys<'_> {
 
     fn number_or(&self, of: &Value, key: &str, default: f64) -> Result<f64, LoadError> {
         if of[key].is_null() { Ok(default) } else { self.number(of, key) }
+    }
+
+    /// A positive number that f32 holds with all of its digits.
+    fn single(&self, key: &str, default: Option<f64>) -> Result<f32, LoadError> {
+        let number = match default {
+            Some(default) => self.number_or(self.config, key, default)?,
+            None => self.number(self.config, key)?,
+        };
+        Some(number as f32).filter(|x| x.is_normal()).ok_or_else(|| {
+            let reason = format!("{number:e} is beyond what f32 holds");
+            LoadError::Metadata { key: key.into(), reason }
+        })
+    }
+
+    fn flag(&self, key: &str, default: bool) -> Result<bool, LoadError> {
+        match &self.config[key] {
+            Value::Null => Ok(default),
+            Value::Bool(flag) => Ok(*flag),
+            found => {
+                let reason = format!("true or false is needed, found {found}");
+                Err(LoadError::Metadata { key: key.into(), reason })
+            }
+        }
     }
 
     fn refuse(&self, key: &str) -> LoadError {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use super::mmap::{Mapped, Progress};
 use super::reader::{Reader, Span, shown};
 use super::stored::Stored;
-use super::tensor::{DIMS_MAX, Tensor, missing, most_stored, span};
+use super::tensor::{DIMS_MAX, Order, Tensor, missing, most_stored, span};
 use super::value::{Kind, LIST, Value};
 use crate::error::LoadError;
 use crate::kernels::pack::PackedMatrix;
@@ -179,10 +179,10 @@ impl Gguf {
     pub(crate) fn matrix(
         &self,
         name: &str,
-        rows: usize,
-        cols: usize,
+        shape: (usize, usize),
+        order: Order,
     ) -> Result<PackedMatrix, LoadError> {
-        self.needed(name)?.matrix(name, &self.file, (rows, cols))
+        self.needed(name)?.matrix(name, &self.file, (shape, order))
     }
 
     fn field(&self, key: &str) -> Option<&Field> {

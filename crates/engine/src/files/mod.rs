@@ -30,6 +30,9 @@ pub use mmap::LoadProgress;
 use mmap::{Mapped, Progress};
 pub(crate) use safetensors::Safetensors;
 pub(crate) use small::read_small;
+pub(crate) use tensor::Order;
+#[cfg(test)]
+pub(crate) use tensor::turned;
 
 /// A model on disk, opened: its weight files are mapped and their headers were found sound.
 ///

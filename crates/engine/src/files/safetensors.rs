@@ -17,7 +17,7 @@ use super::mmap::{Mapped, Progress};
 use super::reader::{Reader, shown};
 use super::small::read_small;
 use super::stored::Stored;
-use super::tensor::{DIMS_MAX, Tensor, missing, most_stored, span};
+use super::tensor::{DIMS_MAX, Order, Tensor, missing, most_stored, span};
 use crate::error::LoadError;
 use crate::kernels::pack::PackedMatrix;
 
@@ -112,22 +112,11 @@ impl Safetensors {
     pub(crate) fn matrix(
         &self,
         name: &str,
-        rows: usize,
-        cols: usize,
+        shape: (usize, usize),
+        order: Order,
     ) -> Result<PackedMatrix, LoadError> {
         let (file, tensor) = self.needed(name)?;
-        tensor.matrix(name, file, (rows, cols))
-    }
-
-    /// A matrix that is stored as `cols` rows of `rows` weights, packed as `rows` rows of `cols`.
-    pub(crate) fn transposed(
-        &self,
-        name: &str,
-        rows: usize,
-        cols: usize,
-    ) -> Result<PackedMatrix, LoadError> {
-        let (file, tensor) = self.needed(name)?;
-        tensor.transposed(name, file, (rows, cols))
+        tensor.matrix(name, file, (shape, order))
     }
 
     fn stored(&self) -> impl Iterator<Item = &Tensor> {

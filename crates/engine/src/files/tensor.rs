@@ -13,6 +13,15 @@ use crate::kernels::pack::PackedMatrix;
 /// Most dimensions of a tensor (ggml's `GGML_MAX_DIMS`).
 pub(super) const DIMS_MAX: usize = 4;
 
+/// In which order a matrix's values are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// Row after row.
+    RowsFirst,
+    /// Column after column: it is turned before it is packed.
+    ColsFirst,
+}
+
 /// Where a tensor lies and how it is stored.
 #[derive(Debug, Clone)]
 pub(super) struct Tensor {
@@ -73,31 +82,24 @@ impl Tensor {
         self.shape().iter().product()
     }
 
-    /// A matrix of `rows` rows of `cols` weights, packed.
+    /// A matrix of `rows` rows of `cols` weights, packed. Stored column by column it has the
+    /// shape `[cols, rows]` and weights that are not in blocks.
     pub(super) fn matrix(
         &self,
         name: &str,
         file: &Mapped,
-        (rows, cols): (usize, usize),
+        ((rows, cols), order): ((usize, usize), Order),
     ) -> Result<PackedMatrix, LoadError> {
-        self.check_shape(name, [rows, cols])?;
         let raw = file.bytes().get(self.span.clone()).unwrap_or_default();
-        self.pack(name, file, (rows, cols), raw)
-    }
-
-    /// A matrix that is stored as `cols` rows of `rows` floats, packed as `rows` rows of `cols`.
-    pub(super) fn transposed(
-        &self,
-        name: &str,
-        file: &Mapped,
-        (rows, cols): (usize, usize),
-    ) -> Result<PackedMatrix, LoadError> {
+        if order == Order::RowsFirst {
+            self.check_shape(name, [rows, cols])?;
+            return self.pack(name, file, (rows, cols), raw);
+        }
         self.check_shape(name, [cols, rows])?;
         if self.stored.block_weights > 1 {
             let found = self.stored.name.into();
             return Err(LoadError::UnsupportedQuantisation { tensor: name.into(), found });
         }
-        let raw = file.bytes().get(self.span.clone()).unwrap_or_default();
         let turned = turned(raw, (rows, cols), self.stored.block_bytes as usize);
         self.pack(name, file, (rows, cols), &turned)
     }
@@ -152,7 +154,7 @@ impl Tensor {
 }
 
 /// `rows` rows of `cols` values of `size` bytes, of `raw`, which has them column by column.
-fn turned(raw: &[u8], (rows, cols): (usize, usize), size: usize) -> Vec<u8> {
+pub(crate) fn turned(raw: &[u8], (rows, cols): (usize, usize), size: usize) -> Vec<u8> {
     /// Rows that are written side by side: what is read of a column is about a cache line.
     const TOGETHER: usize = 16;
     let mut turned = vec![0; raw.len()];

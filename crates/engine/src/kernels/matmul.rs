@@ -166,11 +166,18 @@ fn finish<V: Lanes, const N: usize>(
         }
     }
     for (row, dot) in rows.zip(dots) {
-        let mut lanes = [0.0; LANES];
-        dot.store(&mut lanes);
         let at = row * job.out_cols + place.cols.start;
         // SAFETY: these columns belong to this tile alone, and tiles are disjoint.
         let out = unsafe { job.out.part(at, place.cols.len()) };
+        if let Ok(out) = <&mut [f32; LANES]>::try_from(&mut *out) {
+            match job.then {
+                Then::Add => dot.add(V::load(out)).store(out),
+                Then::Store | Then::SwiGlu => dot.store(out),
+            }
+            continue;
+        }
+        let mut lanes = [0.0; LANES];
+        dot.store(&mut lanes);
         if let Then::Add = job.then {
             for (lane, out) in lanes.iter_mut().zip(out.iter()) {
                 *lane += out;

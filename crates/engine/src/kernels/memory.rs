@@ -64,36 +64,40 @@ unsafe impl<T: Sync> Sync for Space<T> {}
 impl Arena {
     /// `len` zeroed elements. Ends the process when the system has no memory, as `Vec` does.
     pub(crate) fn zeroed<T: Zero>(&self, len: usize) -> Space<T> {
+        self.try_zeroed(len).unwrap_or_else(|| {
+            let size = len.saturating_mul(size_of::<T>()).min(isize::MAX as usize - LINE);
+            handle_alloc_error(Layout::from_size_align(size, LINE).unwrap_or(Layout::new::<u8>()))
+        })
+    }
+
+    /// `len` zeroed elements; `None` when the system has no memory.
+    fn try_zeroed<T: Zero>(&self, len: usize) -> Option<Space<T>> {
         let bytes = len.saturating_mul(size_of::<T>()).next_multiple_of(LINE);
         let mut open = self.open.lock().unwrap_or_else(|e| e.into_inner());
         let fits = |chunk: &Chunk| chunk.map.len() - chunk.used >= bytes;
         let mut chunk = match open.take() {
             Some(chunk) if fits(&chunk) => chunk,
-            _ => Chunk::new(bytes.max(CHUNK)),
+            _ => Chunk::new(bytes.max(CHUNK))?,
         };
         // SAFETY: `used + bytes` is within the map.
         let start = unsafe { chunk.map.as_mut_ptr().add(chunk.used) }.cast();
         chunk.used += bytes;
         let map = Arc::clone(&chunk.map);
         *open = Some(chunk);
-        Space { start, len, map, elements: PhantomData }
+        Some(Space { start, len, map, elements: PhantomData })
     }
 }
 
 impl Chunk {
     /// At least `bytes` from a huge page's beginning on.
-    fn new(bytes: usize) -> Chunk {
-        let wanted = bytes.saturating_add(HUGE);
-        let Ok(map) = MmapMut::map_anon(wanted) else {
-            let size = wanted.min(isize::MAX as usize - LINE);
-            handle_alloc_error(Layout::from_size_align(size, LINE).unwrap_or(Layout::new::<u8>()))
-        };
+    fn new(bytes: usize) -> Option<Chunk> {
+        let map = MmapMut::map_anon(bytes.checked_add(HUGE)?).ok()?;
         // Only a wish: without huge pages everything works, a little slower.
         #[cfg(target_os = "linux")]
         drop(map.advise(memmap2::Advice::HugePage));
         let map = MmapRaw::from(map);
         let used = (map.as_ptr() as usize).next_multiple_of(HUGE) - map.as_ptr() as usize;
-        Chunk { map: Arc::new(map), used }
+        Some(Chunk { map: Arc::new(map), used })
     }
 }
 
@@ -101,6 +105,11 @@ impl<T: Zero> Space<T> {
     /// `len` zeroed elements in a map of their own.
     pub(crate) fn zeroed(len: usize) -> Space<T> {
         Arena::default().zeroed(len)
+    }
+
+    /// As [`Space::zeroed`]; `None` when the system has no memory.
+    pub(crate) fn try_zeroed(len: usize) -> Option<Space<T>> {
+        Arena::default().try_zeroed(len)
     }
 }
 

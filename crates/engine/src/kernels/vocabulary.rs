@@ -71,6 +71,11 @@ pub(crate) struct Scale {
 }
 
 impl Scale {
+    /// That of probabilities at `temperature`, above 0.
+    pub(crate) fn at(best: f32, temperature: f32) -> Scale {
+        Scale { best, inverse: 1.0 / f64::from(temperature) }
+    }
+
     /// The mass of one logit, at most `best`.
     pub(crate) fn mass(self, logit: f32) -> u64 {
         mass((f64::from(logit) - f64::from(self.best)) * self.inverse)

@@ -7,6 +7,7 @@
 
 use super::Scope;
 use crate::config::ModelConfig;
+use crate::error::LoadError;
 use crate::kernels::attention::Heads;
 use crate::kernels::memory::Space;
 
@@ -77,9 +78,38 @@ impl KvPool {
 
     /// As many blocks of a type as fit into `bytes`.
     pub fn of_type(config: &ModelConfig, kv_type: KvType, bytes: u64) -> KvPool {
-        let total = (bytes / Self::block_bytes(config, kv_type)) as usize;
-        let total = total.min(u32::MAX as usize);
+        let total = Self::blocks_in(config, kv_type, bytes);
         Self::with_blocks(config.heads(), config.layers, (kv_type, total))
+    }
+
+    /// As [`KvPool::of_type`], for sizes that an operator chose.
+    ///
+    /// # Errors
+    /// [`LoadError::Options`] where not one block fits, or the system does not give the memory.
+    pub fn try_of_type(
+        config: &ModelConfig,
+        kv_type: KvType,
+        bytes: u64,
+    ) -> Result<KvPool, LoadError> {
+        let fail = |reason| LoadError::Options { option: "kv_memory_bytes", reason };
+        let total = Self::blocks_in(config, kv_type, bytes);
+        if total == 0 {
+            let least = Self::block_bytes(config, kv_type);
+            return Err(fail(format!("{bytes} bytes, one block takes {least}")));
+        }
+        let values = total.saturating_mul(config.layers * config.heads().block_values());
+        let memory = match kv_type {
+            KvType::F16 => Space::try_zeroed(values).map(Memory::F16),
+            KvType::F32 => Space::try_zeroed(values).map(Memory::F32),
+        };
+        let memory =
+            memory.ok_or_else(|| fail(format!("{bytes} bytes, more than the system gives")))?;
+        Ok(Self::over(memory, (config.heads(), config.layers, total)))
+    }
+
+    fn blocks_in(config: &ModelConfig, kv_type: KvType, bytes: u64) -> usize {
+        let total = (bytes / Self::block_bytes(config, kv_type)) as usize;
+        total.min(u32::MAX as usize)
     }
 
     /// So many blocks for a model of these sizes.
@@ -89,11 +119,16 @@ impl KvPool {
         (kv_type, total): (KvType, usize),
     ) -> KvPool {
         let values = total * layers * heads.block_values();
+        let memory = match kv_type {
+            KvType::F16 => Memory::F16(Space::zeroed(values)),
+            KvType::F32 => Memory::F32(Space::zeroed(values)),
+        };
+        Self::over(memory, (heads, layers, total))
+    }
+
+    fn over(memory: Memory, (heads, layers, total): (Heads, usize, usize)) -> KvPool {
         KvPool {
-            memory: match kv_type {
-                KvType::F16 => Memory::F16(Space::zeroed(values)),
-                KvType::F32 => Memory::F32(Space::zeroed(values)),
-            },
+            memory,
             heads,
             layers,
             // Lowest block first, so that a run is the same every time.

@@ -34,7 +34,7 @@ impl Cut {
         room: &mut Vec<Candidate>,
     ) -> Cut {
         let temperature = f64::from(sampling.temperature);
-        let scale = Scale { best: best.logit, inverse: 1.0 / temperature };
+        let scale = Scale::at(best.logit, sampling.temperature);
         let mut cut = Cut::NOWHERE;
         let top_k = sampling.top_k as usize;
         let is_top_k = top_k > 0 && top_k < row.logits.len();

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 
 use crate::kernels::{Cpu, Isa};
-use crate::kv::{BlockTable, KvPool, KvType};
+use crate::kv::{BlockTable, KvPool, KvType, Memory};
 use crate::model::{Batch, Logits, Model, Segment};
 use crate::probe::{Probe, Stage};
 
@@ -46,10 +46,6 @@ impl Tensors {
         tensor.flatten_all().unwrap().to_vec1().unwrap()
     }
 
-    pub fn has(&self, name: &str) -> bool {
-        self.0.contains_key(name)
-    }
-
     /// Changes the values of all tensors whose name ends with `end`; there is one at least.
     pub fn change(&mut self, end: &str, change: impl Fn(&mut Vec<f32>)) {
         let mut count = 0;
@@ -77,10 +73,13 @@ impl Tensors {
     /// Replaces the values of matrices whose name ends with `end` by those of their transpose,
     /// under the shape that they had.
     pub fn transpose(&mut self, end: &str) {
+        let mut count = 0;
         for (_, tensor) in self.0.iter_mut().filter(|(name, _)| name.ends_with(end)) {
             let turned = tensor.t().unwrap().contiguous().unwrap();
             *tensor = turned.reshape(tensor.dims()).unwrap();
+            count += 1;
         }
+        assert!(count > 0, "no tensor ends with {end}");
     }
 
     /// Lays a model's folder out as HuggingFace does.
@@ -157,6 +156,33 @@ pub fn run(
     (seen, kv, table)
 }
 
+/// The cells of a pool in single precision.
+pub fn cells(kv: &KvPool) -> &[f32] {
+    match &kv.memory {
+        Memory::F32(cells) => cells,
+        Memory::F16(_) => panic!("single precision is needed"),
+    }
+}
+
+/// The first id with the largest logit.
+pub fn argmax(logits: &[f32]) -> u32 {
+    let better = |best: usize, i: usize| if logits[i] > logits[best] { i } else { best };
+    (0..logits.len()).fold(0, better) as u32
+}
+
+/// Writes the two files that GPT-2's tokenizer was published as, for what a `tokenizer.json`
+/// says.
+pub fn write_vocabulary(folder: &Path, described: &Value) {
+    let merges = described["model"]["merges"].as_array().unwrap().iter().map(|merge| match merge {
+        Value::String(merge) => merge.clone(),
+        pair => format!("{} {}", pair[0].as_str().unwrap(), pair[1].as_str().unwrap()),
+    });
+    let merges = merges.collect::<Vec<_>>().join("\n");
+    std::fs::write(folder.join("merges.txt"), format!("#version: 0.2\n{merges}\n")).unwrap();
+    let vocabulary = described["model"]["vocab"].to_string();
+    std::fs::write(folder.join("vocab.json"), vocabulary).unwrap();
+}
+
 /// Changes nothing.
 pub fn unchanged(_: Stage, _: usize, _: &mut [f32]) {}
 
@@ -193,6 +219,7 @@ impl Checkpoint {
 
     /// A stage, or a part of one, and by how much it differs.
     pub fn part(&mut self, name: &str, difference: f64) {
+        assert!(difference >= 0.0, "{}, {name}: nothing was compared ({difference})", self.name);
         self.found = self.found.max(difference);
         match self.parts.iter_mut().find(|(known, _)| known == name) {
             Some((_, known)) => *known = known.max(difference),
@@ -200,13 +227,18 @@ impl Checkpoint {
         }
     }
 
-    /// Something wrong on purpose, and by how much it differs.
+    /// Something wrong on purpose, and by how much it differs. Infinity is no difference: it
+    /// says that the two sides could not be compared.
     pub fn negative(&mut self, name: &str, difference: f64) {
+        let what = format!("{}, {name}: nothing was compared ({difference})", self.name);
+        assert!(difference >= 0.0 && difference.is_finite(), "{what}");
         self.negatives.push((name.into(), difference));
     }
 
     /// Prints the line, whether or not the harness captures what tests print, and judges.
     pub fn finish(self) {
+        let is_whole = !self.parts.is_empty() && !self.negatives.is_empty();
+        assert!(is_whole, "{}: a part and a negative are needed", self.name);
         let list = |of: &[(String, f64)]| {
             let each = of.iter().map(|(name, d)| format!("{name} {d:.2e}"));
             each.collect::<Vec<_>>().join(", ")

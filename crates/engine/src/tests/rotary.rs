@@ -3,11 +3,12 @@
 
 use serde_json::Value;
 
-use super::harness::{Checkpoint, Seen, Tensors, cpu, difference, ids, json, run, unchanged};
+use super::harness::{
+    Checkpoint, Seen, Tensors, cells, cpu, difference, ids, json, run, unchanged,
+};
 use crate::kernels::attention::tests::{Looked, looked};
 use crate::kernels::attention::{RowPlace, Rows};
 use crate::kernels::rows::rms_norm;
-use crate::kv::Memory;
 use crate::model::Model;
 use crate::probe::Stage;
 use crate::rope::Pairing;
@@ -229,7 +230,7 @@ fn checkpoint_grouped_queries() {
         let mut checkpoint = Checkpoint::new(name, 1e-4);
         let mut model = rotary.model();
         for layer in 0..LAYERS {
-            let [scores, weights] = attended(&rotary, &mut model, layer, &|_| ());
+            let [scores, weights] = attended(&rotary, &mut model, layer, [0, 1, 2, 3]);
             checkpoint.part("scores", scores);
             checkpoint.part("softmax", weights);
         }
@@ -237,21 +238,12 @@ fn checkpoint_grouped_queries() {
         checkpoint.part("weighted values", mixed);
         let out = rotary.measure(&mut model, &[Stage::Embedded, Stage::Out], Stage::Middle);
         checkpoint.part("after attention", out);
-        // Query heads 0, 1 share key head 0, and 2, 3 key head 1; not every second one.
-        let swap = |row: &mut [f32]| {
-            let (low, high) = row.split_at_mut(2 * rotary.dim);
-            low[rotary.dim..].swap_with_slice(&mut high[..rotary.dim]);
-        };
-        checkpoint.negative("other groups", attended(&rotary, &mut model, 0, &swap)[0]);
-        let mut swapped = |stage: Stage, layer: usize, values: &mut [f32]| {
-            if stage == Stage::Qkv {
-                values.copy_from_slice(&rotary.stage(stage, layer));
-                let cols = values.len() / ROWS;
-                values.chunks_exact_mut(cols).for_each(swap);
-            }
-        };
-        let seen = run(&mut model, &rotary.ids, &mut swapped).0;
-        checkpoint.negative("other groups, values", rotary.apart(&seen, Stage::Mixed));
+        // Query heads 0, 1 share key head 0, and 2, 3 key head 1. Each second one would share
+        // it if heads 1 and 2 changed places before attention, and back after it.
+        let [scores, weights] = attended(&rotary, &mut model, 0, [0, 2, 1, 3]);
+        checkpoint.negative("other groups, scores", scores);
+        checkpoint.negative("other groups, softmax", weights);
+        checkpoint.negative("other groups, values", mixed_in_other_groups(&rotary, &mut model));
         model.config_mut().window = Some(5);
         let windowed = rotary.measure(&mut model, &[Stage::Qkv], Stage::Mixed);
         checkpoint.negative("a window of 5", windowed);
@@ -259,18 +251,43 @@ fn checkpoint_grouped_queries() {
     }
 }
 
-/// Differences of scores and softmax; `change` is done to each row of turned q, k and v.
-fn attended(
-    rotary: &Rotary,
-    model: &mut Model,
-    layer: usize,
-    change: &dyn Fn(&mut [f32]),
-) -> [f64; 2] {
+/// Exchanges the query heads 1 and 2 of rows that begin with four.
+fn exchange(rotary: &Rotary, rows: &mut [f32]) {
+    let cols = rows.len() / ROWS;
+    for row in rows.chunks_exact_mut(cols) {
+        let (low, high) = row.split_at_mut(2 * rotary.dim);
+        low[rotary.dim..].swap_with_slice(&mut high[..rotary.dim]);
+    }
+}
+
+/// The difference of what attention gives where each second query head shares a key head.
+fn mixed_in_other_groups(rotary: &Rotary, model: &mut Model) -> f64 {
+    let mut exchanged = |stage: Stage, layer: usize, values: &mut [f32]| {
+        if stage == Stage::Qkv {
+            values.copy_from_slice(&rotary.stage(stage, layer));
+            exchange(rotary, values);
+        }
+    };
+    let mut seen = run(model, &rotary.ids, &mut exchanged).0;
+    for layer in 0..LAYERS {
+        exchange(rotary, seen.get_mut(&(Stage::Mixed, layer)).unwrap());
+    }
+    rotary.apart(&seen, Stage::Mixed)
+}
+
+/// Differences of scores and softmax. In the place of query head i the model is given
+/// HuggingFace's head `order[i]`, whose results its own are compared with.
+fn attended(rotary: &Rotary, model: &mut Model, layer: usize, order: [usize; 4]) -> [f64; 2] {
     let (_, kv, table) = run(model, &rotary.ids, &mut rotary.forced(&[Stage::Qkv]));
-    let Memory::F32(cells) = &kv.memory else { panic!("single precision is needed") };
     let mut qkv = rotary.stage(Stage::Turned, layer);
     let cols = qkv.len() / ROWS;
-    qkv.chunks_exact_mut(cols).for_each(change);
+    for row in qkv.chunks_exact_mut(cols) {
+        let queries = row[..4 * rotary.dim].to_vec();
+        for (head, other) in order.into_iter().enumerate() {
+            let from = &queries[other * rotary.dim..(other + 1) * rotary.dim];
+            row[head * rotary.dim..(head + 1) * rotary.dim].copy_from_slice(from);
+        }
+    }
     let places: Vec<RowPlace> =
         (0..ROWS).map(|position| RowPlace { position, sequence: 0 }).collect();
     let rows = Rows {
@@ -286,12 +303,12 @@ fn attended(
         sin: &[],
     };
     let mut found = [0f64; 2];
-    for Looked { row, head, scores, weights } in looked(cpu(), &rows, (&qkv, cells)) {
+    for Looked { row, head, scores, weights } in looked(cpu(), &rows, (&qkv, cells(&kv))) {
         for (found, (ours, part)) in
             found.iter_mut().zip([(scores, "scores"), (weights, "weights")])
         {
             let theirs = rotary.of(layer, part);
-            let theirs = &theirs[(head * ROWS + row) * ROWS..][..ROWS];
+            let theirs = &theirs[(order[head] * ROWS + row) * ROWS..][..ROWS];
             *found = found.max(difference(&ours, &theirs[..=row]));
             let rest = theirs[row + 1..].iter();
             assert!(rest.clone().all(|x| *x < -1e30 || *x == 0.0), "the mask of HuggingFace's");

@@ -6,7 +6,7 @@ use candle_core::{Device, Tensor};
 use serde_json::{Value, json as object};
 use sha3::{Digest, Sha3_256};
 
-use super::harness::{Tensors, ids, json};
+use super::harness::{Tensors, ids, json, write_vocabulary};
 use crate::probe::Stage;
 
 /// Layers whose stages the fixture has.
@@ -16,7 +16,7 @@ pub const HEADS: usize = 4;
 pub const DIM: usize = 64;
 
 /// The rule of `fixtures/make_gpt2.py`: FNV-1a of the name, splitmix64 of that and the index.
-pub fn draw(name: &str, shape: &[usize]) -> Tensor {
+pub fn drawn(name: &str, shape: &[usize]) -> impl Iterator<Item = f32> + use<> {
     let fnv = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
     let state = name.bytes().fold(0xcbf2_9ce4_8422_2325, fnv);
     let inputs = (shape[0] as f64).sqrt();
@@ -28,7 +28,7 @@ pub fn draw(name: &str, shape: &[usize]) -> Tensor {
         name if name.contains(".mlp.c_proj.") => (0.0, 12.0 / inputs),
         _ => (0.0, 2.5 / inputs),
     };
-    let value = |index: u64| {
+    let value = move |index: u64| {
         let mut x = state.wrapping_add(index.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -37,7 +37,28 @@ pub fn draw(name: &str, shape: &[usize]) -> Tensor {
         (offset + scale * uniform) as f32
     };
     let count = shape.iter().product::<usize>() as u64;
-    Tensor::from_vec((1..=count).map(value).collect(), shape, &Device::Cpu).unwrap()
+    (1..=count).map(value)
+}
+
+/// [`drawn`] as a tensor.
+pub fn draw(name: &str, shape: &[usize]) -> Tensor {
+    Tensor::from_vec(drawn(name, shape).collect(), shape, &Device::Cpu).unwrap()
+}
+
+/// What the script calls a stage of a layer that has only one name.
+pub fn part_of(stage: Stage) -> Option<&'static str> {
+    match stage {
+        Stage::AttentionNorm => Some("ln_1"),
+        Stage::Mixed => Some("mixed"),
+        Stage::Attention => Some("attention"),
+        Stage::Middle => Some("middle"),
+        Stage::FeedForwardNorm => Some("ln_2"),
+        Stage::Hidden => Some("hidden"),
+        Stage::Active => Some("active"),
+        Stage::FeedForward => Some("mlp"),
+        Stage::Out => Some("out"),
+        Stage::Embedded | Stage::Qkv | Stage::Turned | Stage::State | Stage::Logits => None,
+    }
 }
 
 /// Names and shapes of a GPT-2's parameters, as HuggingFace's class has them.
@@ -107,27 +128,17 @@ impl Small {
         self.ids.len()
     }
 
-    /// What the hooks saw of a stage, where the fixture has it.
+    /// What the hooks saw of a stage; of layers that are not [`WHOLE`] the fixture has the
+    /// stream alone. Panics where it lacks what it should have.
     pub fn stage(&self, stage: Stage, layer: usize) -> Option<Vec<f32>> {
-        let part = match stage {
-            Stage::Embedded => return Some(self.theirs.get("h.0.in")),
-            Stage::State => return Some(self.theirs.get("ln_f")),
-            Stage::Logits => return Some(self.theirs.get("logits")),
-            Stage::Qkv | Stage::Turned => {
-                return WHOLE.contains(&layer).then(|| self.qkv(layer));
-            }
-            Stage::AttentionNorm => "ln_1",
-            Stage::Mixed => "mixed",
-            Stage::Attention => "attention",
-            Stage::Middle => "middle",
-            Stage::FeedForwardNorm => "ln_2",
-            Stage::Hidden => "hidden",
-            Stage::Active => "active",
-            Stage::FeedForward => "mlp",
-            Stage::Out => "out",
-        };
-        let name = format!("h.{layer}.{part}");
-        self.theirs.has(&name).then(|| self.theirs.get(&name))
+        let is_there = stage == Stage::Out || WHOLE.contains(&layer);
+        match (stage, part_of(stage)) {
+            (Stage::Embedded, _) => Some(self.theirs.get("h.0.in")),
+            (Stage::State, _) => Some(self.theirs.get("ln_f")),
+            (Stage::Logits, _) => Some(self.theirs.get("logits")),
+            (_, None) => is_there.then(|| self.qkv(layer)),
+            (_, Some(part)) => is_there.then(|| self.theirs.get(&format!("h.{layer}.{part}"))),
+        }
     }
 
     /// Puts what the hooks saw in the place of some stages.
@@ -160,19 +171,9 @@ impl Small {
     /// The model's folder with the tokenizer's two files beside it.
     pub fn folder(&self) -> tempfile::TempDir {
         let folder = self.weights.lay_out(&self.config);
-        let described = json("vocabularies/gpt-2.json");
-        let merges = described["model"]["merges"].as_array().unwrap().iter();
-        let merges = merges.map(|merge| match merge {
-            Value::String(merge) => merge.clone(),
-            pair => format!("{} {}", pair[0].as_str().unwrap(), pair[1].as_str().unwrap()),
-        });
-        let merges = merges.collect::<Vec<_>>().join("\n");
-        let write = |name: &str, text: String| {
-            std::fs::write(folder.path().join(name), text).unwrap();
-        };
-        write("vocab.json", described["model"]["vocab"].to_string());
-        write("merges.txt", format!("#version: 0.2\n{merges}\n"));
-        write("added_tokens.json", object!({"<|endoftext|>": 860}).to_string());
+        write_vocabulary(folder.path(), &json("vocabularies/gpt-2.json"));
+        let added = object!({"<|endoftext|>": 860}).to_string();
+        std::fs::write(folder.path().join("added_tokens.json"), added).unwrap();
         folder
     }
 }

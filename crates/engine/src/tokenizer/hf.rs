@@ -74,8 +74,11 @@ impl HfModel {
 
 /// Reads the folder.
 pub(super) fn open(folder: &Path) -> Result<Tokenizer, LoadError> {
-    let bad = |what: String| LoadError::Tokenizer(format!("tokenizer.json: {what}"));
-    let mut described: Value = match read(folder, "tokenizer.json")? {
+    let json = read(folder, "tokenizer.json")?;
+    // Errors name the files that there are.
+    let files = if json.is_some() { "tokenizer.json" } else { "vocab.json and merges.txt" };
+    let bad = |what: String| LoadError::Tokenizer(format!("{files}: {what}"));
+    let mut described: Value = match json {
         Some(json) => serde_json::from_slice(&json).map_err(|e| bad(e.to_string()))?,
         None => gpt2::describe(folder)?,
     };
@@ -95,7 +98,7 @@ pub(super) fn open(folder: &Path) -> Result<Tokenizer, LoadError> {
     let tokenizer = &model.tokenizer;
     let control: Vec<(&str, u32)> = ids_of(tokenizer, &control);
     let user_defined = ids_of(tokenizer, &user_defined);
-    let (texts, is_special) = texts(tokenizer, &described["decoder"], &control)?;
+    let (texts, is_special) = texts(tokenizer, &described["decoder"], &control).map_err(bad)?;
     let token = |key: &str| named_token(&config, key).and_then(|text| tokenizer.token_to_id(&text));
     let bos = token("bos_token").filter(|bos| adds_bos(tokenizer, &config, *bos));
     let mut ends: Vec<u32> = token("eos_token").into_iter().collect();
@@ -271,24 +274,23 @@ fn ids_of<'a>(tokenizer: &HfTokenizer, texts: &'a [String]) -> Vec<(&'a str, u32
     texts.iter().filter_map(id).collect()
 }
 
-/// What each id stands for, and which are added tokens.
+/// What each id stands for, and which are added tokens; the reason, where that isn't known.
 fn texts(
     tokenizer: &HfTokenizer,
     decoder: &Value,
     control: &[(&str, u32)],
-) -> Result<(Texts, Vec<bool>), LoadError> {
-    let bad = |what: String| Err(LoadError::Tokenizer(format!("tokenizer.json: {what}")));
+) -> Result<(Texts, Vec<bool>), String> {
     let kinds: Vec<&str> = steps(decoder).iter().filter_map(|s| s["type"].as_str()).collect();
     let alphabet = kinds.contains(&"ByteLevel").then(Alphabet::new);
     let has_spaces = ["Metaspace", "Replace"].iter().any(|kind| kinds.contains(kind));
     let has_bytes = kinds.contains(&"ByteFallback");
     if alphabet.is_none() && !has_spaces {
-        return bad(format!("decoder {kinds:?} is unknown"));
+        return Err(format!("decoder {kinds:?} is unknown"));
     }
     let vocabulary = tokenizer.get_vocab(true);
     let count = vocabulary.values().max().map_or(0, |last| *last as usize + 1);
     if count > 2 * vocabulary.len() + 4096 {
-        return bad(format!("{} tokens have ids up to {}", vocabulary.len(), count - 1));
+        return Err(format!("{} tokens have ids up to {}", vocabulary.len(), count - 1));
     }
     let mut tokens = vec![""; count];
     for (text, id) in &vocabulary {

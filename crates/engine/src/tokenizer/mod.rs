@@ -155,6 +155,18 @@ impl Tokenizer {
         })
     }
 
+    /// Refuses ids that have no row of `rows` in the embedding: each request with one would
+    /// fail. Rows without a token are fine: checkpoints pad.
+    pub(crate) fn check_ids(&self, rows: usize) -> Result<(), LoadError> {
+        match self.texts.len() {
+            tokens if tokens > rows => {
+                let what = format!("it has {tokens} tokens, the model's vocabulary {rows}");
+                Err(LoadError::Tokenizer(what))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Ids that end a text: the file's end-of-sequence and end-of-turn tokens.
     pub(crate) fn eos(&self) -> &[u32] {
         &self.ends

@@ -10,6 +10,7 @@ use std::sync::Mutex;
 use super::{Parts, Source, join, side_by_side};
 use crate::config::ModelConfig;
 use crate::error::LoadError;
+use crate::files::Order;
 use crate::kernels::pack::PackedMatrix;
 
 /// A layer norm's weight and bias.
@@ -133,8 +134,9 @@ impl<S: Source> Names<'_, S> {
 
     /// A `Conv1D` of `outputs` and `inputs`.
     fn linear(&self, name: &str, (outputs, inputs): (usize, usize)) -> Result<Linear, LoadError> {
+        let weight = format!("{name}.weight");
         Ok(Linear {
-            matrix: [self.parts.transposed(&format!("{name}.weight"), (outputs, inputs))?],
+            matrix: [self.parts.ordered(&weight, (outputs, inputs), Order::ColsFirst)?],
             bias: self.parts.vector(&format!("{name}.bias"), outputs)?,
         })
     }

@@ -293,9 +293,12 @@ fn an_adapted_model_serves_several_requests_in_turn() {
         Engine::load(&path, EngineOptions { share_prefixes: everyone, ..options() }).unwrap();
     assert_eq!(engine.info().engine_spec, 0);
     assert_eq!(engine.info().architecture, "phi3");
+    assert_eq!(engine.info().running_max, 1, "whatever the options allow");
     // What another machine may write otherwise can't be held against anybody.
     let refusal = Replay::load(&path, options()).map(|_| ()).unwrap_err();
-    assert!(matches!(&refusal, ReplayError::NotCanonical { architecture } if architecture == "phi3"));
+    assert!(
+        matches!(&refusal, ReplayError::NotCanonical { architecture } if architecture == "phi3")
+    );
     let prompts: Vec<Vec<u32>> = ["one two three", "one two four five", "one two three"]
         .map(|text| engine.encode_raw(&text.repeat(8)).unwrap())
         .into();

@@ -152,6 +152,10 @@ fn what_a_config_json_announces_and_the_forward_pass_does_not_do_is_refused_by_n
         (json!({"num_key_value_heads": 4}), "multiple of the key heads"),
         (json!({"hidden_size": -1}), "hidden_size"),
         (json!({"rms_norm_eps": null}), "rms_norm_eps"),
+        (json!({"rms_norm_eps": 1e39}), "rms_norm_eps"),
+        (json!({"rms_norm_eps": 1e-46}), "rms_norm_eps"),
+        (json!({"tie_word_embeddings": "true"}), "tie_word_embeddings"),
+        (json!({"tie_word_embeddings": 1}), "tie_word_embeddings"),
         (json!({"num_hidden_layers": 4096}), "1024 layers"),
     ];
     for (changes, wanted) in table {

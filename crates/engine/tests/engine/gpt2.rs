@@ -4,13 +4,13 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 use sha3::{Digest, Keccak256};
 use tally_engine::config::{Family, ModelConfig, Pairing};
 use tally_engine::kv::{KvCache, KvPool, KvType};
 use tally_engine::model::{Batch, Logits, Model, Segment};
-use tally_engine::{Isa, ModelFiles};
+use tally_engine::{Engine, EngineOptions, Isa, ModelFiles};
 
 /// The folder that HuggingFace saved (fixtures/make_gpt2.py): 2 layers of 32, 2 heads.
 fn saved() -> PathBuf {
@@ -125,7 +125,7 @@ fn names_without_a_prefix_stored_masks_and_a_second_head_change_nothing() {
     let mut tensors: HashMap<String, Tensor> =
         tensors().into_iter().map(|(name, tensor)| (bare(&name), tensor)).collect();
     assert_eq!(logits(lay_out(&config(), &tensors).path()), wanted);
-    let mask = Tensor::ones((1, 1, 40, 40), candle_core::DType::F32, &Device::Cpu).unwrap();
+    let mask = Tensor::ones((1, 1, 40, 40), DType::F32, &Device::Cpu).unwrap();
     tensors.insert("h.0.attn.bias".into(), mask.clone());
     tensors.insert("h.1.attn.bias".into(), mask);
     tensors.insert("h.1.attn.masked_bias".into(), Tensor::new(-1e4f32, &Device::Cpu).unwrap());
@@ -141,6 +141,20 @@ fn names_without_a_prefix_stored_masks_and_a_second_head_change_nothing() {
     tensors.insert("h.0.attn.rotary".into(), Tensor::new(1f32, &Device::Cpu).unwrap());
     let why = Model::load(lay_out(&config(), &tensors).path(), 1, None).map(|_| ()).unwrap_err();
     assert!(why.to_string().contains("h.0.attn.rotary"), "{why}");
+}
+
+#[test]
+fn half_precision_gives_the_bits_of_the_same_values_in_single() {
+    let saved = |through: DType, to: DType| {
+        let cast = |tensor: Tensor| tensor.to_dtype(through).unwrap().to_dtype(to).unwrap();
+        let tensors = tensors().into_iter().map(|(name, tensor)| (name, cast(tensor))).collect();
+        let folder = lay_out(&config(), &tensors);
+        digest(&logits(folder.path()))
+    };
+    for half in [DType::F16, DType::BF16] {
+        assert_eq!(saved(half, half), saved(half, DType::F32), "{half:?}");
+        assert_ne!(saved(half, half), saved(DType::F32, DType::F32), "{half:?} rounds");
+    }
 }
 
 #[test]
@@ -193,6 +207,10 @@ fn what_a_gpt2_announces_and_the_forward_pass_does_not_do_is_refused_by_name() {
         (json!({"n_embd": null}), "n_embd"),
         (json!({"n_positions": 0}), "n_positions"),
         (json!({"layer_norm_epsilon": -1.0}), "layer_norm_epsilon"),
+        (json!({"layer_norm_epsilon": 1e300}), "layer_norm_epsilon"),
+        (json!({"layer_norm_epsilon": 1e-60}), "layer_norm_epsilon"),
+        (json!({"tie_word_embeddings": "false"}), "tie_word_embeddings"),
+        (json!({"tie_word_embeddings": 0}), "tie_word_embeddings"),
     ];
     for (changes, wanted) in table {
         let why = read(&changes).map(|config| config.canonical_text()).unwrap_err().to_string();
@@ -202,6 +220,9 @@ fn what_a_gpt2_announces_and_the_forward_pass_does_not_do_is_refused_by_name() {
     assert_eq!((plain.family, plain.pairing), (Family::Gpt2, Pairing::None));
     assert_eq!((plain.ff_width, plain.context_length, plain.is_tied), (128, 40, true));
     assert_eq!(read(&json!({"n_inner": 96})).unwrap().ff_width, 96);
+    // Each position has a row of weights, so none is cut off.
+    assert_eq!(read(&json!({"n_positions": 2_000_000})).unwrap().context_length, 2_000_000);
+    assert!(!read(&json!({"tie_word_embeddings": false})).unwrap().is_tied);
     let defaults = json!({"layer_norm_epsilon": null, "activation_function": null,
         "architectures": null, "n_inner": null});
     assert_eq!(read(&defaults).unwrap(), plain);
@@ -221,4 +242,23 @@ fn a_folders_tokenizer_is_one_file_or_two() {
     assert_eq!(names(folder.path()), ["merges.txt", "vocab.json"]);
     std::fs::write(folder.path().join("tokenizer.json"), "{}").unwrap();
     assert_eq!(names(folder.path()), ["tokenizer.json"]);
+}
+
+#[test]
+fn a_tokenizer_with_more_tokens_than_the_model_has_rows_is_refused() {
+    let load = |tokens: u32| {
+        let folder = lay_out(&config(), &tensors());
+        let name = |id| format!("{}{}", char::from(b'a' + (id % 26) as u8), id / 26);
+        let vocabulary: Value = (0..tokens).map(|id| (name(id), json!(id))).collect();
+        std::fs::write(folder.path().join("vocab.json"), vocabulary.to_string()).unwrap();
+        std::fs::write(folder.path().join("merges.txt"), "#version: 0.2\n").unwrap();
+        let options =
+            EngineOptions { threads: 1, kv_memory_bytes: 1 << 20, ..EngineOptions::default() };
+        Engine::load(folder.path(), options).map(|engine| engine.info().vocab_size)
+    };
+    // The model has 48 rows; checkpoints pad theirs.
+    assert_eq!(load(48).unwrap(), 48);
+    assert_eq!(load(40).unwrap(), 48);
+    let why = load(49).unwrap_err().to_string();
+    assert!(why.contains("49 tokens") && why.contains("48"), "{why}");
 }

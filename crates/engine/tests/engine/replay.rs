@@ -249,7 +249,8 @@ fn turns_end_in_every_way_and_all_are_derived_on_every_path() {
     for path in families(files.path()) {
         let engine = Engine::load(&path, options()).unwrap();
         let turns = conversations(&engine, &mut Dice::new(5), (16, 3));
-        let ended = |is: fn(&FinishReason) -> bool| turns.iter().filter(|t| is(&t.1.reason)).count();
+        let ended =
+            |is: fn(&FinishReason) -> bool| turns.iter().filter(|t| is(&t.1.reason)).count();
         let counts = [
             ended(|reason| *reason == FinishReason::Stop),
             ended(|reason| matches!(reason, FinishReason::StopString(_))),
@@ -554,13 +555,13 @@ fn the_real_models_turns_are_derived_and_its_cheats_found() {
         let truth = answer(&engine, request.clone());
         let honest = claim(&request, &truth);
         assert_honest(&replay.turn(&honest).unwrap(), &truth, &format!("round {round}"));
-        for kind in 0..CHEATS.len() {
+        for (kind, name) in CHEATS.iter().enumerate() {
             if truth.ids.is_empty() {
                 break;
             }
             let claimed = cheat(kind, &honest, engine.info().vocab_size, &mut dice);
             let found = replay.turn(&claimed).unwrap();
-            assert_found(&engine, &claimed, &found, &format!("{round} {}", CHEATS[kind]));
+            assert_found(&engine, &claimed, &found, &format!("{round} {name}"));
         }
         history.extend(&truth.ids);
         history.extend(engine.encode_continuation("And three lakes?").unwrap());

@@ -5,6 +5,7 @@
 
 mod gguf;
 mod gguf_file;
+mod gpt2;
 mod mutate;
 mod safetensors;
 mod watched;

@@ -73,6 +73,42 @@ pub fn damage(bytes: &mut Vec<u8>, header: usize, marks: &[Mark], random: &mut R
     done
 }
 
+/// Puts something else in the place of a number of a text; says what.
+pub fn renumber(bytes: &mut Vec<u8>, random: &mut Random) -> String {
+    let others = [
+        "0",
+        "1",
+        "-1",
+        "2",
+        "31",
+        "33",
+        "0.5",
+        "1e300",
+        "868",
+        "869",
+        "897",
+        "65536",
+        "16777217",
+        "4294967295",
+        "4294967296",
+        "18446744073709551616",
+        "null",
+        "true",
+        "\"7\"",
+        "[]",
+        "{}",
+    ];
+    let at = random.below(bytes.len());
+    let is_digit = |byte: &u8| byte.is_ascii_digit();
+    let Some(start) = bytes[at..].iter().position(is_digit).map(|found| at + found) else {
+        return String::new();
+    };
+    let end = start + bytes[start..].iter().take_while(|byte| is_digit(byte)).count();
+    let other = others[random.below(others.len())];
+    bytes.splice(start..end, other.bytes());
+    format!("{other} at {start}; ")
+}
+
 /// A number that breaks what trusts it.
 fn extreme(length: u64, random: &mut Random) -> u64 {
     let values = [

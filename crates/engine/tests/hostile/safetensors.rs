@@ -24,50 +24,60 @@ fn config() -> Value {
     })
 }
 
-/// The header's entries, in the order in which they are written.
-fn sound() -> Vec<(String, Value)> {
+/// A header's entries for tensors that follow each other: name, shape and type.
+pub fn entries(tensors: &[(&str, &[u64], &str)]) -> Vec<(String, Value)> {
     let mut end = 0;
-    let mut entries = Vec::new();
-    let mut add = |name: &str, shape: &[u64], dtype: &str| {
-        let width = if dtype == "F32" { 4 } else { 2 };
+    let entry = |(name, shape, dtype): &(&str, &[u64], &str)| {
+        let width = if *dtype == "F32" { 4 } else { 2 };
         let start = end;
         end += shape.iter().product::<u64>() * width;
         let entry = json!({"dtype": dtype, "shape": shape, "data_offsets": [start, end]});
-        entries.push((name.to_string(), entry));
+        (name.to_string(), entry)
     };
-    add("model.embed_tokens.weight", &[VOCAB, WIDTH], "BF16");
-    add("model.layers.0.input_layernorm.weight", &[WIDTH], "F32");
-    add(Q, &[WIDTH, WIDTH], "F16");
-    add("model.layers.0.self_attn.k_proj.weight", &[WIDTH / 2, WIDTH], "F32");
-    add("model.layers.0.self_attn.v_proj.weight", &[WIDTH / 2, WIDTH], "BF16");
-    add("model.layers.0.self_attn.o_proj.weight", &[WIDTH, WIDTH], "F16");
-    add("model.layers.0.post_attention_layernorm.weight", &[WIDTH], "BF16");
-    add("model.layers.0.mlp.gate_proj.weight", &[FF, WIDTH], "F16");
-    add("model.layers.0.mlp.up_proj.weight", &[FF, WIDTH], "F16");
-    add("model.layers.0.mlp.down_proj.weight", &[WIDTH, FF], "F16");
-    add(NORM, &[WIDTH], "F16");
-    entries
+    tensors.iter().map(entry).collect()
 }
 
-fn header(entries: &[(String, Value)]) -> Vec<u8> {
+/// The header's entries, in the order in which they are written.
+fn sound() -> Vec<(String, Value)> {
+    entries(&[
+        ("model.embed_tokens.weight", &[VOCAB, WIDTH], "BF16"),
+        ("model.layers.0.input_layernorm.weight", &[WIDTH], "F32"),
+        (Q, &[WIDTH, WIDTH], "F16"),
+        ("model.layers.0.self_attn.k_proj.weight", &[WIDTH / 2, WIDTH], "F32"),
+        ("model.layers.0.self_attn.v_proj.weight", &[WIDTH / 2, WIDTH], "BF16"),
+        ("model.layers.0.self_attn.o_proj.weight", &[WIDTH, WIDTH], "F16"),
+        ("model.layers.0.post_attention_layernorm.weight", &[WIDTH], "BF16"),
+        ("model.layers.0.mlp.gate_proj.weight", &[FF, WIDTH], "F16"),
+        ("model.layers.0.mlp.up_proj.weight", &[FF, WIDTH], "F16"),
+        ("model.layers.0.mlp.down_proj.weight", &[WIDTH, FF], "F16"),
+        (NORM, &[WIDTH], "F16"),
+    ])
+}
+
+pub fn header(entries: &[(String, Value)]) -> Vec<u8> {
     let entry = |(name, value): &(String, Value)| format!("{}:{value}", json!(name));
     let entries: Vec<String> = entries.iter().map(entry).collect();
     format!(r#"{{"__metadata__":{{"format":"pt"}},{}}}"#, entries.join(",")).into_bytes()
 }
 
 fn data_bytes() -> usize {
-    let last = sound().last().map(|(_, entry)| entry["data_offsets"][1].clone());
-    last.and_then(|end| end.as_u64()).unwrap() as usize
+    end_of(&sound())
 }
 
-fn file(header: &[u8], data: usize) -> Vec<u8> {
+/// Where the last tensor's data end.
+pub fn end_of(entries: &[(String, Value)]) -> usize {
+    entries.last().unwrap().1["data_offsets"][1].as_u64().unwrap() as usize
+}
+
+/// The file of a header and as many bytes of weights.
+pub fn file(header: &[u8], data: usize) -> Vec<u8> {
     let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
     bytes.extend_from_slice(header);
     bytes.resize(bytes.len() + data, 0x11);
     bytes
 }
 
-fn write(folder: &Path, name: &str, bytes: &[u8]) {
+pub fn write(folder: &Path, name: &str, bytes: &[u8]) {
     std::fs::write(folder.join(name), bytes).unwrap();
 }
 
@@ -78,7 +88,7 @@ fn loaded(bytes: &[u8], what: &str) -> Result<(), LoadError> {
     watch_model(folder.path(), what)
 }
 
-fn text(result: Result<(), LoadError>, what: &str) -> String {
+pub fn text(result: Result<(), LoadError>, what: &str) -> String {
     result.expect_err(what).to_string()
 }
 

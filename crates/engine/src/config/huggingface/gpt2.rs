@@ -39,9 +39,10 @@ pub(super) fn read(config: &Value) -> Result<ModelConfig, LoadError> {
         query_heads: heads,
         kv_heads: heads,
         head_dim: width / heads,
-        context_length: keys.size("n_positions")?.min(1_000_000) as u32,
+        // Each has a row of weights: none may be cut off.
+        context_length: keys.size("n_positions")? as u32,
         vocab_size,
-        norm_eps: keys.number_or(config, "layer_norm_epsilon", 1e-5)? as f32,
+        norm_eps: keys.single("layer_norm_epsilon", Some(1e-5))?,
         // Nothing turns; the value only has to be one that the checks allow.
         rope_base: 10_000.0,
         pairing: Pairing::None,
@@ -49,7 +50,7 @@ pub(super) fn read(config: &Value) -> Result<ModelConfig, LoadError> {
         window: None,
         has_qkv_bias: true,
         has_qk_norm: false,
-        is_tied: config["tie_word_embeddings"].as_bool().unwrap_or(true),
+        is_tied: keys.flag("tie_word_embeddings", true)?,
     };
     config.check(vocab_size)?;
     Ok(config)

@@ -56,8 +56,13 @@ fn check_places(
     added: &[Value],
 ) -> Result<(), LoadError> {
     let mut next = vocabulary.len();
+    let mut texts = std::collections::BTreeSet::new();
     for token in added {
         let (text, id) = (token["content"].as_str().unwrap_or_default(), &token["id"]);
+        if !texts.insert(text) {
+            let what = format!("added token {text:?} has two ids, one is {id}");
+            return Err(LoadError::Tokenizer(what));
+        }
         let wanted = match vocabulary.get(text) {
             Some(known) => known.clone(),
             None => {
@@ -80,34 +85,60 @@ fn added(
     (vocabulary, settings): (&serde_json::Map<String, Value>, &Value),
 ) -> Result<Vec<Value>, LoadError> {
     let mut found = std::collections::BTreeMap::new();
-    let mut add = |text: &str, id: &Value, is_special: bool| match id.as_u64() {
-        Some(id) => {
-            found.entry(id).or_insert_with(|| {
-                json!({"id": id, "content": text, "single_word": false, "lstrip": false,
-                    "rstrip": false, "normalized": false, "special": is_special})
-            });
-            Ok(())
+    // Of a token that is listed twice the first has its settings.
+    let mut add = |text: &str, id: &Value, settings: Value| {
+        let Some(id) = id.as_u64() else {
+            let what = format!("the id of {text:?} is {id}, not a number");
+            return Err(LoadError::Tokenizer(what));
+        };
+        let mut token = settings;
+        (token["id"], token["content"]) = (id.into(), text.into());
+        match found.entry(id).or_insert(token)["content"].as_str() {
+            Some(known) if known != text => {
+                let what = format!("added tokens {known:?} and {text:?} have one id, {id}");
+                Err(LoadError::Tokenizer(what))
+            }
+            _ => Ok(()),
         }
-        None => Err(LoadError::Tokenizer(format!("the id of {text:?} is {id}, not a number"))),
     };
     if let Some(listed) = settings["added_tokens_decoder"].as_object() {
         for (id, token) in listed {
-            let text = token["content"].as_str().unwrap_or_default();
+            let Some(text) = token["content"].as_str() else {
+                let what = format!("added token {id} has no text in tokenizer_config.json");
+                return Err(LoadError::Tokenizer(what));
+            };
             let id = id.parse::<u64>().map_or(Value::Null, Value::from);
-            add(text, &id, token["special"] == true)?;
+            add(text, &id, flags(token)?)?;
         }
     }
     let keys = ["bos_token", "eos_token", "unk_token", "pad_token"];
     let named = keys.into_iter().filter_map(|key| named_token(settings, key));
     for text in named.chain([END.to_owned()]) {
         if let Some(id) = vocabulary.get(&text) {
-            add(&text, id, true)?;
+            add(&text, id, flags(&json!({"special": true}))?)?;
         }
     }
     if let Value::Object(listed) = read_json(folder, "added_tokens.json")? {
         for (text, id) in &listed {
-            add(text, id, text == END)?;
+            add(text, id, flags(&json!({"special": text == END}))?)?;
         }
     }
     Ok(found.into_values().collect())
+}
+
+/// How an added token is looked for; what isn't said is false.
+fn flags(token: &Value) -> Result<Value, LoadError> {
+    let mut flags = json!({});
+    for key in ["single_word", "lstrip", "rstrip", "normalized", "special"] {
+        flags[key] = match &token[key] {
+            Value::Null => false.into(),
+            Value::Bool(flag) => (*flag).into(),
+            found => {
+                let (text, what) = (&token["content"], "neither true nor false");
+                let what = format!("added token {text}: {key} is {found}, {what}");
+                return Err(LoadError::Tokenizer(what));
+            }
+        };
+    }
+    Ok(flags)
 }

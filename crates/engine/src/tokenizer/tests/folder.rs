@@ -7,6 +7,7 @@ use tempfile::TempDir;
 
 use super::strings::Strings;
 use super::*;
+use crate::tests::harness::write_vocabulary;
 
 /// A folder with `described` and `others`.
 fn folder(described: &Value, others: &[(&str, Value)]) -> TempDir {
@@ -166,16 +167,13 @@ fn damaged_folders_are_refused_by_name() {
 
 /// A folder of GPT-2 with the two files that it was published with, and `others`.
 fn published(model_type: &str, others: &[(&str, Value)]) -> (TempDir, Value) {
-    let described = committed("gpt-2");
+    published_as(model_type, committed("gpt-2"), others)
+}
+
+fn published_as(model_type: &str, described: Value, others: &[(&str, Value)]) -> (TempDir, Value) {
     let folder = TempDir::new().unwrap();
     let write = |name: &str, text: String| fs::write(folder.path().join(name), text).unwrap();
-    let merges = described["model"]["merges"].as_array().unwrap().iter().map(|merge| match merge {
-        Value::String(merge) => merge.clone(),
-        pair => format!("{} {}", pair[0].as_str().unwrap(), pair[1].as_str().unwrap()),
-    });
-    let merges = merges.collect::<Vec<_>>().join("\n");
-    write("merges.txt", format!("#version: 0.2\n{merges}\n"));
-    write("vocab.json", described["model"]["vocab"].to_string());
+    write_vocabulary(folder.path(), &described);
     write("config.json", json!({"model_type": model_type, "eos_token_id": 860}).to_string());
     let added = described["added_tokens"].as_array().unwrap().iter();
     let added: serde_json::Map<String, Value> =
@@ -188,7 +186,7 @@ fn published(model_type: &str, others: &[(&str, Value)]) -> (TempDir, Value) {
 }
 
 #[test]
-fn gpt2s_two_files_give_the_ids_of_hugging_faces_crate() {
+fn gpt2s_two_files_give_what_the_crate_and_our_own_bpe_give_for_the_same_vocabulary() {
     let (folder, described) = published("gpt2", &[]);
     let mut pair = Pair::new("gpt-2", &described);
     pair.ours = Tokenizer::from_hf(folder.path()).unwrap();
@@ -204,6 +202,40 @@ fn gpt2s_two_files_give_the_ids_of_hugging_faces_crate() {
     assert_eq!(pair.ours.eos(), gguf.eos());
     let end = pair.ours.encode_marked("a<|endoftext|>", 'x', Place::Beginning).unwrap();
     assert_eq!(end.last(), Some(&860));
+}
+
+#[test]
+fn gpt2s_added_tokens_keep_the_settings_that_they_are_listed_with() {
+    let settings = [
+        ("<|im_start|>", "rstrip"),
+        ("<|im_end|>", "lstrip"),
+        ("<tool_call>", "single_word"),
+        ("<think>", "normalized"),
+        ("<think>", "rstrip"),
+    ];
+    let mut described = committed("gpt-2");
+    for (text, setting) in settings {
+        let mut added = described["added_tokens"].as_array_mut().unwrap().iter_mut();
+        added.find(|token| token["content"] == text).unwrap()[setting] = true.into();
+    }
+    let (folder, described) = published_as("gpt2", described, &[]);
+    let mut pair = Pair::new("gpt-2", &described);
+    pair.ours = Tokenizer::from_hf(folder.path()).unwrap();
+    let mut strings = Strings::new(32);
+    (0..3000).for_each(|_| pair.check(&strings.next()));
+    let written = [
+        "a <|im_start|>  \n b \t <|im_end|> c<|im_start|> <|im_end|>",
+        "a<tool_call>b <tool_call> c <think> \n d<think>e",
+    ];
+    written.iter().for_each(|text| pair.check(text));
+    // Each of them is seen: without it there are other ids.
+    let plain = open(&committed("gpt-2"), &[]);
+    for text in written {
+        let ids = |tokenizer: &Tokenizer| {
+            tokenizer.encode_marked(text, mark_for(text), Place::Beginning).unwrap()
+        };
+        assert_ne!(ids(&plain), ids(&pair.ours), "{text:?}");
+    }
 }
 
 #[test]
@@ -245,9 +277,36 @@ fn two_files_of_another_family_or_damaged_ones_are_refused() {
     assert!(refused(&folder).contains("<x>"));
     let (folder, _) = published("gpt2", &[("added_tokens.json", json!({"<x>": 900}))]);
     assert!(refused(&folder).contains("its place is 869"));
+    // Two texts of one id, two ids of one text, a setting that is none, and no text.
+    let (folder, _) = published("gpt2", &[("added_tokens.json", json!({"<x>": 868}))]);
+    let why = refused(&folder);
+    assert!(why.contains("\"<think>x\" and \"<x>\" have one id, 868"), "{why}");
+    let (folder, _) = published("gpt2", &[("added_tokens.json", json!({"<think>": 869}))]);
+    let why = refused(&folder);
+    assert!(why.contains("\"<think>\" has two ids, one is 869"), "{why}");
+    let listed = |token: Value| {
+        let settings = json!({"added_tokens_decoder": {"860": token}});
+        refused(&published("gpt2", &[("tokenizer_config.json", settings)]).0)
+    };
+    let why = listed(json!({"content": "<x>", "lstrip": "yes"}));
+    assert!(why.contains("\"<x>\": lstrip is \"yes\""), "{why}");
+    assert!(listed(json!({"special": true})).contains("860 has no text"));
     let (folder, _) = published("gpt2", &[]);
     fs::write(folder.path().join("merges.txt"), [b'a', b' ', 0xff]).unwrap();
     assert!(refused(&folder).contains("merges.txt"));
+    // What the crate refuses is said of the two files, not of one that isn't there.
     fs::write(folder.path().join("merges.txt"), "#version: 0.2\nq zzz\n").unwrap();
-    assert!(!refused(&folder).is_empty());
+    let why = refused(&folder);
+    assert!(why.contains("vocab.json and merges.txt: ") && !why.contains("r.json"), "{why}");
+    let (folder, _) = published(
+        "gpt2",
+        &[(
+            "config.json",
+            json!({
+                "model_type": "gpt2", "eos_token_id": 99_999,
+            }),
+        )],
+    );
+    let why = refused(&folder);
+    assert!(why.contains("vocab.json and merges.txt: end token 99999"), "{why}");
 }
