@@ -52,6 +52,9 @@ target="${CARGO_TARGET_DIR:-target}/debug"
 grep -aq ScriptedEngine "$target"/deps/it-* || die "the adapters' name is in no test: look again"
 if grep -aq ScriptedEngine "$target/tally"; then die "the program was built with test adapters"; fi
 
+step "claims derived again: honest ones and cheats"
+./scripts/verify-trials.sh --turns 200 --cheats 20 --seed 1
+
 step "kill -9 on a rough chain"
 ./scripts/chaos-chain.sh --kills 5 --seed 3
 

@@ -111,8 +111,23 @@ fn rotary_layer(has_head_norms: bool) -> Vec<(&'static str, Vec<usize>)> {
     layer
 }
 
+/// What makes a model's weights others than its family's own.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Change {
+    /// Weights drawn anew; 0 for the family's own.
+    pub draw: u32,
+    /// Low bits of each value's mantissa that are rounded away: 13 leave those of half precision,
+    /// 16 those of bfloat16.
+    pub bits_rounded: u32,
+}
+
 /// A folder with a model of this family; gone when it is dropped.
 pub fn folder(family: Family) -> TempDir {
+    changed(family, Change::default())
+}
+
+/// The same with other weights; tokenizer and configuration are the family's.
+pub fn changed(family: Family, change: Change) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("crates/engine/tests/fixtures");
     let text = fixtures.join("vocabularies").join(format!("{}.json", family.vocabulary()));
@@ -124,16 +139,16 @@ pub fn folder(family: Family) -> TempDir {
     let write = |name: &str, bytes: &[u8]| std::fs::write(folder.path().join(name), bytes).unwrap();
     write("tokenizer.json", tokenizer.to_string().as_bytes());
     write("config.json", family.config(vocab).to_string().as_bytes());
-    write("model.safetensors", &safetensors(&family.shapes(vocab)));
+    write("model.safetensors", &safetensors(&family.shapes(vocab), change));
     folder
 }
 
 /// The file: length of the header, header, values in single precision.
-fn safetensors(shapes: &[(String, Vec<usize>)]) -> Vec<u8> {
+fn safetensors(shapes: &[(String, Vec<usize>)], change: Change) -> Vec<u8> {
     let (mut header, mut values) = (Map::new(), Vec::new());
     for (name, shape) in shapes {
         let start = values.len();
-        draw(name, shape, &mut values);
+        draw((name, shape), change, &mut values);
         let offsets = [start, values.len()];
         header
             .insert(name.clone(), json!({"dtype": "F32", "shape": shape, "data_offsets": offsets}));
@@ -144,7 +159,7 @@ fn safetensors(shapes: &[(String, Vec<usize>)]) -> Vec<u8> {
 }
 
 /// A tensor's values, drawn from its name; large enough that attention chooses.
-fn draw(name: &str, shape: &[usize], values: &mut Vec<u8>) {
+fn draw((name, shape): (&str, &[usize]), change: Change, values: &mut Vec<u8>) {
     let inputs = if name.contains(".c_") { shape[0] } else { shape[shape.len() - 1] };
     let (offset, scale) = match name {
         name if name.ends_with("bias") => (0.0, 0.5),
@@ -153,12 +168,19 @@ fn draw(name: &str, shape: &[usize], values: &mut Vec<u8>) {
         _ => (0.0, 2.5 / (inputs as f32).sqrt()),
     };
     let count: usize = shape.iter().product();
+    let salt = if change.draw == 0 { String::new() } else { format!(" {}", change.draw) };
     for block in 0..count.div_ceil(8) {
-        let digest = Sha3_256::digest(format!("{name} {block}"));
+        let digest = Sha3_256::digest(format!("{name} {block}{salt}"));
         for word in digest.chunks_exact(4).take(count - block * 8) {
             let word = u32::from_le_bytes(word.try_into().unwrap());
             let uniform = (word >> 8) as f32 / (1 << 23) as f32 - 1.0;
-            values.extend((offset + scale * uniform).to_le_bytes());
+            values.extend(rounded(offset + scale * uniform, change.bits_rounded).to_le_bytes());
         }
     }
+}
+
+/// The value without so many low bits of its mantissa.
+fn rounded(value: f32, bits: u32) -> f32 {
+    let half = (1_u32 << bits) >> 1;
+    f32::from_bits((value.to_bits() + half) >> bits << bits)
 }
