@@ -35,6 +35,9 @@ step "contracts"
 step "node and engine; property tests with seed ${PROPTEST_RNG_SEED:-of .cargo/config.toml}"
 cargo test --quiet --workspace --features test-support --no-fail-fast
 
+step "the second verifier of claims, in web/"
+./scripts/test-web.sh
+
 step "deployment scripts"
 "$PYTHON" -m unittest discover -s tests/shell -t tests/shell
 

@@ -243,11 +243,14 @@ def run(args):
 
 
 def verified(args, chain, job):
-    """What `tally verify` says to all that was claimed: the last claim's root covers it."""
-    place = f"{chain['chain_id']}:{chain['addresses']['job_marketplace']}"
+    """What `tally verify` says to all that was claimed: the last claim's root covers it.
+
+    The blob comes from the node's ledger, the proof bytes from the chain.
+    """
     command = [args.program, "verify", "--job", str(job), "--weights", args.weights, "--json",
-               "--data-dir", args.data_dir, "--claimed-at", place,
-               "--signer", chain["accounts"]["host"]["address"]]
+               "--data-dir", args.data_dir, "--on-chain", "--chain-rpc-urls", chain["rpc_url"],
+               "--chain-id", str(chain["chain_id"]),
+               "--chain-marketplace", chain["addresses"]["job_marketplace"]]
     # In the node's folder, so that no settings of the user's are read.
     folder = str(Path(args.data_dir).parent)
     environment = {"PATH": os.environ["PATH"], "HOME": folder}

@@ -37,25 +37,28 @@ need_node() {
     Ubuntu 24.04 have it (sudo apt-get install -y nodejs npm), else https://nodejs.org/en/download"
 }
 
-# Makes sure that tools/node_modules holds what tools/package-lock.json pins. Two callers at once
-# wait for each other, so that neither sees half an install. Install scripts stay off: the binaries
-# come as packages of their own.
-need_tools() {
+# Makes sure that FOLDER/node_modules holds what its package-lock.json pins: need_pins FOLDER. Two
+# callers at once wait for each other, so that neither sees half an install. Install scripts stay
+# off: the binaries come as packages of their own.
+need_pins() {
     need_node
-    local pins
-    pins=$(cat "$TALLY_TOOLS/package.json" "$TALLY_TOOLS/package-lock.json")
+    local folder=$1 pins
+    pins=$(cat "$folder/package.json" "$folder/package-lock.json")
     (
         if command -v flock >/dev/null; then flock 9; fi
         # The lock file as it was at the last complete install: an install that was cut short
         # leaves none and is done again.
-        local stamp="$TALLY_TOOLS/node_modules/.tally-pins"
+        local stamp="$folder/node_modules/.tally-pins"
         if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$pins" ]; then
-            say "installing the pinned npm tools into tools/node_modules"
-            (cd "$TALLY_TOOLS" && npm ci --ignore-scripts --no-audit --no-fund >&2) || exit 1
+            say "installing the pinned npm packages into ${folder#"$TALLY_ROOT"/}/node_modules"
+            (cd "$folder" && npm ci --ignore-scripts --no-audit --no-fund >&2) || exit 1
             printf '%s\n' "$pins" >"$stamp"
         fi
-    ) 9<"$TALLY_TOOLS/package.json" || die "npm ci in $TALLY_TOOLS failed"
+    ) 9<"$folder/package.json" || die "npm ci in $folder failed"
 }
+
+# Makes sure that the pinned npm tools are there.
+need_tools() { need_pins "$TALLY_TOOLS"; }
 
 # Prints the path of the anvil binary: TALLY_ANVIL, else the pinned one. The binary itself and not
 # npm's wrapper around it, which leaves the chain running when it is killed. Run need_tools first.

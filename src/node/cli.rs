@@ -126,6 +126,13 @@ pub struct VerifyTask {
     /// A job of this node's own ledger, with the proof bytes that were sent.
     #[arg(long, value_name = "JOB")]
     pub job: Option<u64>,
+    /// Take the claim from the chain of the settings (chain.rpc_urls, chain.id, chain.marketplace):
+    /// its proof bytes, its host, and what the contract has counted.
+    #[arg(long, conflicts_with_all = ["proof", "claimed_at"])]
+    pub on_chain: bool,
+    /// Block from which the job's claims are looked for; by default 10,000 blocks before the last.
+    #[arg(long, value_name = "BLOCK", requires = "on_chain")]
+    pub from_block: Option<u64>,
     /// Which claim of the job; by default the last one.
     #[arg(long, value_name = "SEQ", requires = "job")]
     pub seq: Option<u32>,

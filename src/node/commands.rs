@@ -96,7 +96,7 @@ pub async fn run(cli: Cli) -> Result<(), CommandError> {
             show_earnings(&inputs(task.report.flags.clone()), &task).await
         }
         Some(Task::Audit(task)) => audit_ledger(&inputs(task.report.flags.clone()), &task).await,
-        Some(Task::Verify(task)) => verify_claim(&inputs(task.report.flags.clone()), &task),
+        Some(Task::Verify(task)) => verify_claim(&inputs(task.report.flags.clone()), &task).await,
         Some(Task::Withdraw(task)) => withdraw(&inputs(task.report.flags.clone()), &task).await,
         Some(Task::Register(task)) => {
             register(&inputs(task.report.flags.clone()), &task, Goal::Registered).await
@@ -209,8 +209,8 @@ async fn audit_ledger(inputs: &Inputs, task: &AuditTask) -> Result<(), CommandEr
     }
 }
 
-fn verify_claim(inputs: &Inputs, task: &VerifyTask) -> Result<(), CommandError> {
-    let verdict = verify::carry_out(inputs, task)?;
+async fn verify_claim(inputs: &Inputs, task: &VerifyTask) -> Result<(), CommandError> {
+    let verdict = Box::pin(verify::carry_out(inputs, task)).await?;
     if task.report.json {
         console::line(verify::to_json(&verdict));
     } else {

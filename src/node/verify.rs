@@ -4,6 +4,7 @@
 //! checked. Two halves: what the blob says by itself and against the proof bytes (`paper`), and
 //! what the model says to every token (`turns`).
 
+mod onchain;
 mod paper;
 mod turns;
 
@@ -15,6 +16,8 @@ use serde_json::{Value, json};
 use super::cli::VerifyTask;
 use super::settings::{Inputs, InspectSettings, SettingsError};
 use crate::billing::{ClaimBody, Fact, Purpose};
+use crate::chain::ChainError;
+use crate::chain::evm::ConnectError;
 use crate::ledger::LedgerError;
 use crate::ledger::sqlite::SqliteReader;
 use crate::proof::{Blob, BlobError, ProofBytes, ProofBytesError, VoucherDomain};
@@ -61,13 +64,22 @@ pub enum VerifyError {
     #[error(transparent)]
     Ledger(#[from] LedgerError),
     /// The ledger has no such claim.
-    #[error("job {job} has no claim{} in this ledger", seq.map(|seq| format!(" {seq}")).unwrap_or_default())]
+    #[error("this ledger has no claim {} of job {job}", seq.unwrap_or(1))]
     NoClaim {
         /// The job.
         job: u64,
         /// As asked for.
         seq: Option<u32>,
     },
+    /// There is no chain to ask.
+    #[error("--on-chain needs {0}")]
+    NotSet(&'static str),
+    /// The marketplace cannot be reached.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The chain stopped answering.
+    #[error(transparent)]
+    Chain(#[from] ChainError),
     /// A share that is none.
     #[error("--sample: wanted more than 0 and at most 1, found {0}")]
     Sample(f64),
@@ -98,6 +110,8 @@ pub struct Claim {
     pub signer: Option<Address>,
     /// The chain and the marketplace where it was claimed; else the blob's word is taken.
     pub marketplace: Option<(u64, Address)>,
+    /// What the chain was found to say, where it was asked.
+    pub chain: Vec<Check>,
     /// What the client read, by turn.
     pub texts: BTreeMap<TurnNo, String>,
     /// Which turns are derived again; `None`: all.
@@ -191,7 +205,7 @@ impl Verdict {
 ///
 /// # Errors
 /// [`VerifyError`]: nothing is shown then.
-pub fn carry_out(inputs: &Inputs, task: &VerifyTask) -> Result<Verdict, VerifyError> {
+pub async fn carry_out(inputs: &Inputs, task: &VerifyTask) -> Result<Verdict, VerifyError> {
     let proof = task.proof.as_deref().map(read_proof).transpose()?;
     let (blob, proof) = match (&task.file, task.job) {
         (Some(path), _) => (read_blob(path)?, proof),
@@ -200,13 +214,18 @@ pub fn carry_out(inputs: &Inputs, task: &VerifyTask) -> Result<Verdict, VerifyEr
     let texts = task.texts.as_deref().map(read_texts).transpose()?.unwrap_or_default();
     let is_whole = task.sample >= 1.0;
     let chosen = sample(&blob, task.sample, task.sample_seed)?;
-    let claim = Claim {
+    let mut claim = Claim {
         proof,
         signer: task.signer,
         marketplace: task.claimed_at,
         texts,
         sample: (!is_whole).then_some(chosen),
+        ..Claim::default()
     };
+    if task.on_chain {
+        onchain::look(&InspectSettings::load(inputs)?, (&blob, &mut claim), task.from_block)
+            .await?;
+    }
     let mut models = load_models(&task.weights, &blob)?;
     verify(&blob, &claim, &mut models)
 }
@@ -225,13 +244,13 @@ fn own_claim(
     }
     let reader = SqliteReader::open(&path)?;
     let entries = reader.job_entries(job)?;
-    let claims = entries.iter().filter_map(|entry| match &entry.fact {
+    let mut claims = entries.iter().filter_map(|entry| match &entry.fact {
         Fact::TxPrepared { purpose: Purpose::Claim(claim), .. } => Some(claim),
         _ => None,
     });
     let wanted = |claim: &&ClaimBody| seq.is_none_or(|seq| claim.seq.get() == seq);
     let missing = VerifyError::NoClaim { job: job.get(), seq };
-    let claim = claims.filter(wanted).last().ok_or(missing)?;
+    let claim = claims.rfind(wanted).ok_or(missing)?;
     let binding = reader.binding();
     let domain = VoucherDomain { chain_id: binding.chain_id, marketplace: binding.contract };
     let missing = VerifyError::NoClaim { job: job.get(), seq };
@@ -300,7 +319,8 @@ pub fn sample(blob: &Blob, share: f64, seed: u64) -> Result<BTreeSet<TurnNo>, Ve
 /// # Errors
 /// [`VerifyError::Failed`]: nothing is shown then.
 pub fn verify(blob: &Blob, claim: &Claim, models: &mut [Model]) -> Result<Verdict, VerifyError> {
-    let mut checks = paper::all(blob, claim);
+    let mut checks = claim.chain.clone();
+    checks.extend(paper::all(blob, claim));
     let (derived, tokens_derived) = turns::all(blob, claim, models)?;
     checks.extend(derived);
     Ok(Verdict {

@@ -110,6 +110,8 @@ async fn what_the_real_model_served_comes_out_again_and_a_changed_token_does_not
     assert_eq!(wrong(&examine(&changed, &mut models)), (Some(turn), Some(place)));
 }
 
+type Cheat<'a> = &'a dyn Fn(&mut Blob);
+
 #[tokio::test(flavor = "multi_thread")]
 async fn each_cheat_is_found() {
     let (honest, other) = (folder(Family::Llama), folder(Family::Qwen3));
@@ -126,7 +128,7 @@ async fn each_cheat_is_found() {
         let chunk = blob.chunks.iter_mut().rfind(|chunk| chunk.turn == turn).unwrap();
         chunk.ids.push(chunk.ids[0]);
     };
-    let cheats: [(&str, &dyn Fn(&mut Blob)); 8] = [
+    let cheats: [(&str, Cheat<'_>); 8] = [
         ("a prompt token", &|blob| blob.turns[0].header.prompt_ids[0] ^= 1),
         ("an output token", &|blob| blob.chunks[0].ids[3] ^= 1),
         ("a padded token", &padded),

@@ -10,7 +10,7 @@ use axum::extract::State;
 use axum::routing::post;
 use axum::{Json, Router};
 use serde_json::{Value, json};
-use tally::chain::evm::{ConnectError, ContractVersion, EvmChain, connect};
+use tally::chain::evm::{ConnectError, ContractVersion, EvmChain, SentClaim, connect};
 use tally::chain::{
     Broadcast, Call, Chain, ChainError, ChainEvent, ChainJob, DryRun, Inclusion, JobStatus,
     SignedTx, TxSpec,
@@ -110,6 +110,34 @@ async fn a_version_is_found_by_looking_and_no_other_can_be_pinned() {
                 Err(other) => panic!("{variant:?} pinned as {pin}: {other}"),
             }
         }
+    }
+}
+
+#[tokio::test]
+async fn what_was_claimed_is_read_off_the_chain_byte_for_byte_in_every_version() {
+    for variant in Variant::ALL {
+        let devnet = start(variant).await;
+        let chain = devnet.connect().await;
+        let (job, other) = (
+            devnet.open_session(OpenSession::default()).await,
+            devnet.open_session(OpenSession::default()).await,
+        );
+        devnet.idle(1_000).await;
+        let first = claimed(&devnet, &chain, &claim(job, 120, 0)).await;
+        claimed(&devnet, &chain, &claim(other, 100, 2)).await;
+        devnet.idle(1_000).await;
+        let second = claimed(&devnet, &chain, &claim(job, 100, 1)).await;
+        // Who looks has no key of the host's.
+        let reader = connect(devnet.settings(STRANGER)).await.unwrap();
+        let head = reader.head().await.unwrap().number;
+        let found = reader.sent_claims(job, BlockNumber::ZERO, head).await.unwrap();
+        let wanted = |tx: SignedTx, tokens, salt| SentClaim {
+            tx: tx.hash,
+            host: HOST.address(),
+            tokens: TokenCount::new(tokens),
+            proof: Some(proof(salt).encode().to_vec()),
+        };
+        assert_eq!(found, [wanted(first, 120, 0), wanted(second, 100, 1)], "{variant:?}");
     }
 }
 

@@ -21,7 +21,7 @@ pub fn file_length(source: &Source) -> Vec<Finding> {
 }
 
 /// Ends of the names of files whose lines have a width. Tables of settings may be wider.
-const NARROW: &[&str] = &[".rs", ".sh", ".py"];
+const NARROW: &[&str] = &[".rs", ".sh", ".py", ".ts"];
 
 /// At most 100 columns and no carriage return.
 pub fn lines(source: &Source) -> Vec<Finding> {

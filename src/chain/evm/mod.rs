@@ -14,6 +14,7 @@ mod fees;
 mod health;
 mod models;
 mod pool;
+mod proofs;
 mod quorum;
 mod registrar;
 mod registry;
@@ -32,6 +33,7 @@ use crate::units::Address;
 
 pub use connect::connect;
 pub use pool::EndpointReport;
+pub use proofs::SentClaim;
 pub use version::ContractVersion;
 pub use wallet::{
     ChallengeSignature, EvmWallet, KeyError, keystore_change_password, keystore_import,

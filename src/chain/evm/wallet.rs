@@ -140,6 +140,14 @@ impl Wallet for EvmWallet {
     }
 }
 
+impl EvmWallet {
+    /// A key that nobody keeps, for connections that only read.
+    #[must_use]
+    pub fn throwaway() -> Self {
+        Self { signer: PrivateKeySigner::random_with(&mut OsRng) }
+    }
+}
+
 /// The signer of a ready digest; `None` for a malformed signature.
 #[must_use]
 pub fn recover_digest(digest: Hash32, signature: &Signature) -> Option<Address> {

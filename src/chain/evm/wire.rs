@@ -39,11 +39,13 @@ pub(super) struct FeeHistory {
     pub reward: Vec<Vec<U256>>,
 }
 
-/// `eth_getTransactionByHash`, of which only the block counts.
+/// `eth_getTransactionByHash`.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Transaction {
     pub hash: B256,
+    #[serde(default)]
+    pub input: Bytes,
 }
 
 /// `eth_getTransactionReceipt`. Some servers answer one without a block for pooled transactions.

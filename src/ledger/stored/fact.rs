@@ -124,12 +124,11 @@ impl From<&Fact> for StoredFact {
             }),
             Fact::OwnerProven => Self::OwnerProven,
             Fact::TurnStarted(header) => Self::TurnStarted(header.into()),
-            Fact::Delivered { turn, position, ids, states } => Self::Delivered {
-                turn: turn.get(),
-                position: *position,
-                ids: ids.clone(),
-                states: states.iter().copied().map(Text).collect(),
-            },
+            Fact::Delivered { turn, position, ids, states } => {
+                let (turn, position, ids) = (turn.get(), *position, ids.clone());
+                let states = states.iter().copied().map(Text).collect();
+                Self::Delivered { turn, position, ids, states }
+            }
             Fact::TurnEnded { turn, end } => {
                 Self::TurnEnded { turn: turn.get(), end: (*end).into() }
             }

@@ -33,8 +33,9 @@ impl Writer {
         self.number(u64::try_from(count).unwrap_or(u64::MAX));
     }
 
+    /// A negative zero as zero, as `decodeSpec` hashes it.
     pub fn float(&mut self, value: f32) {
-        self.bytes(&value.to_bits().to_le_bytes());
+        self.bytes(&(value + 0.0).to_bits().to_le_bytes());
     }
 
     /// Two bytes an id where `is_narrow`, else four, little-endian.
@@ -129,7 +130,8 @@ impl<'a> Reader<'a> {
     }
 
     pub fn float(&mut self) -> Result<f32, BlobError> {
-        Ok(f32::from_bits(u32::from_le_bytes(self.array()?)))
+        let value = f32::from_bits(u32::from_le_bytes(self.array()?));
+        if value.is_finite() { Ok(value) } else { Err(self.wrong("a float that is no number")) }
     }
 
     pub fn ids(&mut self, count: usize, is_narrow: bool) -> Result<Vec<u32>, BlobError> {

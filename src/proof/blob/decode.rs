@@ -72,6 +72,10 @@ impl Blob {
             read_chunk(from, (turn, place), is_narrow)
         })?;
         from.end()?;
+        // No leaf would hash its header: anything could stand there under the same root.
+        if !blob.chunks.iter().any(|chunk| numbers.last() == Some(&chunk.turn)) {
+            return Err(from.wrong("a last turn without a token"));
+        }
         let prompts = prompts.whole(&blob, &numbers)?;
         for ((head, seed, end), prompt_ids) in turns.into_iter().zip(prompts) {
             let header = header(head, seed, prompt_ids);

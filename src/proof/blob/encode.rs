@@ -92,9 +92,12 @@ fn specs_of(header: &TurnHeader) -> Specs {
     (header.model_spec, header.tokenizer_spec, header.engine_spec)
 }
 
-/// Settings, or their digest where the ledger has no more.
+/// Settings, or their digest where the ledger has no more. A bias of zero does nothing: it is left
+/// out here as it is in the digest.
 fn decode(header: &TurnHeader) -> Result<Decode, Hash32> {
-    header.decode.as_deref().cloned().ok_or(header.decode_spec)
+    let mut decode = header.decode.as_deref().cloned().ok_or(header.decode_spec)?;
+    decode.logit_bias.retain(|_, bias| *bias != 0.0);
+    Ok(decode)
 }
 
 fn write_decode(out: &mut Writer, decode: &Result<Decode, Hash32>) {

@@ -65,11 +65,11 @@ impl Chat {
 
     /// A turn of so many new prompt and output tokens; `way` says where its seed came from.
     fn turn(&mut self, added: u32, made: u32, way: u32) {
-        let (no, own) = (TurnNo::new(self.turn), way % 4 == 0);
+        let (no, own) = (TurnNo::new(self.turn), way.is_multiple_of(4));
         self.history.extend(self.ids(added, "prompt"));
         let prompt_ids = self.history.clone();
         let host = hash(format!("host {no}"));
-        let user = (way % 2 == 0).then(|| hash(format!("user {no}")));
+        let user = way.is_multiple_of(2).then(|| hash(format!("user {no}")));
         let derived = seed(host, user.unwrap_or_else(|| derived_user_nonce(&prompt_ids)), no);
         let is_old = way == 5;
         let settings = decode(self.turn);
@@ -151,6 +151,40 @@ fn turns() -> impl Strategy<Value = Vec<(u32, u32, u32)>> {
     proptest::collection::vec((0..40_u32, 0..90_u32, 0..6_u32), 1..7)
 }
 
+#[test]
+fn settings_have_the_form_in_which_they_are_hashed() {
+    let chat = chat(&[(3, 5, 1)], 49_152);
+    let plain = chat.blob(chat.claims);
+    let with = |change: fn(&mut Decode)| {
+        let mut blob = plain.clone();
+        change(blob.turns[0].header.decode.as_mut().unwrap());
+        blob
+    };
+    let zeros = with(|decode| {
+        decode.presence_penalty = -0.0;
+        decode.logit_bias.insert(70_000, -0.0);
+    });
+    assert_eq!(zeros.encode(), plain.encode());
+    for wrong in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let mut blob = plain.clone();
+        blob.turns[0].header.decode.as_mut().unwrap().temperature = wrong;
+        assert!(Blob::decode(&blob.encode()).is_err(), "{wrong}");
+    }
+    assert!(Blob::decode(&plain.encode()).is_ok());
+}
+
+#[test]
+fn a_turn_that_no_leaf_reaches_is_refused() {
+    let chat = chat(&[(3, 5, 1), (3, 5, 1)], 49_152);
+    let mut blob = chat.blob(chat.claims);
+    let root = blob.root();
+    let mut more = blob.turns[1].clone();
+    more.header.turn = TurnNo::new(9);
+    blob.turns.push(more);
+    assert_eq!(blob.root(), root);
+    assert!(Blob::decode(&blob.encode()).is_err());
+}
+
 proptest! {
     #[test]
     fn a_blob_comes_back_from_its_bytes_with_the_claims_root(
@@ -191,7 +225,10 @@ proptest! {
     }
 
     #[test]
-    fn what_is_cut_short_or_goes_on_is_refused(turns in turns(), at in any::<prop::sample::Index>()) {
+    fn what_is_cut_short_or_goes_on_is_refused(
+        turns in turns(),
+        at in any::<prop::sample::Index>(),
+    ) {
         let chat = chat(&turns, 49_152);
         let mut bytes = chat.blob(chat.claims).encode();
         let short = Blob::decode(&bytes[..at.index(bytes.len())]);

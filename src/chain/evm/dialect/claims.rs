@@ -58,6 +58,32 @@ pub(super) fn encode(
     })
 }
 
+/// The proof bytes of call data, put together again where a version takes them apart; `None` for
+/// another call, and for a content id that does not hold its content.
+pub(super) fn decode(version: ContractVersion, input: &[u8]) -> Option<Vec<u8>> {
+    use ContractVersion as V;
+    let whole = |word: B256, rest: &str| Some([&word[..], &content::read(rest)?].concat());
+    match version {
+        V::V3a | V::V3 => Some(v3::submitProofOfWorkCall::abi_decode(input).ok()?.proof.to_vec()),
+        V::V4 => {
+            let call = v4::submitProofOfWorkCall::abi_decode(input).ok()?;
+            whole(call.proofHash, &call.proofCID)
+        }
+        V::V5 => {
+            let call = v5::submitProofOfWorkCall::abi_decode(input).ok()?;
+            whole(call.proofHash, &call.proofCID)
+        }
+        V::V6 => {
+            let call = v6::submitProofOfWorkCall::abi_decode(input).ok()?;
+            whole(call.proofHash, &call.proofCID)
+        }
+        V::V7 => {
+            let call = v7::submitProofOfWorkCall::abi_decode(input).ok()?;
+            whole(call.proofHash, &call.proofCID)
+        }
+    }
+}
+
 /// A proof in two parts, which together are the whole of it.
 struct Split {
     /// Its first 32 bytes.
@@ -210,6 +236,20 @@ mod tests {
         for version in [V::V4, V::V5, V::V6, V::V7] {
             assert!(encoded(version, &[1; 31]).is_err(), "{version}");
             assert!(encoded(version, &[1; 32]).is_ok(), "{version}");
+        }
+    }
+
+    #[test]
+    fn what_was_sent_is_read_back_on_every_version() {
+        let wallet = EvmWallet::from_key(&SecretString::from(KEY)).unwrap();
+        let (job, tokens) = (JobId::new(7).unwrap(), TokenCount::new(120));
+        let whole: Vec<u8> = (0..145).collect();
+        for version in ContractVersion::ALL {
+            let claim = Claim { job, tokens, proof: &whole };
+            let input = encode(version, &claim, &wallet).unwrap();
+            assert_eq!(decode(version, &input), Some(whole.clone()), "{version}");
+            assert_eq!(decode(version, &input[1..]), None, "{version}");
+            assert_eq!(decode(version, &input[..40]), None, "{version}");
         }
     }
 }

@@ -32,6 +32,36 @@ pub(super) fn inline(bytes: &[u8]) -> String {
     text
 }
 
+/// The content of an id; `None` for any other id.
+pub(super) fn read(id: &str) -> Option<Vec<u8>> {
+    let text = id.strip_prefix(BASE64_URL)?;
+    let mut binary = Vec::with_capacity(text.len());
+    for group in text.as_bytes().chunks(4) {
+        let mut bits: u32 = 0;
+        for digit in group {
+            let value = DIGITS.iter().position(|known| known == digit)?;
+            bits = (bits << 6) | u32::try_from(value).ok()?;
+        }
+        // n digits hold n - 1 bytes, and bits that must be zero.
+        let size = group.len().checked_sub(1)?;
+        let spare = group.len().checked_mul(6)?.checked_sub(size.checked_mul(8)?)?;
+        let bytes = (bits >> spare).to_be_bytes();
+        binary.extend_from_slice(bytes.get(4_usize.checked_sub(size)?..)?);
+    }
+    let mut left = binary.strip_prefix(&HEAD)?;
+    let (mut length, mut shift) = (0_usize, 0_u32);
+    loop {
+        let (byte, rest) = left.split_first()?;
+        length |= usize::from(byte & 0x7f).checked_shl(shift)?;
+        (left, shift) = (rest, shift.checked_add(7)?);
+        if byte & 0x80 == 0 {
+            break;
+        }
+    }
+    // One content, one id: other lengths and stray bits are other texts.
+    (left.len() == length && inline(left) == id).then(|| left.to_vec())
+}
+
 /// A length as unsigned LEB128.
 fn varint(mut length: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
@@ -71,5 +101,20 @@ mod tests {
         // 5 + 128 bytes are 178 digits; the two bytes of the length start at the fifth digit.
         let id = inline(&[0; 128]);
         assert_eq!((id.len(), &id[..8]), (179, "uAVUAgAE"));
+    }
+
+    #[test]
+    fn an_id_gives_its_content_back_and_nothing_else_is_one() {
+        for size in [0, 1, 2, 3, 112, 113, 127, 128, 300] {
+            let bytes: Vec<u8> = (0..size).map(|n| (n * 7 % 256) as u8).collect();
+            let id = inline(&bytes);
+            assert_eq!(read(&id), Some(bytes), "{size}");
+            assert_eq!(read(&id[1..]), None);
+            assert_eq!(read(&id[..id.len() - 1]), None, "{size}");
+            assert_eq!(read(&format!("{id}A")), None, "{size}");
+        }
+        for other in ["", "u", "uAVUA", "zAVUAAA", "uAVUAAB", "uAVUAA ", "bafkqaaa"] {
+            assert_eq!(read(other), None, "{other}");
+        }
     }
 }

@@ -61,6 +61,11 @@ impl Dialect {
         claims::encode(self.version, claim, wallet)
     }
 
+    /// The proof bytes of a claim's call data; `None` for any other call.
+    pub(super) fn proof_of(self, input: &[u8]) -> Option<Vec<u8>> {
+        claims::decode(self.version, input)
+    }
+
     /// Reads what `sessionJobs(job)` returned; `None` for a job the contract does not know, which
     /// reads as zeros. Where the rate is [`Rate::OfModel`], model and rate are left empty: `models`
     /// fills them in.
