@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use tally::chain::Wallet;
-use tally::node::verify::{Claim, Outcome, Verdict, lines, verify};
+use tally::node::verify::{Claim, Verdict, verify};
 use tally::proof::{Blob, ProofBytes};
 use tally::session::{PromptRequest, Refusal};
 use tally::units::{JobId, TurnNo};
@@ -172,7 +172,7 @@ impl Round<'_> {
             let earlier = Record { subject, kv_type, blob, proof, texts };
             let verdict = examine(&earlier, (path, auditors));
             if !is_right(&verdict) {
-                tallies.false_reject(&format!("{} {job}", self.number), &earlier.blob, &verdict);
+                tallies.false_reject(&self.name(job), &earlier, &verdict);
             }
         }
         let verdict = examine(&last, (path, auditors));
@@ -180,8 +180,12 @@ impl Round<'_> {
             tallies.honest(&self.subject.1.name, &last.blob);
             return Some(last);
         }
-        tallies.false_reject(&format!("{} {job}", self.number), &last.blob, &verdict);
+        tallies.false_reject(&self.name(job), &last, &verdict);
         None
+    }
+
+    fn name(&self, job: JobId) -> String {
+        format!("round {} job {job} of seed {}", self.number, self.seed)
     }
 }
 
@@ -196,12 +200,7 @@ fn examine(record: &Record, (path, auditors): (&std::path::Path, &mut Auditors))
     let bytes = record.blob.encode();
     let blob = Blob::decode(&bytes).unwrap();
     assert_eq!(blob, record.blob, "a blob survives its bytes");
-    let claim = claim_of(record);
-    let verdict = verify(&blob, &claim, auditors.of(path, record)).unwrap();
-    if verdict.checks.iter().any(|check| check.outcome != Outcome::Holds) {
-        eprintln!("{}", lines(&verdict).join("\n"));
-    }
-    verdict
+    verify(&blob, &claim_of(record), auditors.of(path, record)).unwrap()
 }
 
 /// What the auditor compares with.

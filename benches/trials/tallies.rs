@@ -8,6 +8,8 @@ use tally::node::verify::{Outcome, Verdict, lines};
 use tally::proof::Blob;
 use tally_engine::EngineOptions;
 
+use crate::honest::Record;
+
 /// Counts of everything.
 #[derive(Default)]
 pub struct Tallies {
@@ -65,12 +67,15 @@ impl Tallies {
     }
 
     /// An honest claim that was refused.
-    pub fn false_reject(&mut self, name: &str, blob: &Blob, verdict: &Verdict) {
+    pub fn false_reject(&mut self, name: &str, record: &Record, verdict: &Verdict) {
         let bad = verdict.checks.iter().filter(|check| check.outcome != Outcome::Holds);
         let mut turns: Vec<_> = bad.map(|check| check.turn).collect();
         turns.dedup();
         self.false_rejects += turns.len().max(1);
-        self.keep(&format!("false reject {name}"), blob, verdict);
+        self.keep(&format!("false reject {name}"), &record.blob, verdict);
+        let texts: BTreeMap<u32, &String> =
+            record.texts.iter().map(|(turn, text)| (turn.get(), text)).collect();
+        eprintln!("what the client read: {}", json!(texts));
     }
 
     pub fn tried(&mut self, kind: &'static str) {

@@ -62,7 +62,8 @@ pub struct Replayed {
     /// too unless the text had ended there.
     pub state_digests: Vec<[u8; 32]>,
     /// The output's text, as its reader was given it: without the stop string, with what stands
-    /// before that in its first token. Where there is a fault, at most up to it.
+    /// before that in its first token unless the turn was cut. Where there is a fault, at most up
+    /// to it.
     pub text: String,
     /// How the text ends right behind `output_ids`. `None` where it goes on, which only a turn
     /// that was cut may; where nobody looked, since that was enough; or where there is a fault.
@@ -251,7 +252,9 @@ impl Replay {
         }
         let is_whole = fault.is_none() && heard.tokens == turn.output_ids.len();
         let end = sequence.end().filter(|_| is_whole);
-        let tail = end.map_or("", |(_, tail)| tail);
+        // A reader of a turn that was cut was told tokens and no end.
+        let told = end.filter(|_| turn.end != ClaimedEnd::Cut);
+        let tail = told.map_or("", |(_, tail)| tail);
         Ok(Replayed {
             state_digests: heard.digests,
             text: heard.text + tail,

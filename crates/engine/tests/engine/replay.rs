@@ -501,6 +501,29 @@ fn tokens_that_a_stop_text_swallows_are_not_billed_even_where_the_client_left() 
 }
 
 #[test]
+fn who_left_before_the_end_has_not_read_what_stands_before_a_stop_text() {
+    let files = tempfile::tempdir().unwrap();
+    let path = small(files.path(), "LlamaForCausalLM", 1, GgmlDType::Q8_0);
+    let engine = Engine::load(&path, options()).unwrap();
+    let mut replay = Replay::load(&path, options()).unwrap();
+    let mut tails = 0;
+    for seed in 0..30 {
+        let mut dice = Dice::new(seed);
+        let prompt = dice.ids(5, 72);
+        let request = SequenceRequest { ignore_eos: true, ..dice.request(prompt, 72) };
+        // In one token with what stands before it.
+        let request = SequenceRequest { max_tokens: 60, stop: vec!["e".into()], ..request };
+        let stopped = answer(&engine, request.clone());
+        let (output_ids, text) = cut(&stopped, stopped.ids.len());
+        let turn = ClaimedTurn { request, output_ids, end: ClaimedEnd::Cut };
+        let found = replay.turn(&turn).unwrap();
+        assert_eq!((found.fault, found.text), (None, text), "seed {seed}");
+        tails += usize::from(!stopped.tail.is_empty() && !stopped.ids.is_empty());
+    }
+    assert!(tails >= 3, "{tails}");
+}
+
+#[test]
 fn what_no_engine_would_serve_is_refused() {
     let files = tempfile::tempdir().unwrap();
     let path = small(files.path(), "LlamaForCausalLM", 1, GgmlDType::Q8_0);
