@@ -11,7 +11,6 @@ use std::task::{Context, Poll, Waker};
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 
 use super::JobFault;
-use super::registry::Place;
 use crate::clock::Sleep;
 use crate::engine::{EngineEvent, EngineFinish, Generation};
 use crate::units::Millis;
@@ -57,7 +56,8 @@ pub(super) struct Hold {
 
 struct Inner {
     work: Work,
-    place: Option<Place>,
+    /// Its entry among the jobs: dropping it takes the job out.
+    place: Option<Box<dyn Send>>,
     /// Who reads, to be told of an end.
     reader: Option<Waker>,
     /// Why it was ended from outside.
@@ -76,7 +76,7 @@ enum Work {
 }
 
 impl Hold {
-    pub fn new(place: Place, turn: Turn, deadline: Option<Millis>) -> Self {
+    pub fn new(place: Box<dyn Send>, turn: Turn, deadline: Option<Millis>) -> Self {
         let work = Work::Waiting(turn);
         let inner = Inner { work, place: Some(place), reader: None, fault: None };
         Self { deadline, inner: Mutex::new(inner) }

@@ -31,7 +31,7 @@ pub(super) struct Inner {
 }
 
 /// A job's entry; dropping it takes the job out.
-pub(super) struct Place {
+struct Place {
     id: String,
     registry: Arc<Registry>,
     _present: TaskTrackerToken,
@@ -59,7 +59,7 @@ impl Registry {
         let id = id.to_owned();
         let place =
             Place { id: id.clone(), registry: Arc::clone(self), _present: self.present.token() };
-        let hold = Arc::new(Hold::new(place, turn, deadline));
+        let hold = Arc::new(Hold::new(Box::new(place), turn, deadline));
         inner.holds.insert(id, Arc::clone(&hold));
         if deadline.is_some() {
             self.changed.notify_one();

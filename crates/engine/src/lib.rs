@@ -36,6 +36,7 @@ mod loaded;
 mod math;
 pub mod model;
 mod ops;
+mod options;
 mod philox;
 mod probe;
 mod replay;
@@ -55,12 +56,13 @@ mod weights;
 
 use files::gguf;
 
-pub use engine::{Engine, EngineOptions, SequenceHandle, SharePrefixes};
+pub use engine::{Engine, SequenceHandle};
 pub use error::{EncodeError, LoadError, StartError};
 pub use files::{LoadProgress, ModelFiles, WeightFile};
 pub use kernels::Isa;
 pub use kv::KvType;
 pub use loaded::ModelInfo;
+pub use options::{EngineOptions, SharePrefixes};
 pub use replay::{ClaimedEnd, ClaimedTurn, Fault, Found, Replay, ReplayError, Replayed};
 pub use runner::EngineLoad;
 pub use sampler::{LOGPROBS_MAX, Sampling};

@@ -4,11 +4,11 @@
 //! Must never: start anything but the model's own threads.
 //! Relies on: `files` for what the paths hold, `model.rs`, `tokenizer`, `template`.
 
-use crate::engine::{EngineOptions, SharePrefixes};
 use crate::error::{LoadError, StartError};
 use crate::files::{ModelFiles, ModelKind};
 use crate::kv::{KvPool, KvType};
 use crate::model::Model;
+use crate::options::{EngineOptions, SharePrefixes};
 use crate::sequence::SequenceRequest;
 use crate::template::{ChatFormat, ChatTemplate};
 use crate::tokenizer::Tokenizer;

@@ -17,12 +17,12 @@ use std::slice::{ChunksExact, ChunksExactMut};
 use std::sync::Arc;
 
 use crate::drawing::{Drawer, Row};
-use crate::engine::EngineOptions;
 use crate::error::{LoadError, StartError};
 use crate::files::ModelFiles;
 use crate::kv::{KvCache, KvPool, Scope};
 use crate::loaded::{Loaded, ModelInfo};
 use crate::model::{Batch, Model, Outputs, Segment};
+use crate::options::EngineOptions;
 use crate::sampler::{Drawn, NotFinite};
 use crate::sequence::{Event, EventSink, FinishReason, Sequence, SequenceRequest, digest};
 use crate::tokenizer::Tokenizer;
