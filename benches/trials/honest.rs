@@ -211,6 +211,6 @@ pub fn claim_of(record: &Record) -> Claim {
         signer: Some(host().address()),
         marketplace: Some((domain.chain_id, domain.marketplace)),
         texts: record.texts.clone(),
-        sample: None,
+        ..Claim::default()
     }
 }
