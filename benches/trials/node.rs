@@ -115,11 +115,11 @@ impl Node {
     pub async fn begin(&self, request: PromptRequest) -> Result<(TurnNo, Reply), Refusal> {
         let job = request.job.unwrap();
         let reply = self.sessions.begin(request).await?;
-        let headers = self.entries(job).into_iter().filter_map(|entry| match entry.fact {
+        let mut headers = self.entries(job).into_iter().filter_map(|entry| match entry.fact {
             Fact::TurnStarted(header) => Some(header.turn),
             _ => None,
         });
-        Ok((headers.last().unwrap(), reply))
+        Ok((headers.next_back().unwrap(), reply))
     }
 
     /// Reads an answer as `reader` does; every `claim_each`-th frame a claim is made meanwhile.
