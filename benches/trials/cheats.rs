@@ -210,8 +210,8 @@ pub fn first_fault(truth: &Said, ids: &[u32], end: TurnEnd) -> Option<(usize, bo
         _ => true,
     };
     let is_cut = !matches!(end, TurnEnd::Stop | TurnEnd::Length);
-    let is_whole = same == truth.ids.len();
-    (!(is_cut || is_whole && is_as_said)).then_some((same, false))
+    let is_true = is_cut || (same == truth.ids.len() && is_as_said);
+    (!is_true).then_some((same, false))
 }
 
 /// The end that a turn has in the ledger.

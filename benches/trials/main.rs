@@ -38,7 +38,7 @@ const PAIRS: [usize; 2] = [2, 7];
 /// From so many turns on it is the full form.
 const FULL: usize = 1000;
 /// Of so many rounds one is the real model's.
-const REAL_EACH: u64 = 5;
+const REAL_EACH: u64 = 8;
 
 struct Wishes {
     model: PathBuf,

@@ -130,17 +130,19 @@ fn sampling(lots: &mut Lots, size: &Size) -> SamplingInput {
     sampling
 }
 
-/// Instruction sets that this machine has.
-pub fn isas() -> Vec<Isa> {
-    Isa::ALL.into_iter().filter(|isa| isa.is_available()).collect()
+/// Instruction sets that this machine has beside plain Rust; that one where it has no other.
+fn fast_isas() -> Vec<Isa> {
+    let is_fast = |isa: &Isa| *isa != Isa::Scalar && isa.is_available();
+    let fast: Vec<Isa> = Isa::ALL.into_iter().filter(is_fast).collect();
+    if fast.is_empty() { vec![Isa::Scalar] } else { fast }
 }
 
 /// An engine to serve with.
 pub fn options(lots: &mut Lots, is_real: bool) -> EngineOptions {
-    let isas = isas();
     // Plain Rust is a hundred times slower: with a real model it has few trials.
-    let scalar = if is_real { 15 } else { 25 };
-    let isa = if lots.is(scalar) { Isa::Scalar } else { lots.of_these(&isas) };
+    let is_scalar = lots.is(if is_real { 8 } else { 20 });
+    let fast = lots.of_these(&fast_isas());
+    let isa = if is_scalar { Isa::Scalar } else { fast };
     let tiny_kv = [192 << 10, 1 << 20, 16 << 20];
     EngineOptions {
         threads: lots.within(1, if is_real { 3 } else { 4 }),
