@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use tally::node::verify::{Model, load_models};
 use tally_engine::KvType;
 
-use crate::honest::Record;
+use crate::record::Record;
 
 /// Loaded models by file and precision of their cache.
 #[derive(Default)]

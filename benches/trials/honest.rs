@@ -2,9 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use tally::chain::Wallet;
-use tally::node::verify::{Claim, Verdict, verify};
-use tally::proof::{Blob, ProofBytes};
+use tally::node::verify::{Verdict, verify};
+use tally::proof::Blob;
 use tally::session::{PromptRequest, Refusal};
 use tally::units::{JobId, TurnNo};
 use tally_engine::{EngineOptions, Isa, KvType};
@@ -12,20 +11,10 @@ use tally_engine::{EngineOptions, Isa, KvType};
 use crate::auditors::Auditors;
 use crate::lots::Lots;
 use crate::models::{Speakers, Subject};
-use crate::node::{Heard, Node, host};
+use crate::node::{Heard, Node};
+use crate::record::{Record, claim_of};
 use crate::requests::{Reader, Size, ask, kv_type, options};
 use crate::tallies::Tallies;
-
-/// A job whose claim was found right.
-pub struct Record {
-    /// Place of its model among the subjects.
-    pub subject: usize,
-    pub kv_type: KvType,
-    pub blob: Blob,
-    pub proof: ProofBytes,
-    /// What the client read.
-    pub texts: BTreeMap<TurnNo, String>,
-}
 
 /// Sessions of one node that run at once, and turns of each between two starts of the engine.
 struct Shape {
@@ -201,16 +190,4 @@ fn examine(record: &Record, (path, auditors): (&std::path::Path, &mut Auditors))
     let blob = Blob::decode(&bytes).unwrap();
     assert_eq!(blob, record.blob, "a blob survives its bytes");
     verify(&blob, &claim_of(record), auditors.of(path, record)).unwrap()
-}
-
-/// What the auditor compares with.
-pub fn claim_of(record: &Record) -> Claim {
-    let domain = record.blob.domain;
-    Claim {
-        proof: Some(record.proof),
-        signer: Some(host().address()),
-        marketplace: Some((domain.chain_id, domain.marketplace)),
-        texts: record.texts.clone(),
-        ..Claim::default()
-    }
 }

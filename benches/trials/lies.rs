@@ -5,11 +5,11 @@ use tally::proof::{self, Cut, ProofBytes};
 use tally::units::{ClaimSeq, Hash32, TokenCount};
 use tally_engine::FinishReason;
 
-use crate::cheats::{
-    Found, Lie, Told, Workshop, end_of, first_fault, lie, proof_of, signed, some_turn,
-};
 use crate::lots::Lots;
 use crate::models::{Speaker, request, request_with};
+use crate::workshop::{
+    Found, Lie, Told, Workshop, end_of, first_fault, lie, proof_of, signed, some_turn,
+};
 
 impl Workshop<'_> {
     /// The model that is claimed for.

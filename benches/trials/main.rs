@@ -20,18 +20,20 @@ mod lies;
 mod lots;
 mod models;
 mod node;
+mod record;
 mod requests;
 mod tallies;
 #[path = "../../tests/it/support/tiny.rs"]
 mod tiny;
+mod workshop;
 
 use std::path::PathBuf;
 
 use auditors::Auditors;
-use cheats::Workshop;
 use honest::Round;
 use models::{Speakers, Subject};
 use tallies::Tallies;
+use workshop::Workshop;
 
 /// Pairs of generating and deriving for each measured turn, in the quick form and in the full one.
 const PAIRS: [usize; 2] = [2, 7];

@@ -8,7 +8,7 @@ use tally::node::verify::{Outcome, Verdict, lines};
 use tally::proof::Blob;
 use tally_engine::EngineOptions;
 
-use crate::honest::Record;
+use crate::record::Record;
 
 /// Counts of everything.
 #[derive(Default)]
