@@ -56,7 +56,9 @@ impl Draft<'_> {
     }
 
     fn decode(&self) -> Decode {
-        let sampling = self.sampling();
+        let mut sampling = self.sampling();
+        // A bias of zero does nothing: neither digest nor blob has one.
+        sampling.logit_bias.retain(|_, bias| *bias != 0.0);
         Decode {
             temperature: sampling.temperature,
             top_k: sampling.top_k,

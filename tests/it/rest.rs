@@ -1,6 +1,8 @@
 //! The REST API: shapes, errors and what surrounds them. What a prompt yields is compared over
 //! all front-ends in `conformance.rs`.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 use tally::billing::{Attempt, ClaimBody, Entry, Fact, Purpose, TurnEnd};
 use tally::chain::fixed::{DEPOSITOR, FixedWallet};
@@ -229,7 +231,8 @@ async fn a_depositors_signature_gives_a_token_that_ends_plain_access() {
 async fn a_claims_blob_is_for_the_sessions_owner_and_has_the_claims_root() {
     let node = TestNode::plain().await;
     let nonce = format!("0x{}", "5a".repeat(32));
-    let body = prompt(json!({"user_nonce": nonce, "seed": null}));
+    // A bias of nothing is recorded as none.
+    let body = prompt(json!({"user_nonce": nonce, "seed": null, "logit_bias": {"5": 0, "6": 1}}));
     assert_eq!(post(node.addr, "/v1/inference", &body).await.status, 200);
     eventually(|| node.ledger.turns_ended(job(139)) == 1).await;
     let claim = ClaimBody {
@@ -263,7 +266,8 @@ async fn a_claims_blob_is_for_the_sessions_owner_and_has_the_claims_root() {
     assert_eq!(blob.root().unwrap(), root(job(139), ClaimSeq::new(1), &cut));
     let header = &blob.turns[0].header;
     assert_eq!(header.nonces.unwrap().user, Hash32::parse(&nonce));
-    assert_eq!(header.decode.as_ref().unwrap().max_tokens, 50);
+    let decode = header.decode.as_ref().unwrap();
+    assert_eq!((decode.max_tokens, &decode.logit_bias), (50, &BTreeMap::from([(6, 1.0)])));
     assert_eq!(blob.turns[0].end, Some(TurnEnd::Stop));
     for (path, status, code) in [
         ("/v1/sessions/139/proofs/2", 404, "proof_not_found"),

@@ -180,7 +180,7 @@ class Image(unittest.TestCase):
         install = next(line for line in stages()["devchain"] if "npm ci" in line)
         self.assertRegex(install, r"cat package.json package-lock.json > node_modules/.tally-pins$")
         tools = (ROOT / "scripts/lib/tools.sh").read_text()
-        self.assertIn('cat "$TALLY_TOOLS/package.json" "$TALLY_TOOLS/package-lock.json"', tools)
+        self.assertIn('cat "$folder/package.json" "$folder/package-lock.json"', tools)
         self.assertIn("node_modules/.tally-pins", tools)
 
     def test_the_health_check_asks_for_a_status_and_reads_the_answer(self):
