@@ -176,7 +176,8 @@ impl Reply {
     }
 
     /// The whole answer as one frame: for responses that are written at once. Its tokens are not
-    /// bounded by the credit; they count when the body's last byte was written.
+    /// bounded by the credit, but what was written before it is durable by then; they count when
+    /// the body's last byte was written.
     pub async fn whole(mut self) -> (Frame, ReplyEnd) {
         let mut text = String::new();
         let (mut tokens, mut logprobs) = (Framed::default(), Vec::new());
@@ -192,10 +193,21 @@ impl Reply {
                 }
                 EngineEvent::Finished { reason, tail_text } => {
                     let end = self.end(&reason, tail_text);
-                    let meter = Arc::clone(&self.meter);
-                    return (Frame { text, tokens, logprobs, meter, credit: None }, end);
+                    let (meter, credit) = (Arc::clone(&self.meter), self.all_credit().await);
+                    return (Frame { text, tokens, logprobs, meter, credit }, end);
                 }
             }
+        }
+    }
+
+    /// All of the job's credit: until what is written with it is durable, nothing else of the job
+    /// is written, another whole answer included. `None` where the session is over.
+    async fn all_credit(&mut self) -> Option<OwnedSemaphorePermit> {
+        let all = u32::try_from(CREDIT_TOKENS).unwrap_or(u32::MAX);
+        tokio::select! {
+            biased;
+            () = self.ended.cancelled() => None,
+            credit = Arc::clone(&self.credit).acquire_many_owned(all) => credit.ok(),
         }
     }
 
