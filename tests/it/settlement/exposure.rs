@@ -2,6 +2,7 @@
 
 use std::pin::pin;
 
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use tally::session::{
     Beyond, ExposureRule, LegacyAccess, Refusal, Reply, ReplyEvent, SessionRules,
 };
@@ -143,7 +144,7 @@ async fn a_whole_body_is_made_at_that_rate_too() {
 }
 
 #[tokio::test]
-async fn whole_bodies_made_side_by_side_share_the_limit() {
+async fn whole_bodies_made_side_by_side_are_written_one_after_another() {
     let mut world = world(100, Beyond::Slow).await;
     let job = world.open(10_000).await;
     world.engine.set_script(tokens(80));
@@ -151,11 +152,21 @@ async fn whole_bodies_made_side_by_side_share_the_limit() {
     for _ in 0..3 {
         begun.push(world.sessions().begin(request(job, 80)).await.unwrap());
     }
-    let all = futures_util::future::join_all(begun.into_iter().map(Reply::whole));
-    let (bodies, steps) = slots_until(&world, all).await;
-    assert_eq!(steps, 139, "none was delivered, and yet 240 - 100 had to take turns, one at once");
+    let mut all: FuturesUnordered<_> = begun.into_iter().map(Reply::whole).collect();
+    let (first, steps) = slots_until(&world, all.next()).await;
+    assert_eq!(steps, 0, "80 of 100 are made at full speed");
+    for _ in 0..200 {
+        tokio::select! {
+            biased;
+            _ = all.next() => panic!("written before the first one is durable"),
+            () = idle() => {}
+        }
+        world.advance(SLOT);
+    }
     // What nobody took is no exposure: as much can be made at full speed again.
-    drop(bodies);
+    drop(first);
+    let (others, _) = slots_until(&world, all.map(drop).count()).await;
+    assert_eq!(others, 2);
     world.settle_ledger().await;
     let mut reply = world.sessions().begin(request(job, 80)).await.unwrap();
     assert_eq!(read_now(&mut world, job, &mut reply).await, 80);
